@@ -1,0 +1,21 @@
+"""The marker: a row in the participant's own database that answers "did it happen?" for ever.
+
+It is written inside the branch's own transaction. A *tombstone* is a marker put there by someone who wants
+the thing never to happen: it takes the key, so the late work fails on it.
+"""
+
+from __future__ import annotations
+
+TABLE = "txcoord_marker"
+IDENTITY_TABLE = "txcoord_identity"
+
+# state
+DONE = 1
+TOMBSTONE = 2
+
+# op
+XA = "xa"
+"""A two-phase branch; the key's branch is the branch's own id."""
+ONE = "one"
+"""A one-phase branch. Whoever probes for it does not know the branch's number, so the key has a fixed one."""
+ONE_BRANCH = "0"

@@ -1,0 +1,244 @@
+"""PostgreSQL: the statements of a branch and of its finisher, and what the replies mean.
+
+Everything here is text; values are checked identifiers and integers, so they are written into the statement:
+several of these must travel as *one* simple-query message, which takes no parameters.
+
+Measured on PostgreSQL 15 to 18; see `docs/explanation/xa-postgresql.md`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from . import marker
+from .identifiers import is_branch, is_tx_id
+from .xid import LOG_ID_LENGTH, PREFIX, is_log_id
+from .xid import parse as parse_xid
+
+NOW_US = "(extract(epoch from clock_timestamp())*1000000)::bigint"
+"""The server's clock; ``now()`` would be the transaction's start and let a stalled one pass a limit."""
+
+SAVEPOINT = "txc"
+START_GUARD = f"SAVEPOINT {SAVEPOINT}"
+
+DEFAULT_SCHEMA = "public"
+
+
+def ddl(schema: str = DEFAULT_SCHEMA) -> list[str]:
+    """The tables that a resource needs; run by ``txcoord resource check --fix``."""
+    s = _ident(schema)
+    return [
+        f"CREATE TABLE IF NOT EXISTS {s}.{marker.TABLE} ("
+        " tx_id uuid NOT NULL, branch varchar(24) NOT NULL, op varchar(10) NOT NULL,"
+        " state smallint NOT NULL, result bytea, created_us bigint NOT NULL,"
+        " PRIMARY KEY (tx_id, branch, op))",
+        f"CREATE TABLE IF NOT EXISTS {s}.{marker.IDENTITY_TABLE} ("
+        " only smallint PRIMARY KEY DEFAULT 1 CHECK (only = 1),"
+        " identity char(32) NOT NULL, created_us bigint NOT NULL)",
+    ]
+
+
+def set_identity(identity: str, schema: str = DEFAULT_SCHEMA) -> str:
+    """Give the database an identity, unless it has one."""
+    if not is_tx_id(identity):
+        raise ValueError("an identity is 32 hex digits")
+    return (
+        f"INSERT INTO {_ident(schema)}.{marker.IDENTITY_TABLE} (identity, created_us)"
+        f" VALUES ('{identity}', {NOW_US}) ON CONFLICT DO NOTHING"
+    )
+
+
+def read_identity(schema: str = DEFAULT_SCHEMA) -> str:
+    """Read the database's identity: no row or no table means that it was never made a resource."""
+    return f"SELECT identity FROM {_ident(schema)}.{marker.IDENTITY_TABLE}"
+
+
+def insert_marker(
+    tx_id: str, branch: str, op: str, not_after_us: int, state: int = marker.DONE, schema: str = DEFAULT_SCHEMA
+) -> str:
+    """Insert the marker, refused by its own statement (23502) after ``not_after_us`` of the server's clock."""
+    return (
+        f"INSERT INTO {_ident(schema)}.{marker.TABLE} (tx_id, branch, op, state, created_us)"
+        f" SELECT '{_tx(tx_id)}'::uuid, '{_branch(branch)}', '{_op(op)}', {int(state)},"
+        f" CASE WHEN c.now_us <= {int(not_after_us)} THEN c.now_us END FROM (SELECT {NOW_US} AS now_us) c"
+    )
+
+
+def prepare(tx_id: str, branch: str, xid: str, not_after_us: int, schema: str = DEFAULT_SCHEMA) -> str:
+    """End the branch's work: guard, marker and PREPARE in one message.
+
+    It fails (25P01, 3B001, 25P02) when anyone ended the transaction meanwhile. The last tag must be
+    ``PREPARE TRANSACTION``: in a failed transaction PostgreSQL answers ``ROLLBACK``, without an error.
+    """
+    return "; ".join(
+        [
+            f"RELEASE SAVEPOINT {SAVEPOINT}",
+            insert_marker(tx_id, branch, marker.XA, not_after_us, schema=schema),
+            f"PREPARE TRANSACTION '{_xid(xid)}'",
+        ]
+    )
+
+
+PREPARED_TAG = "PREPARE TRANSACTION"
+COMMITTED_TAG = "COMMIT"
+COMMIT_PREPARED_TAG = "COMMIT PREPARED"
+ROLLBACK_PREPARED_TAG = "ROLLBACK PREPARED"
+
+# An outcome that hangs on a local commit must be flushed; `local`, `remote_write` and `remote_apply` are.
+_FLUSHED = (
+    "SELECT set_config('synchronous_commit', 'on', true)"
+    " WHERE current_setting('synchronous_commit') = 'off'"
+)
+
+
+def commit_one_phase(tx_id: str, not_after_us: int, schema: str = DEFAULT_SCHEMA) -> str:
+    """Commit a transaction's only branch in one phase; its marker key decides. The tag must be ``COMMIT``."""
+    return "; ".join(
+        [
+            f"RELEASE SAVEPOINT {SAVEPOINT}",
+            _FLUSHED,
+            insert_marker(tx_id, marker.ONE_BRANCH, marker.ONE, not_after_us, schema=schema),
+            "COMMIT",
+        ]
+    )
+
+
+def probe(tx_id: str, branch: str, op: str, not_after_us: int, schema: str = DEFAULT_SCHEMA) -> str:
+    """Put a tombstone at the key and commit, in one message (its own transaction).
+
+    Send :func:`read_marker` first. Success means "it never committed, and never will"; 23505 means "a row is
+    there: read it"; 55P03 (lock time-out) means "still open: ask again"; 23502 means "too late to ask".
+    """
+    return "; ".join(
+        [
+            "BEGIN",
+            _FLUSHED,
+            "SET LOCAL lock_timeout = '1s'",
+            insert_marker(tx_id, branch, op, not_after_us, marker.TOMBSTONE, schema),
+            "COMMIT",
+        ]
+    )
+
+
+def read_marker(tx_id: str, branch: str, op: str, schema: str = DEFAULT_SCHEMA) -> str:
+    """Read the marker's state: :data:`marker.DONE`, :data:`marker.TOMBSTONE` or no row (which proves nothing)."""
+    return (
+        f"SELECT state FROM {_ident(schema)}.{marker.TABLE}"
+        f" WHERE tx_id = '{_tx(tx_id)}' AND branch = '{_branch(branch)}' AND op = '{_op(op)}'"
+    )
+
+
+IS_READ_ONLY = "SELECT pg_current_xact_id_if_assigned() IS NULL"
+"""True when the transaction wrote nothing and locked no row: it may drop out with a plain COMMIT."""
+
+
+def commit_prepared(xid: str) -> str:
+    """Outside a transaction. Tag ``COMMIT PREPARED`` is the proof of commit."""
+    return f"COMMIT PREPARED '{_xid(xid)}'"
+
+
+def rollback_prepared(xid: str) -> str:
+    """Outside a transaction."""
+    return f"ROLLBACK PREPARED '{_xid(xid)}'"
+
+
+def list_prepared(log_id: str) -> str:
+    """Prepared transactions of this log in this database: gid, owner, prepared (µs). Never anyone else's."""
+    if not is_log_id(log_id):
+        raise ValueError("not a log id")
+    start = f"{PREFIX}.{log_id}."
+    return (
+        "SELECT gid, owner, (extract(epoch from prepared)*1000000)::bigint FROM pg_prepared_xacts"
+        f" WHERE database = current_database() AND left(gid, {len(PREFIX) + 2 + LOG_ID_LENGTH}) = '{start}'"
+    )
+
+
+def delete_old_markers(not_after_us: int, limit: int, schema: str = DEFAULT_SCHEMA) -> str:
+    """Delete a small batch of markers made before ``not_after_us``."""
+    t = f"{_ident(schema)}.{marker.TABLE}"
+    return (
+        f"DELETE FROM {t} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {t}"
+        f" WHERE created_us < {int(not_after_us)} LIMIT {int(limit)}))"
+    )
+
+
+class Reply(Enum):
+    """What an error reply means, by SQLSTATE."""
+
+    UNKNOWN_XID = "unknown_xid"
+    """No such prepared transaction: committed earlier, rolled back by hand, or not there yet. Proves nothing."""
+    BUSY = "busy"
+    """Another session is finishing it: retry."""
+    REFUSED = "refused"
+    """Rights or another database (42501, 0A000): someone must mend the configuration; retried."""
+    DUPLICATE = "duplicate"
+    LOCK_TIMEOUT = "lock_timeout"
+    TOO_LATE = "too_late"
+    ROLLED_BACK = "rolled_back"
+    """Deadlock, serialization failure: the transaction is gone; it may be tried again."""
+    GUARD = "guard"
+    """Someone ended the branch's transaction behind the SDK's back."""
+    NOT_POSSIBLE = "not_possible"
+    """This transaction cannot be prepared (temporary tables, LISTEN, a cursor WITH HOLD)."""
+    PREPARE_DISABLED = "prepare_disabled"
+    PREPARE_FULL = "prepare_full"
+    UNREACHABLE = "unreachable"
+    """Connection or server trouble: the outcome of the statement is unknown."""
+    OTHER = "other"
+
+
+_MEANING = {
+    "42704": Reply.UNKNOWN_XID,
+    "42501": Reply.REFUSED,
+    "0A000": Reply.NOT_POSSIBLE,
+    "23505": Reply.DUPLICATE,
+    "23502": Reply.TOO_LATE,
+    "55P03": Reply.LOCK_TIMEOUT,
+    "40001": Reply.ROLLED_BACK,
+    "40P01": Reply.ROLLED_BACK,
+    "25P01": Reply.GUARD,
+    "25P02": Reply.GUARD,
+    "3B001": Reply.GUARD,
+    "53200": Reply.PREPARE_FULL,
+    "55000": Reply.BUSY,
+}
+
+
+def meaning(sqlstate: str | None) -> Reply:
+    """What an SQLSTATE means for a branch. 55000 is *busy* for a finisher, *disabled* for a PREPARE."""
+    if sqlstate is None or sqlstate[:2] in ("08", "57", "53", "58", "XX") and sqlstate != "53200":
+        return Reply.UNREACHABLE
+    return _MEANING.get(sqlstate, Reply.OTHER)
+
+
+def meaning_of_prepare(sqlstate: str | None) -> Reply:
+    """As :func:`meaning`, for the message that ends in PREPARE TRANSACTION."""
+    return Reply.PREPARE_DISABLED if sqlstate == "55000" else meaning(sqlstate)
+
+
+def _tx(value: str) -> str:
+    if not is_tx_id(value):
+        raise ValueError(f"not a tx id: {value!r}")
+    return value
+
+
+def _branch(value: str) -> str:
+    if not is_branch(value):
+        raise ValueError(f"not a branch id: {value!r}")
+    return value
+
+
+def _xid(value: str) -> str:
+    if parse_xid(value) is None:
+        raise ValueError(f"not an xid of txcoord: {value!r}")
+    return value
+
+
+def _op(value: str) -> str:
+    if not value.isascii() or not value.isalpha():
+        raise ValueError(f"not an op: {value!r}")
+    return value
+
+
+def _ident(value: str) -> str:
+    return '"' + value.replace('"', '""') + '"'

@@ -1,0 +1,171 @@
+"""What can happen to a transaction, and what has to be done about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .errors import Refusal
+from .model import Audit, Branch, Change, DecidedBy, Tx
+
+# ---- events ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """A transaction is announced (forced, because it carries a gid)."""
+
+    tx: Tx
+
+
+@dataclass(frozen=True, slots=True)
+class Enlist:
+    """Branches join an undecided transaction from another process, with or without their vote."""
+
+    tx: Tx
+    """The transaction as the caller knows it; written when the log has never heard of it."""
+    branches: tuple[Branch, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The caller asks for commit and gives its whole branch list, votes included."""
+
+    tx: Tx
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """Somebody asks for abort."""
+
+    tx: Tx
+    """Identity, deadline and the branches that the caller knows of."""
+    by: DecidedBy = DecidedBy.CLIENT
+    reason: str = "ROLLED_BACK_BY_CLIENT"
+    sealed: bool = False
+    """The initiator asks, no commit (a local one-phase COMMIT counts) was ever sent, and none will be."""
+    logged: bool = True
+    """False: may stay unlogged when sealed and the log has no row."""
+    probed: bool = False
+    """Every resource where a one-phase commit may have happened has answered: it did not, and never will."""
+    resources: tuple[str, ...] = ()
+    """Where a one-phase commit may have happened, as the asker knows; none named: all of the namespace."""
+
+
+@dataclass(frozen=True, slots=True)
+class OnePhaseDone:
+    """The transaction's database has committed its only branch in one phase."""
+
+    tx: Tx
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlinePassed:
+    """Time is up for an undecided transaction."""
+
+    probed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OrphanFound:
+    """A prepared branch of which the log has never heard, past its deadline and grace."""
+
+    tx: Tx
+
+
+@dataclass(frozen=True, slots=True)
+class BranchFinished:
+    """Phase two of a branch is done, with proof."""
+
+    branch_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class BranchFailed:
+    """An attempt at phase two failed; it will be tried again."""
+
+    branch_id: str
+    reason: str
+    retry_at_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeuristicSeen:
+    """Someone else finished the branch, against the decision."""
+
+    branch_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Operate:
+    """An operator's order about one branch: ``retry``, ``park``, ``skip`` or ``resolve``."""
+
+    action: str
+    branch_id: str
+    audit: Audit
+
+
+Event = (
+    Begin
+    | Enlist
+    | Commit
+    | Rollback
+    | OnePhaseDone
+    | DeadlinePassed
+    | OrphanFound
+    | BranchFinished
+    | BranchFailed
+    | HeuristicSeen
+    | Operate
+)
+
+# ---- effects: to be carried out after the verdict's change is written ------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Carry phase two of a branch out: commit it, or undo it."""
+
+    branch: Branch
+    commit: bool
+    at_us: int = 0
+    """Not before; 0 is at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Ask these resources, by tombstone, whether a one-phase commit happened; then send the event again,
+    ``probed``, or :class:`OnePhaseDone`. No resources named: all of the namespace."""
+
+    resources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The transaction has ended, or nothing more happens without an operator: tell who waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something that a person must see."""
+
+    kind: str
+    branch_id: str = ""
+    detail: str = ""
+
+
+Effect = Finish | Probe | Settled | Alarm
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What :func:`txcoord.core.machine.decide` answers."""
+
+    tx: Tx
+    """The transaction as it is once ``change`` is written."""
+    change: Change | None = None
+    effects: tuple[Effect, ...] = ()
+    refusal: Refusal | None = None
+    """Nothing is written and this is answered."""
+    unlogged: bool = field(default=False)
+    """The answer is final though no row says it (presumed abort)."""

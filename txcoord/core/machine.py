@@ -1,0 +1,356 @@
+"""The one state machine: ``decide(tx, event, now)`` says what an event means, and does nothing.
+
+``tx`` is the row as it was read (None: the log has never heard of it). The verdict's change is written first;
+if that conflicts, the caller reads again and asks again. Its effects are carried out after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import assert_never
+
+from . import settle
+from .errors import Refusal
+from .events import (
+    Begin,
+    BranchFailed,
+    BranchFinished,
+    Commit,
+    DeadlinePassed,
+    Effect,
+    Enlist,
+    Event,
+    Finish,
+    HeuristicSeen,
+    OnePhaseDone,
+    Operate,
+    OrphanFound,
+    Probe,
+    Rollback,
+    Settled,
+    Verdict,
+)
+from .kinds import RULES
+from .lifecycle import BranchEvent, TxEvent, next_branch, next_tx
+from .model import (
+    Branch,
+    BranchState,
+    Change,
+    ChangeKind,
+    DecidedBy,
+    Decision,
+    HistoryEntry,
+    Tx,
+    TxState,
+    Windows,
+)
+
+
+def decide(tx: Tx | None, event: Event, now_us: int, windows: Windows) -> Verdict:
+    """What ``event`` means for ``tx`` at ``now_us`` (the log's clock)."""
+    match event:
+        case Commit():
+            return _commit(tx, event, now_us, windows)
+        case BranchFinished() | BranchFailed() | HeuristicSeen():
+            return settle.progress(_known(tx), event, now_us)
+        case Begin():
+            return _begin(tx, event, now_us, windows)
+        case Enlist():
+            return _enlist(tx, event, now_us, windows)
+        case Rollback():
+            return _rollback(tx, event, now_us, windows)
+        case OnePhaseDone():
+            return _one_phase_done(tx, event, now_us, windows)
+        case DeadlinePassed():
+            return _deadline(_known(tx), event, now_us)
+        case OrphanFound():
+            return _orphan(tx, event, now_us)
+        case Operate():
+            return settle.operate(_known(tx), event, now_us)
+        case _:
+            assert_never(event)
+
+
+def resume(tx: Tx) -> tuple[Effect, ...]:
+    """What is left to do for a transaction in phase two that was just read from the log."""
+    return settle.effects_of(tx)
+
+
+def expired(tx: Tx, windows: Windows) -> bool:
+    """Is this row a fence, written by the scanner after W, and no outcome?"""
+    return tx.decided_us > windows.abort_until(tx.deadline_us)
+
+
+def _known(tx: Tx | None) -> Tx:
+    if tx is None:
+        raise ValueError("this event needs the transaction's row")
+    return tx
+
+
+def _begin(tx: Tx | None, event: Begin, now_us: int, windows: Windows) -> Verdict:
+    new = event.tx
+    if tx is None:
+        if now_us > new.deadline_us:
+            return _refuse(new, "FAILED_PRECONDITION", "DEADLINE", "the deadline has passed before begin")
+        new = replace(new, created_us=now_us, version=1)
+        return Verdict(new, Change(ChangeKind.INSERT, new, not_after_us=new.deadline_us))
+    if tx.tx_id != new.tx_id:
+        return _gid_taken(tx, windows)
+    if _content(tx) != _content(new):
+        return _refuse(
+            tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", "this transaction was begun with other content"
+        )
+    if tx.decision is not None:
+        return _already_decided(tx, windows)
+    return Verdict(tx)
+
+
+def _content(tx: Tx) -> tuple[object, ...]:
+    return (tx.namespace, tx.gid, tx.name, dict(tx.labels), dict(tx.headers), tx.one_phase_resource)
+
+
+def _gid_taken(tx: Tx, windows: Windows) -> Verdict:
+    if tx.decision is None:
+        return _refuse(
+            tx,
+            "ALREADY_EXISTS",
+            "IN_PROGRESS",
+            f"gid {tx.gid!r} is in progress as {tx.tx_id}",
+            deadline_us=str(tx.deadline_us),
+        )
+    return _already_decided(tx, windows)
+
+
+def _already_decided(tx: Tx, windows: Windows) -> Verdict:
+    if expired(tx, windows):
+        return _expired(tx)
+    reason = "ALREADY_COMMITTED" if tx.decision is Decision.COMMIT else "ALREADY_ABORTED"
+    return _refuse(
+        tx, "ALREADY_EXISTS", reason, f"{tx.gid or tx.tx_id!r} was decided before: {tx.state}", cause=tx.reason
+    )
+
+
+def _enlist(tx: Tx | None, event: Enlist, now_us: int, windows: Windows) -> Verdict:
+    asked = event.tx
+    if tx is not None and tx.decision is not None:
+        return _refuse(
+            tx, "FAILED_PRECONDITION", "DECIDED", f"the transaction is {tx.state}; nothing can enlist any more"
+        )
+    if tx is not None and tx.state is not TxState.ACTIVE:
+        return _refuse(tx, "FAILED_PRECONDITION", "DECIDED", "the plan is sealed; nothing can enlist any more")
+    if now_us > asked.deadline_us:
+        return _refuse(asked, "FAILED_PRECONDITION", "DEADLINE", "the transaction's deadline has passed")
+    if tx is None:
+        new = replace(asked, branches=event.branches, created_us=now_us, version=1)
+        return Verdict(new, Change(ChangeKind.INSERT, new, new.branches, not_after_us=asked.deadline_us))
+    if tx.deadline_us != asked.deadline_us:
+        return _refuse(tx, "INVALID_ARGUMENT", "BAD_XID", "the deadline differs from the transaction's")
+    merged = {b.id: b for b in tx.branches}
+    touched = []
+    for b in event.branches:
+        old = merged.get(b.id)
+        if old is not None and (old.kind, old.resource, old.xid) != (b.kind, b.resource, b.xid):
+            return _refuse(tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", f"branch {b.id} was enlisted differently")
+        if old is None or (old.state is BranchState.OPEN and b.state is not BranchState.OPEN):
+            merged[b.id] = b
+            touched.append(b)
+    if not touched:
+        return Verdict(tx)
+    new = replace(tx, branches=tuple(merged.values()), version=tx.version + 1)
+    return Verdict(
+        new,
+        Change(
+            ChangeKind.AMEND,
+            new,
+            tuple(touched),
+            expected_version=tx.version,
+            not_after_us=tx.deadline_us,
+        ),
+    )
+
+
+def _commit(tx: Tx | None, event: Commit, now_us: int, windows: Windows) -> Verdict:
+    asked = event.tx
+    if tx is not None and tx.decision is not None:
+        return _answer_commit(tx, asked, windows)
+    if tx is not None and tx.deadline_us != asked.deadline_us:
+        return _refuse(tx, "INVALID_ARGUMENT", "BAD_XID", "the deadline differs from the transaction's")
+    if now_us > windows.abort_until(asked.deadline_us):
+        return _expired(tx or asked)
+    branches = asked.branches
+    if tx is not None and tx.branches:
+        branches, clash = _union(tx.branches, asked.branches)
+        if clash:
+            return _refuse(tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", f"branch {clash} was enlisted differently")
+    base = replace(asked, branches=branches) if tx is None else replace(tx, branches=branches, result=asked.result)
+    if now_us > asked.deadline_us:
+        return _write(tx, base, Decision.ABORT, DecidedBy.DEADLINE, "DEADLINE", now_us, windows)
+    for b in branches:
+        if RULES[b.kind].first_phase and b.state not in (BranchState.READY, BranchState.READ_ONLY):
+            reason = b.reason or ("BRANCH_REFUSED" if b.state is BranchState.REFUSED else "VOTE_MISSING")
+            return _write(tx, base, Decision.ABORT, DecidedBy.BRANCH, reason, now_us, windows)
+    return _write(tx, base, Decision.COMMIT, DecidedBy.CLIENT, "", now_us, windows)
+
+
+def _union(known: tuple[Branch, ...], asked: tuple[Branch, ...]) -> tuple[tuple[Branch, ...], str]:
+    """The decided list is the union of Commit's list and what enlisted by itself."""
+    merged = {b.id: b for b in known}
+    for b in asked:
+        old = merged.get(b.id)
+        if old is not None and (old.kind, old.resource, old.xid) != (b.kind, b.resource, b.xid):
+            return known, b.id
+        if old is None or old.state is BranchState.OPEN:
+            merged[b.id] = b
+    return tuple(merged.values()), ""
+
+
+def _answer_commit(tx: Tx, asked: Tx, windows: Windows) -> Verdict:
+    """Commit of a decided transaction: the same answer as ever."""
+    if expired(tx, windows):
+        return _expired(tx)
+    if tx.decision is Decision.COMMIT and not tx.detail_pruned and tx.decided_by is not DecidedBy.DATABASE:
+        for b in asked.branches:
+            old = tx.branch(b.id)
+            if old is None or (old.kind, old.resource, old.xid) != (b.kind, b.resource, b.xid):
+                return _refuse(
+                    tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", f"it was committed with another list: branch {b.id}"
+                )
+    return Verdict(tx)
+
+
+def _rollback(tx: Tx | None, event: Rollback, now_us: int, windows: Windows) -> Verdict:
+    asked = event.tx
+    if tx is not None and tx.decision is not None:
+        return _expired(tx) if expired(tx, windows) else Verdict(tx)
+    if now_us > windows.abort_until(asked.deadline_us):
+        return _expired(tx or asked)
+    if not event.sealed and not event.probed:
+        probe = _probe_needed(tx, event.resources)
+        if probe is not None:
+            return Verdict(tx or asked, effects=(probe,))
+    if tx is None and event.sealed and not event.logged:
+        undone = _decided(asked, Decision.ABORT, event.by, event.reason, now_us)
+        return Verdict(undone, effects=settle.effects_of(undone), unlogged=True)
+    base = asked if tx is None else replace(tx, branches=_union(tx.branches, asked.branches)[0])
+    return _write(tx, base, Decision.ABORT, event.by, event.reason, now_us, windows)
+
+
+def _probe_needed(tx: Tx | None, resources: tuple[str, ...]) -> Probe | None:
+    """May the transaction have been committed in one phase by its own database?
+
+    A row names the only resource where that may be, if any. Without a row it may be any that the asker names,
+    or else all of the namespace.
+    """
+    if tx is None:
+        return Probe(resources)
+    return Probe((tx.one_phase_resource,)) if tx.one_phase_resource else None
+
+
+def _one_phase_done(tx: Tx | None, event: OnePhaseDone, now_us: int, windows: Windows) -> Verdict:
+    if tx is not None and tx.decision is not None:
+        return Verdict(tx)
+    base = event.tx if tx is None else tx
+    done = replace(
+        base,
+        state=next_tx(next_tx(base.state, TxEvent.COMMIT), TxEvent.SETTLED),
+        decision=Decision.COMMIT,
+        decided_by=DecidedBy.DATABASE,
+        decided_us=now_us,
+        ended_us=now_us,
+        created_us=base.created_us or now_us,
+        version=base.version + 1,
+        result=event.tx.result,
+        branches=tuple(
+            replace(b, state=BranchState.DONE)
+            for b in (event.tx.branches or base.branches)
+            if b.state in (BranchState.OPEN, BranchState.READY, BranchState.DONE)
+        ),
+    )
+    # The database has decided already: this row only repeats it, so no limit of time applies.
+    return Verdict(done, _change(tx, done, None), (Settled(),))
+
+
+def _deadline(tx: Tx, event: DeadlinePassed, now_us: int) -> Verdict:
+    if tx.decision is not None or now_us <= tx.deadline_us:
+        return Verdict(tx)
+    if tx.one_phase_resource and not event.probed:
+        return Verdict(tx, effects=(Probe((tx.one_phase_resource,)),))
+    return _write(tx, tx, Decision.ABORT, DecidedBy.DEADLINE, "DEADLINE", now_us, None)
+
+
+def _orphan(tx: Tx | None, event: OrphanFound, now_us: int) -> Verdict:
+    """Fence an orphan: its ABORT row first; whoever comes later reads it and obeys.
+
+    No upper limit applies: after W this row is a fence, which its own time shows.
+    """
+    if tx is not None:
+        return Verdict(tx)
+    new = _decided(event.tx, Decision.ABORT, DecidedBy.SCANNER, "ORPHAN", now_us)
+    new = replace(new, created_us=now_us, version=1)
+    entry = HistoryEntry(now_us, "orphan.fenced", new.branches[0].id if new.branches else "", "scanner", "ORPHAN")
+    return Verdict(
+        new, Change(ChangeKind.INSERT, new, new.branches, history=(entry,)), settle.effects_of(new)
+    )
+
+
+def _write(
+    old: Tx | None,
+    base: Tx,
+    decision: Decision,
+    by: DecidedBy,
+    reason: str,
+    now_us: int,
+    windows: Windows | None,
+) -> Verdict:
+    """Write a decision. The writing statement itself carries the limit of time (*Windows*, rule 1)."""
+    new = _decided(base, decision, by, reason, now_us)
+    new = replace(new, created_us=base.created_us or now_us, version=(old.version if old else 0) + 1)
+    limit: int | None = None
+    if decision is Decision.COMMIT:
+        limit = base.deadline_us
+    elif windows is not None:
+        limit = windows.abort_until(base.deadline_us)
+    return Verdict(new, _change(old, new, limit), settle.effects_of(new))
+
+
+def _change(old: Tx | None, new: Tx, not_after_us: int | None) -> Change:
+    if old is None:
+        return Change(ChangeKind.INSERT, new, new.branches, not_after_us=not_after_us)
+    return Change(
+        ChangeKind.AMEND, new, new.branches, expected_version=old.version, not_after_us=not_after_us
+    )
+
+
+def _decided(tx: Tx, decision: Decision, by: DecidedBy, reason: str, now_us: int) -> Tx:
+    commit = decision is Decision.COMMIT
+    branch_event = BranchEvent.COMMIT if commit else BranchEvent.ABORT
+    new = replace(
+        tx,
+        state=next_tx(tx.state, TxEvent.COMMIT if commit else TxEvent.ABORT),
+        decision=decision,
+        decided_by=by,
+        reason=reason,
+        decided_us=now_us,
+        epoch=tx.epoch + 1,
+        branches=tuple(replace(b, state=next_branch(b.kind, b.state, branch_event)) for b in tx.branches),
+    )
+    return settle.close(new, now_us)
+
+
+def _expired(tx: Tx) -> Verdict:
+    return _refuse(
+        tx,
+        "FAILED_PRECONDITION",
+        "EXPIRED",
+        "too long after its deadline: whether this transaction was committed is no longer known here",
+        definite=False,
+    )
+
+
+def _refuse(tx: Tx, code: str, reason: str, message: str, definite: bool = True, **facts: str) -> Verdict:
+    return Verdict(
+        tx, refusal=Refusal(code, reason, message, definite, {"tx_id": tx.tx_id, **facts})
+    )
+
+
+__all__ = ["Finish", "decide", "expired", "resume"]

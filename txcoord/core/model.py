@@ -1,0 +1,271 @@
+"""What a transaction and a branch are.
+
+All times are UTC microseconds by the log's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """What a branch's first phase is, and what commit and abort mean for it."""
+
+    XA = "xa"
+    TCC = "tcc"
+    SAGA = "saga"
+    MESSAGE = "message"
+    NOTIFY = "notify"
+
+
+class TxState(StrEnum):
+    """Where a global transaction stands."""
+
+    ACTIVE = "active"
+    RUNNING = "running"
+    """Sealed: nothing may enlist; the steps of a submitted plan are on their way."""
+    COMMITTING = "committing"
+    COMMITTED = "committed"
+    """Every xa, tcc and saga branch is done. Deliveries start only now."""
+    ABORTING = "aborting"
+    ABORTED = "aborted"
+
+
+class Decision(StrEnum):
+    """The one decision; it never changes."""
+
+    COMMIT = "commit"
+    ABORT = "abort"
+
+
+class DecidedBy(StrEnum):
+    """Who decided."""
+
+    CLIENT = "client"
+    DEADLINE = "deadline"
+    BRANCH = "branch"
+    OPERATOR = "operator"
+    SCANNER = "scanner"
+    """The recovery scanner fenced an orphan."""
+    DATABASE = "database"
+    """A one-phase branch: its own database's marker key decided."""
+
+
+class BranchState(StrEnum):
+    """Where a branch stands."""
+
+    OPEN = "open"
+    """Known; its first phase has not been reported."""
+    RUNNING = "running"
+    """The coordinator is running its first phase (saga action, coordinator-run try)."""
+    READY = "ready"
+    """First phase done: prepared, tried, or action done. Deliveries: waiting for COMMITTED."""
+    READ_ONLY = "read_only"
+    """Wrote nothing and dropped out at prepare."""
+    REFUSED = "refused"
+    """Its first phase said no."""
+    FINISHING = "finishing"
+    """Commit, confirm or delivery is being carried out."""
+    UNDOING = "undoing"
+    """Rollback, cancel or compensation is being carried out."""
+    DONE = "done"
+    UNDONE = "undone"
+    PARKED = "parked"
+    """Needs an operator."""
+    SKIPPED = "skipped"
+    """An operator gave it up."""
+    RESOLVED = "resolved"
+    """An operator settled it by hand."""
+
+
+SETTLED_BRANCH = frozenset(
+    {
+        BranchState.READ_ONLY,
+        BranchState.REFUSED,
+        BranchState.DONE,
+        BranchState.UNDONE,
+        BranchState.SKIPPED,
+        BranchState.RESOLVED,
+    }
+)
+RUNNABLE_BRANCH = frozenset({BranchState.RUNNING, BranchState.FINISHING, BranchState.UNDOING})
+ENDED = frozenset({TxState.COMMITTED, TxState.ABORTED})
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One participant's part in a global transaction."""
+
+    id: str
+    kind: Kind
+    state: BranchState = BranchState.OPEN
+    resource: str = ""
+    """XA: the name of the database. Other kinds: the participant or target."""
+    xid: str = ""
+    """XA: the text under which it is prepared."""
+    attempts: int = 0
+    next_attempt_us: int = 0
+    reason: str = ""
+    """The last failure, refusal or heuristic: a reason code, perhaps followed by a text."""
+    heuristic: bool = False
+    """Someone else finished it, against or without the decision."""
+    payload: bytes = b""
+    result: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Tx:
+    """A global transaction: one decision over a list of branches."""
+
+    tx_id: str
+    namespace: str
+    deadline_us: int
+    gid: str = ""
+    """The user's own name; empty when none was given (then the tx id serves)."""
+    name: str = ""
+    state: TxState = TxState.ACTIVE
+    decision: Decision | None = None
+    decided_by: DecidedBy | None = None
+    reason: str = ""
+    created_us: int = 0
+    decided_us: int = 0
+    ended_us: int = 0
+    version: int = 0
+    """Raised by each change of the undecided row; deciding requires the version that was read."""
+    epoch: int = 0
+    """Raised by each take-over in phase two; progress requires the epoch of the claim."""
+    owner: str = ""
+    lease_until_us: int = 0
+    one_phase_resource: str = ""
+    """The only resource where a single branch of this transaction may be committed in one phase."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    result: bytes = b""
+    """What the caller stored with its commit."""
+    branches: tuple[Branch, ...] = ()
+    detail_pruned: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Is nothing left to do for the branches that have a first phase?"""
+        return self.state in ENDED
+
+    @property
+    def heuristic(self) -> bool:
+        """Did any branch end against or without the decision?"""
+        return any(b.heuristic for b in self.branches)
+
+    @property
+    def parked(self) -> int:
+        """How many branches need an operator."""
+        return sum(b.state is BranchState.PARKED for b in self.branches)
+
+    @property
+    def shown_parked(self) -> bool:
+        """Is the transaction itself to be shown as PARKED: phase two, parked branches, nothing runnable?"""
+        return (
+            self.state in (TxState.COMMITTING, TxState.ABORTING)
+            and self.parked > 0
+            and not any(b.state in RUNNABLE_BRANCH for b in self.branches)
+        )
+
+    def branch(self, branch_id: str) -> Branch | None:
+        """The branch of that id."""
+        for b in self.branches:
+            if b.id == branch_id:
+                return b
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """One thing that happened to a transaction beside its milestones (which are columns of its row)."""
+
+    at_us: int
+    what: str
+    branch: str = ""
+    by: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Who made an operator's change, and why. Written in the same SQL transaction as the change."""
+
+    actor: str
+    reason: str
+    action: str
+    at_us: int
+
+
+class ChangeKind(StrEnum):
+    """The kinds of change a log row can see; one SQL statement for each in a flush."""
+
+    INSERT = "insert"
+    """A new row with its branches; fails when the tx id or the gid is taken."""
+    AMEND = "amend"
+    """The undecided row (enlist, vote) or its decision; requires ``expected_version`` and no decision yet."""
+    PROGRESS = "progress"
+    """Phase two went on, or ended; requires ``expected_epoch``. Never changes the decision."""
+    OPERATE = "operate"
+    """An operator's change to a decided row: requires ``expected_epoch`` and takes the row over."""
+    RELEASE_GID = "release_gid"
+    """An aborted transaction gives its gid up, so that the same work can be tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change of the log. ``tx`` is the row as it shall be."""
+
+    kind: ChangeKind
+    tx: Tx
+    touched: tuple[Branch, ...] = ()
+    """Branches to insert or overwrite."""
+    expected_version: int = 0
+    expected_epoch: int = 0
+    not_after_us: int | None = None
+    """The writing statement itself refuses after this time of the log's clock."""
+    forced: bool = True
+    """Must be on disk before anything acts on it. False: it may ride on a later flush."""
+    history: tuple[HistoryEntry, ...] = ()
+    audit: Audit | None = None
+
+
+class Written(StrEnum):
+    """What became of a change."""
+
+    OK = "ok"
+    CONFLICT = "conflict"
+    """Somebody was first: the key is taken, or version or epoch are not what was expected. Read again."""
+    TOO_LATE = "too_late"
+    """The log's clock was past ``not_after_us``; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteResult:
+    """What became of a change, and the log's clock at that moment."""
+
+    written: Written
+    now_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """How long what may be answered. See *Windows* in ``docs/explanation/windows.md``."""
+
+    grace_us: int = 5_000_000
+    retention_us: int = 90 * 86_400_000_000
+
+    def marker_until(self, deadline_us: int) -> int:
+        """H: no marker of this transaction is inserted later."""
+        return deadline_us + self.grace_us
+
+    def abort_until(self, deadline_us: int) -> int:
+        """W: a first contact later than this gets EXPIRED and writes nothing."""
+        return deadline_us + self.grace_us + self.retention_us // 2
+
+    def keep_until(self, deadline_us: int) -> int:
+        """P: the bare row of the tx id is kept until then."""
+        return deadline_us + self.grace_us + self.retention_us

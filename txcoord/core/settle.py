@@ -1,0 +1,179 @@
+"""Phase two: how branches settle, and when the whole has ended."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .errors import Refusal
+from .events import (
+    Alarm,
+    BranchFailed,
+    BranchFinished,
+    Effect,
+    Finish,
+    HeuristicSeen,
+    Operate,
+    Settled,
+    Verdict,
+)
+from .kinds import RULES
+from .lifecycle import BranchEvent, TxEvent, next_branch, next_tx
+from .model import (
+    SETTLED_BRANCH,
+    Branch,
+    BranchState,
+    Change,
+    ChangeKind,
+    Decision,
+    HistoryEntry,
+    Tx,
+    TxState,
+)
+
+_PHASE_TWO = (TxState.COMMITTING, TxState.ABORTING)
+
+
+def effects_of(tx: Tx) -> tuple[Effect, ...]:
+    """Everything that is left to do for a decided transaction; asking twice asks for the same."""
+    out: list[Effect] = [
+        Finish(b, commit=b.state is BranchState.FINISHING, at_us=b.next_attempt_us)
+        for b in tx.branches
+        if b.state in (BranchState.FINISHING, BranchState.UNDOING)
+    ]
+    if tx.ended or tx.shown_parked:
+        out.append(Settled())
+    return tuple(out)
+
+
+def close(tx: Tx, now_us: int) -> Tx:
+    """End a decided transaction when no branch with a first phase has anything left; free its deliveries."""
+    if tx.state not in _PHASE_TWO:
+        return tx
+    if any(RULES[b.kind].first_phase and b.state not in SETTLED_BRANCH for b in tx.branches):
+        return tx
+    branches = tx.branches
+    if tx.decision is Decision.COMMIT:
+        branches = tuple(
+            replace(b, state=next_branch(b.kind, b.state, BranchEvent.DELIVER))
+            if not RULES[b.kind].first_phase and b.state is BranchState.READY
+            else b
+            for b in branches
+        )
+    return replace(tx, state=next_tx(tx.state, TxEvent.SETTLED), ended_us=now_us, branches=branches)
+
+
+def progress(tx: Tx, event: BranchFinished | BranchFailed | HeuristicSeen, now_us: int) -> Verdict:
+    """A branch moved in phase two. Repeats and late news change nothing."""
+    branch = tx.branch(event.branch_id)
+    if branch is None or branch.state not in (BranchState.FINISHING, BranchState.UNDOING):
+        return Verdict(tx)
+    effects: tuple[Effect, ...] = ()
+    history: tuple[HistoryEntry, ...] = ()
+    match event:
+        case BranchFinished():
+            moved = replace(branch, state=_next(branch, BranchEvent.FINISHED), next_attempt_us=0)
+            if branch.attempts:
+                history = (HistoryEntry(now_us, "branch.finished", branch.id),)
+        case BranchFailed():
+            moved = replace(
+                branch,
+                state=_next(branch, BranchEvent.FAILED),
+                attempts=branch.attempts + 1,
+                next_attempt_us=event.retry_at_us,
+                reason=event.reason,
+            )
+            effects = (Finish(moved, moved.state is BranchState.FINISHING, event.retry_at_us),)
+            history = (HistoryEntry(now_us, "branch.failed", branch.id, reason=event.reason),)
+        case HeuristicSeen():
+            moved = replace(
+                branch, state=_next(branch, BranchEvent.PARK), heuristic=True, reason=event.reason
+            )
+            effects = (Alarm("heuristic", branch.id, event.reason),)
+            history = (HistoryEntry(now_us, "branch.heuristic", branch.id, reason=event.reason),)
+    new = close(_with(tx, moved), now_us)
+    if new.ended or new.shown_parked:
+        effects = (*effects, Settled())
+    return Verdict(new, _lazy(tx, new, moved, history), effects)
+
+
+def _lazy(old: Tx, new: Tx, moved: Branch, history: tuple[HistoryEntry, ...]) -> Change | None:
+    """What of it to write. Lazy: losing it only repeats work whose repetition is harmless.
+
+    While all goes well a transaction writes one end record and nothing for each branch.
+    """
+    if not new.ended and not history and all(b.attempts == 0 for b in new.branches):
+        return None
+    troubled = any(b.attempts or b.heuristic for b in new.branches)
+    touched: tuple[Branch, ...] = new.branches if troubled else ()
+    if new.ended and not troubled:
+        touched = tuple(b for b in new.branches if not RULES[b.kind].first_phase)
+    # A heuristic outcome is a fact that a person must not lose.
+    forced = moved.heuristic
+    return Change(
+        ChangeKind.PROGRESS, new, touched, expected_epoch=old.epoch, forced=forced, history=history
+    )
+
+
+_OPERATOR = {"skip": BranchEvent.SKIP, "resolve": BranchEvent.RESOLVE, "park": BranchEvent.PARK}
+
+
+def operate(tx: Tx, event: Operate, now_us: int) -> Verdict:
+    """An operator's order. It takes the row over, so that a slower writer finds its epoch gone."""
+    branch = tx.branch(event.branch_id)
+    if branch is None:
+        return _no(tx, "NOT_FOUND", "NOT_FOUND", f"there is no branch {event.branch_id!r}")
+    if tx.decision is None:
+        return _no(tx, "FAILED_PRECONDITION", "NOT_SUPPORTED", "the transaction is not decided yet")
+    commit = tx.decision is Decision.COMMIT
+    if event.action == "retry":
+        if branch.state is BranchState.PARKED:
+            moved = replace(
+                branch,
+                state=_next(branch, BranchEvent.RETRY_COMMIT if commit else BranchEvent.RETRY_ABORT),
+                attempts=0,
+                next_attempt_us=0,
+                heuristic=False,
+            )
+        elif branch.state in (BranchState.FINISHING, BranchState.UNDOING):
+            moved = replace(branch, next_attempt_us=0)
+        else:
+            return _no(tx, "FAILED_PRECONDITION", "NOT_PARKED", f"branch {branch.id} is {branch.state}")
+    elif event.action in _OPERATOR:
+        if branch.state not in (BranchState.FINISHING, BranchState.UNDOING, BranchState.PARKED) or (
+            event.action == "park" and branch.state is BranchState.PARKED
+        ):
+            return _no(tx, "FAILED_PRECONDITION", "NOT_PARKED", f"branch {branch.id} is {branch.state}")
+        moved = replace(
+            branch,
+            state=_next(branch, _OPERATOR[event.action]),
+            reason=branch.reason if event.action == "park" and branch.reason else event.audit.reason,
+            # Settled by hand is a heuristic outcome, and says so.
+            heuristic=branch.heuristic or event.action in ("skip", "resolve"),
+        )
+    else:
+        return _no(tx, "INVALID_ARGUMENT", "BAD_REQUEST", f"no such order: {event.action!r}")
+    new = replace(close(_with(tx, moved), now_us), epoch=tx.epoch + 1)
+    entry = HistoryEntry(
+        now_us, f"operator.{event.action}", branch.id, event.audit.actor, event.audit.reason
+    )
+    change = Change(
+        ChangeKind.OPERATE,
+        new,
+        new.branches,
+        expected_epoch=tx.epoch,
+        history=(entry,),
+        audit=event.audit,
+    )
+    return Verdict(new, change, effects_of(new))
+
+
+def _next(branch: Branch, event: BranchEvent) -> BranchState:
+    return next_branch(branch.kind, branch.state, event)
+
+
+def _with(tx: Tx, moved: Branch) -> Tx:
+    return replace(tx, branches=tuple(moved if b.id == moved.id else b for b in tx.branches))
+
+
+def _no(tx: Tx, code: str, reason: str, message: str) -> Verdict:
+    return Verdict(tx, refusal=Refusal(code, reason, message, True, {"tx_id": tx.tx_id}))

@@ -1,0 +1,271 @@
+"""The few interfaces that the engine needs. Adapters implement them; each has one contract suite.
+
+No implementation here, and nothing but the core is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+from .core.model import Audit, Change, HistoryEntry, Tx, TxState, WriteResult
+
+
+class LogUnavailable(Exception):
+    """The log's database does not answer, or refuses to write. Whether a change in flight was written is
+    unknown: read it again (a compare-and-set makes the second try harmless)."""
+
+
+class SchemaMismatch(Exception):
+    """The log has a schema that this version does not know: migrate, or use the right version."""
+
+    def __init__(self, found: str | None, wanted: str, message: str) -> None:
+        super().__init__(message)
+        self.found = found
+        self.wanted = wanted
+
+
+@dataclass(frozen=True, slots=True)
+class LogIdentity:
+    """Which log this is."""
+
+    log_id: str
+    """Ten characters, made with the log, part of every xid."""
+    incarnation: int
+    """Raised by command when the log was restored from a backup."""
+    earlier_log_ids: tuple[str, ...] = ()
+    """Log ids of earlier incarnations: their undecided branches are parked, never presumed aborted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which transactions to list, newest first."""
+
+    namespace: str | None = None
+    states: tuple[TxState, ...] = ()
+    parked: bool | None = None
+    heuristic: bool | None = None
+    resource: str | None = None
+    reason: str | None = None
+    name: str | None = None
+    created_before_us: int | None = None
+    created_after_us: int | None = None
+    after_tx_id: str | None = None
+    """Page on from here (exclusive): tx ids are in order of creation."""
+    limit: int = 100
+
+
+class Log(Protocol):
+    """The durable truth.
+
+    ``write`` calls of many callers are coalesced: while one flush is in flight, the next fills; one bad change
+    fails alone. It returns when the change is durable (``forced``) or when the flush that took it is done.
+    """
+
+    async def open(self) -> LogIdentity:
+        """Connect and check the schema. Raises SchemaMismatch, LogUnavailable."""
+        ...
+
+    async def close(self) -> None:
+        """Flush what is lazy, then disconnect."""
+        ...
+
+    async def write(self, change: Change) -> WriteResult:
+        """Write one change. Raises LogUnavailable."""
+        ...
+
+    def write_lazily(self, change: Change, done: Callable[[WriteResult], None] | None = None) -> None:
+        """Write a change with some later flush; ``done`` hears what became of it. Never raises; a change that
+        is lost with a crash is one whose repetition is harmless."""
+        ...
+
+    async def settle(self) -> None:
+        """Write what waits lazily now: whoever reads after this sees it."""
+        ...
+
+    async def read(self, tx_ids: Sequence[str]) -> dict[str, Tx]:
+        """Rows with their branches, those that exist."""
+        ...
+
+    async def read_gid(self, namespace: str, gid: str) -> Tx | None:
+        """The transaction that a gid names now."""
+        ...
+
+    async def history(self, tx_id: str) -> list[HistoryEntry]:
+        """What happened to it, oldest first (milestones are columns of the row)."""
+        ...
+
+    async def audits(self, tx_id: str) -> list[Audit]:
+        """What operators did to it, oldest first."""
+        ...
+
+    async def query(self, query: Query) -> list[Tx]:
+        """A page of transactions, newest first, with their branches."""
+        ...
+
+    async def overdue(self, limit: int) -> list[Tx]:
+        """Undecided transactions past their deadline by the log's clock, oldest first."""
+        ...
+
+    async def claim(self, owner: str, lease_us: int, limit: int, *, all_of_owner: bool = False) -> list[Tx]:
+        """Take over transactions in phase two whose lease has run out: owner, lease and epoch are written,
+        rows that someone else is taking are passed by. ``all_of_owner`` also takes those that carry this
+        owner's name (after its restart)."""
+        ...
+
+    async def renew(self, owner: str, tx_ids: Sequence[str], lease_us: int) -> None:
+        """Keep the lease of transactions that this node is still carrying out."""
+        ...
+
+    async def now_us(self) -> int:
+        """The log's clock, asked now."""
+        ...
+
+    async def resource_identity(self, name: str) -> str | None:
+        """The identity that the database of this name had when it was first seen."""
+        ...
+
+    async def remember_resource(self, name: str, identity: str, *, replace: bool = False) -> str:
+        """Remember it unless one is known; answer the one that is known."""
+        ...
+
+    async def prune(self, owner: str, limit: int) -> int:
+        """Delete a small batch of what retention allows to go (detail first, then bare rows). How many."""
+        ...
+
+    async def flushes(self) -> tuple[int, int]:
+        """How many forced and how many lazy-only flushes this node has made."""
+        ...
+
+
+class Finished(Enum):
+    """What became of an attempt to finish a branch in its database."""
+
+    DONE = "done"
+    """Proven: the tag, or the marker."""
+    RETRY = "retry"
+    """Unreachable, busy or refused: try again."""
+    HEURISTIC = "heuristic"
+    """Someone else finished it, against the decision."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishResult:
+    """What became of it, and why."""
+
+    finished: Finished
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedBranch:
+    """One prepared transaction of this log, as its database lists it."""
+
+    xid: str
+    owner: str
+    prepared_us: int
+
+
+class Probed(Enum):
+    """The database's answer to "was it committed in one phase?"."""
+
+    COMMITTED = "committed"
+    NEVER = "never"
+    """A tombstone is there: it was not, and never will be."""
+    OPEN = "open"
+    """The local commit is still open: ask again."""
+    TOO_LATE = "too_late"
+    """After W nothing is written and nothing is known."""
+
+
+class ResourceTrouble(Exception):
+    """A resource cannot be used: unreachable, wrong credentials, wrong identity, not made ready."""
+
+    def __init__(self, resource: str, reason: str, message: str) -> None:
+        super().__init__(f"resource {resource!r}: {message}")
+        self.resource = resource
+        self.reason = reason
+        self.message = message
+
+
+class Finisher(Protocol):
+    """Finishes XA branches straight on one resource's database."""
+
+    name: str
+    engine: str
+
+    async def identity(self) -> str:
+        """The identity row of the database. Raises ResourceTrouble."""
+        ...
+
+    async def finish(self, xid: str, commit: bool) -> FinishResult:
+        """COMMIT or ROLLBACK the prepared branch, with proof; safe to repeat, and to race."""
+        ...
+
+    async def list_prepared(self, log_ids: Sequence[str]) -> list[PreparedBranch]:
+        """Prepared transactions of these logs in this database; never anyone else's."""
+        ...
+
+    async def probe_one_phase(self, tx_id: str, not_after_us: int) -> Probed:
+        """Tombstone the one-phase marker key. Raises ResourceTrouble."""
+        ...
+
+    async def prune_markers(self, not_after_us: int, limit: int) -> int:
+        """Delete a small batch of markers older than ``not_after_us``."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Clock(Protocol):
+    """Time. ``now_us`` is the log's clock as this node knows it; ``monotonic`` is for measuring."""
+
+    def now_us(self) -> int: ...
+
+    def observe(self, log_now_us: int) -> None:
+        """A flush has told the log's clock: correct the offset."""
+        ...
+
+    def monotonic(self) -> float: ...
+
+    async def sleep(self, seconds: float) -> None: ...
+
+
+class Randomness(Protocol):
+    """Random draws, seeded in simulations."""
+
+    def random(self) -> float: ...
+
+    def getrandbits(self, k: int, /) -> int: ...
+
+
+Spawn = Callable[[Coroutine[Any, Any, None], str], "Task"]
+"""Start a task that its owner keeps; the second argument names it."""
+
+
+class Task(Protocol):
+    """What Spawn gives."""
+
+    def cancel(self) -> object: ...
+
+    def done(self) -> bool: ...
+
+
+class Leases(Protocol):
+    """Leases for singleton duties, such as one recovery scanner per resource."""
+
+    async def acquire(self, duty: str, owner: str, ttl_us: int) -> int | None:
+        """A fencing token that only grows, or None while another owner holds it."""
+        ...
+
+    async def release(self, duty: str, owner: str) -> None: ...
+
+
+class Failpoints(Protocol):
+    """Named places where tests make things break. In production ``reach`` does nothing."""
+
+    async def reach(self, name: str) -> None: ...
+
+
