@@ -373,8 +373,11 @@ def _shared_folder() -> Path:
 def _for_all(bin_dir: Path) -> Path:
     """`bin_dir`, or a copy of its installation where nobody can't get at it (a venv below /root)."""
     top = bin_dir.parent  # .../<package>/pginstall
-    if os.geteuid() != 0 or all(map(_open_to_all, (bin_dir / "postgres", top / "share", top / "lib"))):
+    needed = [path for path in (bin_dir / "postgres", top / "share", top / "lib") if path.exists()]
+    if os.geteuid() != 0 or all(map(_open_to_all, needed)):
         return bin_dir
+    if top.name != "pginstall":
+        raise PostgresError(f"PostgreSQL runs as nobody, who cannot reach {bin_dir}")
     binary = (bin_dir / "postgres").stat()
     key = hashlib.sha256(f"{bin_dir} {binary.st_mtime_ns} {binary.st_size}".encode()).hexdigest()[:16]
     shared = _shared_folder()
