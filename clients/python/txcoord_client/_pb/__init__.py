@@ -1,0 +1,1 @@
+"""Generated from proto/txcoord/v1 by scripts/proto: do not edit."""
