@@ -192,6 +192,12 @@ class PostgresServer:
             self._lock = lock
         self.start()
 
+    def remove(self) -> None:
+        """Stop the server and delete its data."""
+        self.stop()
+        for folder in {self.home, self.data_dir}:
+            shutil.rmtree(folder, ignore_errors=True)
+
     def sql(self, text: str, database: str = "postgres") -> str:
         """Run statements through psql and return the unaligned rows, a line each."""
         command = [
@@ -267,6 +273,10 @@ class PostgresServer:
         data = self.home / "data"
         try:
             pid = int((data / "postmaster.pid").read_text().split("\n", 1)[0])
+            if (state := _state(pid)) and state[0] == "Z":
+                # Killed, and nobody reaps it: the server would take it for alive.
+                (data / "postmaster.pid").unlink()
+                return
             if not os.path.samefile(f"/proc/{pid}/cwd", data):
                 return
         except (OSError, ValueError):
