@@ -57,21 +57,38 @@ _new_venv() {
 
 make_venv() {
     _stamp="$1/.stamp"
-    _want=$(checksum "$2")
+    _want="$root $(checksum "$2")"
     [ "$(cat "$_stamp" 2>/dev/null)" != "$_want" ] || return 0
     _lock
+    if [ "$(cat "$_stamp" 2>/dev/null)" = "$_want" ]; then
+        _unlock
+        return 0
+    fi
     _new_venv "$1"
     "$uv" pip sync -q --python "$1/bin/python" --require-hashes "$2" || return 1
     echo "$_want" >"$_stamp"
     _unlock
 }
 
+# What the stamp of a SET says when it is installed and current.
+_stamp_of() {
+    echo "$root $(checksum "$root/requirements/$1.txt" "$root/pyproject.toml" "$root/clients/python/pyproject.toml")"
+}
+
+# Whether SET, or a wider one, is installed in $venv and current.
+_current() {
+    "$venv/bin/python" -c '' 2>/dev/null || return 1
+    case $1 in run) set -- run test lint ;; test) set -- test lint ;; esac
+    for _set in "$@"; do
+        [ "$(cat "$venv/.stamp-$_set" 2>/dev/null)" != "$(_stamp_of "$_set")" ] || return 0
+    done
+    return 1
+}
+
 use_venv() {
     venv=${2:-${TXCOORD_VENV:-$root/.venv}}
-    _want="$root $(checksum "$root/requirements/$1.txt" "$root/pyproject.toml" "$root/clients/python/pyproject.toml")"
-    _stamp="$venv/.stamp-$1"
-    if [ "$(cat "$_stamp" 2>/dev/null)" != "$_want" ] || ! "$venv/bin/python" -c '' 2>/dev/null; then
-        _lock
+    _current "$1" || _lock
+    if ! _current "$1"; then # still, after whoever held the lock
         say "setting up $venv ($1)"
         _new_venv "$venv"
         "$uv" pip install -q --python "$venv/bin/python" --require-hashes -r "$root/requirements/$1.txt" ||
@@ -79,9 +96,9 @@ use_venv() {
         # The build backend is in the requirement file, so nothing unpinned is fetched for the build.
         PATH="$venv/bin:$PATH" "$uv" pip install -q --python "$venv/bin/python" --no-deps --no-build-isolation \
             --no-index -e "$root" -e "$root/clients/python" || die "cannot install the workspace"
-        echo "$_want" >"$_stamp"
-        _unlock
+        _stamp_of "$1" >"$venv/.stamp-$1"
     fi
+    _unlock
     PATH="$venv/bin:$PATH"
     export PATH venv
 }

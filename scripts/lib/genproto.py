@@ -49,7 +49,9 @@ def generate(proto: Path) -> dict[str, str]:
     modules = {name.split(".")[0] for name in files}
     # A file without services gives an empty stub module: leave it out.
     with_services = {path.stem for path in sources if re.search(r"^service\s", path.read_text(), re.M)}
-    kept = {n: t for n, t in files.items() if "_pb2_grpc." not in n or n.split("_pb2_grpc.")[0] in with_services}
+    kept = {
+        n: t for n, t in files.items() if "_pb2_grpc." not in n or n.split("_pb2_grpc.")[0] in with_services
+    }
     return {"__init__.py": INIT} | {name: rewrite(text, modules) for name, text in kept.items()}
 
 

@@ -61,7 +61,9 @@ def test_kill_9_ends_busy_backends_too(pg_server: Callable[..., PostgresServer])
     assert server.sql("SELECT 1") == "1"
 
 
-def test_a_second_start_finds_the_cluster_and_the_port_again(pg_server: Callable[..., PostgresServer]) -> None:
+def test_a_second_start_finds_the_cluster_and_the_port_again(
+    pg_server: Callable[..., PostgresServer],
+) -> None:
     first = pg_server()
     first.create_database("one")
     first.stop()

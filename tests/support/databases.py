@@ -26,7 +26,9 @@ def new_server(
 
 
 @contextmanager
-def running_server(flavour: str = PG18, *, settings: Mapping[str, str] | None = None) -> Iterator[PostgresServer]:
+def running_server(
+    flavour: str = PG18, *, settings: Mapping[str, str] | None = None
+) -> Iterator[PostgresServer]:
     server = new_server(flavour, settings=settings)
     try:
         server.start()

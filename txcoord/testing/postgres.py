@@ -299,7 +299,12 @@ class PostgresServer:
             "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions",
         ]  # fmt: skip
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **_as_nobody(new)
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            **_as_nobody(new),
         )
         if done.returncode:
             raise PostgresError(f"initdb failed: {done.stdout[-2000:]}")
@@ -447,10 +452,8 @@ def _state(pid: int) -> tuple[str, int] | None:
 def _kill_tree(pid: int) -> list[int]:
     # Stopped first, so that it neither forks nor tells its children anything while they are listed.
     os.kill(pid, signal.SIGSTOP)
-    children = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and (state := _state(int(entry))) and state[1] == pid:
-            children.append(int(entry))
+    others = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+    children = [other for other in others if (state := _state(other)) and state[1] == pid]
     for victim in (pid, *children):
         with contextlib.suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
