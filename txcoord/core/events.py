@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from .errors import Refusal
 from .model import Audit, Branch, Change, DecidedBy, Tx
 
-# ---- events ---------------------------------------------------------------------------------------------------
+# ---- events ----
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class Commit:
     """The caller asks for commit and gives its whole branch list, votes included."""
 
     tx: Tx
+    begun: bool = False
+    """The caller knows of a row. When there is none, a log has been lost: that is an abort."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ Event = (
     | Operate
 )
 
-# ---- effects: to be carried out after the verdict's change is written ------------------------------------------------
+# ---- effects: to be carried out after the verdict's change is written ----
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,7 +126,11 @@ def _already_decided(tx: Tx, windows: Windows) -> Verdict:
         return _expired(tx)
     reason = "ALREADY_COMMITTED" if tx.decision is Decision.COMMIT else "ALREADY_ABORTED"
     return _refuse(
-        tx, "ALREADY_EXISTS", reason, f"{tx.gid or tx.tx_id!r} was decided before: {tx.state}", cause=tx.reason
+        tx,
+        "ALREADY_EXISTS",
+        reason,
+        f"{tx.gid or tx.tx_id!r} was decided before: {tx.state}",
+        cause=tx.reason,
     )
 
 
@@ -134,10 +138,15 @@ def _enlist(tx: Tx | None, event: Enlist, now_us: int, windows: Windows) -> Verd
     asked = event.tx
     if tx is not None and tx.decision is not None:
         return _refuse(
-            tx, "FAILED_PRECONDITION", "DECIDED", f"the transaction is {tx.state}; nothing can enlist any more"
+            tx,
+            "FAILED_PRECONDITION",
+            "DECIDED",
+            f"the transaction is {tx.state}; nothing can enlist any more",
         )
     if tx is not None and tx.state is not TxState.ACTIVE:
-        return _refuse(tx, "FAILED_PRECONDITION", "DECIDED", "the plan is sealed; nothing can enlist any more")
+        return _refuse(
+            tx, "FAILED_PRECONDITION", "DECIDED", "the plan is sealed; nothing can enlist any more"
+        )
     if now_us > asked.deadline_us:
         return _refuse(asked, "FAILED_PRECONDITION", "DEADLINE", "the transaction's deadline has passed")
     if tx is None:
@@ -150,7 +159,9 @@ def _enlist(tx: Tx | None, event: Enlist, now_us: int, windows: Windows) -> Verd
     for b in event.branches:
         old = merged.get(b.id)
         if old is not None and (old.kind, old.resource, old.xid) != (b.kind, b.resource, b.xid):
-            return _refuse(tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", f"branch {b.id} was enlisted differently")
+            return _refuse(
+                tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", f"branch {b.id} was enlisted differently"
+            )
         if old is None or (old.state is BranchState.OPEN and b.state is not BranchState.OPEN):
             merged[b.id] = b
             touched.append(b)
@@ -181,10 +192,18 @@ def _commit(tx: Tx | None, event: Commit, now_us: int, windows: Windows) -> Verd
     if tx is not None and tx.branches:
         branches, clash = _union(tx.branches, asked.branches)
         if clash:
-            return _refuse(tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", f"branch {clash} was enlisted differently")
-    base = replace(asked, branches=branches) if tx is None else replace(tx, branches=branches, result=asked.result)
+            return _refuse(
+                tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", f"branch {clash} was enlisted differently"
+            )
+    base = (
+        replace(asked, branches=branches)
+        if tx is None
+        else replace(tx, branches=branches, result=asked.result)
+    )
     if now_us > asked.deadline_us:
         return _write(tx, base, Decision.ABORT, DecidedBy.DEADLINE, "DEADLINE", now_us, windows)
+    if tx is None and event.begun:
+        return _write(tx, base, Decision.ABORT, DecidedBy.CLIENT, "NOT_FOUND", now_us, windows)
     for b in branches:
         if RULES[b.kind].first_phase and b.state not in (BranchState.READY, BranchState.READ_ONLY):
             reason = b.reason or ("BRANCH_REFUSED" if b.state is BranchState.REFUSED else "VOTE_MISSING")
@@ -213,7 +232,10 @@ def _answer_commit(tx: Tx, asked: Tx, windows: Windows) -> Verdict:
             old = tx.branch(b.id)
             if old is None or (old.kind, old.resource, old.xid) != (b.kind, b.resource, b.xid):
                 return _refuse(
-                    tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", f"it was committed with another list: branch {b.id}"
+                    tx,
+                    "ALREADY_EXISTS",
+                    "CONTENT_MISMATCH",
+                    f"it was committed with another list: branch {b.id}",
                 )
     return Verdict(tx)
 
@@ -287,7 +309,9 @@ def _orphan(tx: Tx | None, event: OrphanFound, now_us: int) -> Verdict:
         return Verdict(tx)
     new = _decided(event.tx, Decision.ABORT, DecidedBy.SCANNER, "ORPHAN", now_us)
     new = replace(new, created_us=now_us, version=1)
-    entry = HistoryEntry(now_us, "orphan.fenced", new.branches[0].id if new.branches else "", "scanner", "ORPHAN")
+    entry = HistoryEntry(
+        now_us, "orphan.fenced", new.branches[0].id if new.branches else "", "scanner", "ORPHAN"
+    )
     return Verdict(
         new, Change(ChangeKind.INSERT, new, new.branches, history=(entry,)), settle.effects_of(new)
     )
@@ -348,9 +372,7 @@ def _expired(tx: Tx) -> Verdict:
 
 
 def _refuse(tx: Tx, code: str, reason: str, message: str, definite: bool = True, **facts: str) -> Verdict:
-    return Verdict(
-        tx, refusal=Refusal(code, reason, message, definite, {"tx_id": tx.tx_id, **facts})
-    )
+    return Verdict(tx, refusal=Refusal(code, reason, message, definite, {"tx_id": tx.tx_id, **facts}))
 
 
 __all__ = ["Finish", "decide", "expired", "resume"]

@@ -84,7 +84,7 @@ def progress(tx: Tx, event: BranchFinished | BranchFailed | HeuristicSeen, now_u
             )
             effects = (Finish(moved, moved.state is BranchState.FINISHING, event.retry_at_us),)
             history = (HistoryEntry(now_us, "branch.failed", branch.id, reason=event.reason),)
-        case HeuristicSeen():
+        case _:
             moved = replace(
                 branch, state=_next(branch, BranchEvent.PARK), heuristic=True, reason=event.reason
             )
@@ -109,9 +109,7 @@ def _lazy(old: Tx, new: Tx, moved: Branch, history: tuple[HistoryEntry, ...]) ->
         touched = tuple(b for b in new.branches if not RULES[b.kind].first_phase)
     # A heuristic outcome is a fact that a person must not lose.
     forced = moved.heuristic
-    return Change(
-        ChangeKind.PROGRESS, new, touched, expected_epoch=old.epoch, forced=forced, history=history
-    )
+    return Change(ChangeKind.PROGRESS, new, touched, expected_epoch=old.epoch, forced=forced, history=history)
 
 
 _OPERATOR = {"skip": BranchEvent.SKIP, "resolve": BranchEvent.RESOLVE, "park": BranchEvent.PARK}
@@ -153,9 +151,7 @@ def operate(tx: Tx, event: Operate, now_us: int) -> Verdict:
     else:
         return _no(tx, "INVALID_ARGUMENT", "BAD_REQUEST", f"no such order: {event.action!r}")
     new = replace(close(_with(tx, moved), now_us), epoch=tx.epoch + 1)
-    entry = HistoryEntry(
-        now_us, f"operator.{event.action}", branch.id, event.audit.actor, event.audit.reason
-    )
+    entry = HistoryEntry(now_us, f"operator.{event.action}", branch.id, event.audit.actor, event.audit.reason)
     change = Change(
         ChangeKind.OPERATE,
         new,

@@ -1,0 +1,1 @@
+"""What carries transactions out: commands, phase two, recovery. Everything it touches comes through ports."""

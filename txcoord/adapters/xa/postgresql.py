@@ -1,0 +1,304 @@
+"""Finishes XA branches straight on a PostgreSQL database.
+
+What a reply means is in ``txcoord_client.protocol.postgresql``. An OK is believed only with its tag; everything
+else asks the marker row, and what is absent from list and marker is fenced by a tombstone before it is judged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+
+from txcoord_client.protocol import marker
+from txcoord_client.protocol import postgresql as pg
+from txcoord_client.protocol import reasons
+from txcoord_client.protocol import xid as xids
+
+from ...core.model import Windows
+from ...observe import logs
+from ...ports import Finished, FinishResult, PreparedBranch, Probed, ResourceTrouble
+
+log = logs.get("txcoord.xa.postgresql")
+
+_UNREACHABLE = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError)
+_CREDENTIALS = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
+
+
+class PostgresFinisher:
+    """One PostgreSQL database as a resource.
+
+    ``url`` may be a SQLAlchemy URL (``postgresql+asyncpg://…``) or a plain one. ``width`` connections at most,
+    opened when needed; each statement ends within ``timeout_s``.
+    """
+
+    engine = "postgresql"
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        *,
+        windows: Windows,
+        expected_identity: str | None = None,
+        schema: str = pg.DEFAULT_SCHEMA,
+        width: int = 8,
+        timeout_s: float = 5.0,
+    ) -> None:
+        self.name = name
+        self.expected_identity = expected_identity
+        self.statements = 0
+        """How many statements phase two has sent, for the cost counters."""
+        self._dsn = _plain(url)
+        self._windows = windows
+        self._schema = schema
+        self._timeout_s = timeout_s
+        self._idle: list[asyncpg.Connection] = []
+        self._slots = asyncio.Semaphore(width)
+        self._closed = False
+
+    # ---- ports.Finisher ----
+
+    async def identity(self) -> str:
+        """The identity row of the database. Raises ResourceTrouble."""
+        async with self._session(check=False) as conn:
+            return await self._identity_on(conn)
+
+    async def finish(self, xid: str, commit: bool) -> FinishResult:
+        """COMMIT or ROLLBACK PREPARED, with proof."""
+        try:
+            async with self._session() as conn:
+                return await self._finish_on(conn, xid, commit)
+        except ResourceTrouble as trouble:
+            return FinishResult(Finished.RETRY, f"{trouble.reason}: {trouble.message}")
+
+    async def list_prepared(self, log_ids: Sequence[str]) -> list[PreparedBranch]:
+        """Prepared transactions of these logs in this database."""
+        async with self._session() as conn:
+            found = []
+            for log_id in log_ids:
+                for row in await conn.fetch(pg.list_prepared(log_id), timeout=self._timeout_s):
+                    found.append(PreparedBranch(row[0], row[1], row[2]))
+            return found
+
+    async def probe_one_phase(self, tx_id: str, not_after_us: int) -> Probed:
+        """Tombstone the one-phase key."""
+        async with self._session() as conn:
+            return await self._probe_on(conn, tx_id, marker.ONE_BRANCH, marker.ONE, not_after_us)
+
+    async def prune_markers(self, not_after_us: int, limit: int) -> int:
+        """Delete a small batch of old markers."""
+        async with self._session() as conn:
+            tag = await conn.execute(
+                pg.delete_old_markers(not_after_us, limit, self._schema), timeout=self._timeout_s
+            )
+            return int(tag.rsplit(" ", 1)[-1])
+
+    async def close(self) -> None:
+        """Close all connections."""
+        self._closed = True
+        while self._idle:
+            await _close(self._idle.pop())
+
+    # ---- set-up, by `txcoord resource check --fix` ----
+
+    async def prepare_database(self, identity: str) -> str:
+        """Make the tables, give the database an identity unless it has one; answer the one that it has."""
+        async with self._session(check=False) as conn:
+            for statement in [*pg.ddl(self._schema), pg.set_identity(identity, self._schema)]:
+                await conn.execute(statement, timeout=self._timeout_s)
+            return await self._identity_on(conn)
+
+    async def settings(self) -> dict[str, str]:
+        """The server's settings that matter for XA."""
+        wanted = (
+            "max_prepared_transactions",
+            "fsync",
+            "full_page_writes",
+            "synchronous_commit",
+            "server_version",
+        )
+        async with self._session(check=False) as conn:
+            rows = await conn.fetch(
+                "SELECT name, setting FROM pg_settings WHERE name = ANY($1)", list(wanted)
+            )
+            out = {r[0]: r[1] for r in rows}
+            out["in_recovery"] = str(await conn.fetchval("SELECT pg_is_in_recovery()")).lower()
+            return out
+
+    # ---- one branch ----
+
+    async def _finish_on(self, conn: asyncpg.Connection, xid: str, commit: bool) -> FinishResult:
+        statement = pg.commit_prepared(xid) if commit else pg.rollback_prepared(xid)
+        self.statements += 1
+        try:
+            tag = await conn.execute(statement, timeout=self._timeout_s)
+        except asyncpg.PostgresError as error:
+            meaning = pg.meaning(error.sqlstate)
+            if meaning is pg.Reply.UNKNOWN_XID:
+                return await (self._gone_commit(conn, xid) if commit else self._gone_rollback(conn, xid))
+            if meaning is pg.Reply.REFUSED and await self._as_owner(conn, xid, statement):
+                return FinishResult(Finished.DONE)
+            return FinishResult(Finished.RETRY, f"{meaning.name}: {error.sqlstate} {error}")
+        wanted = pg.COMMIT_PREPARED_TAG if commit else pg.ROLLBACK_PREPARED_TAG
+        if tag != wanted:
+            return FinishResult(Finished.RETRY, f"OTHER: expected the tag {wanted!r}, got {tag!r}")
+        return FinishResult(Finished.DONE)
+
+    async def _gone_commit(self, conn: asyncpg.Connection, xid: str) -> FinishResult:
+        """Not there any more: committed earlier, or rolled back by somebody. The marker knows."""
+        x = xids.parse(xid)
+        assert x is not None
+        not_after_us = self._windows.abort_until(x.deadline_us)
+        answer = await self._probe_on(conn, x.tx_id, x.branch, marker.XA, not_after_us)
+        if answer is Probed.COMMITTED:
+            return FinishResult(Finished.DONE)
+        if answer is Probed.NEVER:
+            return FinishResult(
+                Finished.HEURISTIC,
+                f"{reasons.HEURISTIC}: the prepared branch is gone and its marker is absent: "
+                "someone rolled it back, though commit was decided",
+            )
+        if answer is Probed.TOO_LATE:
+            return FinishResult(
+                Finished.HEURISTIC, f"{reasons.HEURISTIC}: gone, and too long ago for its marker to tell"
+            )
+        return FinishResult(Finished.RETRY, "BUSY: the marker's key is locked: still prepared or in flight")
+
+    async def _gone_rollback(self, conn: asyncpg.Connection, xid: str) -> FinishResult:
+        """Not there: never prepared, rolled back before, or committed by somebody. A PREPARE that is still on
+        its way is the scanner's."""
+        x = xids.parse(xid)
+        assert x is not None
+        state = await conn.fetchval(
+            pg.read_marker(x.tx_id, x.branch, marker.XA, self._schema), timeout=self._timeout_s
+        )
+        if state == marker.DONE:
+            return FinishResult(
+                Finished.HEURISTIC,
+                f"{reasons.HEURISTIC}: its marker is committed: someone committed it, though abort was decided",
+            )
+        return FinishResult(Finished.DONE)
+
+    async def _as_owner(self, conn: asyncpg.Connection, xid: str, statement: str) -> bool:
+        """Prepared by another role: finish it as that role, where we are a member of it."""
+        owner = await conn.fetchval("SELECT owner FROM pg_prepared_xacts WHERE gid = $1", xid)
+        if owner is None:
+            return False
+        try:
+            await conn.execute('SET ROLE "' + owner.replace('"', '""') + '"')
+            await conn.execute(statement, timeout=self._timeout_s)
+        except asyncpg.PostgresError as error:
+            log.error("finish.not_permitted", resource=self.name, owner=owner, reason=str(error))
+            return False
+        finally:
+            await conn.execute("RESET ROLE")
+        return True
+
+    async def _probe_on(
+        self, conn: asyncpg.Connection, tx_id: str, branch: str, op: str, not_after_us: int
+    ) -> Probed:
+        read = pg.read_marker(tx_id, branch, op, self._schema)
+        for _ in range(2):
+            state = await conn.fetchval(read, timeout=self._timeout_s)
+            if state is not None:
+                return Probed.COMMITTED if state == marker.DONE else Probed.NEVER
+            try:
+                tag = await conn.execute(
+                    pg.probe(tx_id, branch, op, not_after_us, self._schema), timeout=self._timeout_s
+                )
+            except asyncpg.PostgresError as error:
+                await conn.execute("ROLLBACK")
+                meaning = pg.meaning(error.sqlstate)
+                if meaning is pg.Reply.DUPLICATE:
+                    continue
+                if meaning is pg.Reply.LOCK_TIMEOUT:
+                    return Probed.OPEN
+                if meaning is pg.Reply.TOO_LATE:
+                    return Probed.TOO_LATE
+                raise ResourceTrouble(self.name, reasons.RESOURCE_UNREACHABLE, str(error)) from error
+            if tag == pg.COMMITTED_TAG:
+                return Probed.NEVER
+        return Probed.OPEN
+
+    # ---- connections ----
+
+    @asynccontextmanager
+    async def _session(self, *, check: bool = True) -> AsyncIterator[asyncpg.Connection]:
+        """A connection in autocommit, checked to be the right database. A broken one is thrown away."""
+        async with self._slots:
+            conn = self._idle.pop() if self._idle else await self._connect(check)
+            clean = False
+            try:
+                yield conn
+                clean = not conn.is_in_transaction()
+            except _UNREACHABLE as error:
+                raise ResourceTrouble(
+                    self.name, reasons.RESOURCE_UNREACHABLE, f"{type(error).__name__}: {error}"
+                ) from error
+            except asyncpg.PostgresError as error:
+                raise ResourceTrouble(self.name, reasons.RESOURCE_UNREACHABLE, str(error)) from error
+            finally:
+                if clean and not self._closed and not conn.is_closed():
+                    self._idle.append(conn)
+                else:
+                    conn.terminate()
+
+    async def _connect(self, check: bool) -> asyncpg.Connection:
+        try:
+            conn = await asyncpg.connect(
+                self._dsn,
+                timeout=self._timeout_s,
+                statement_cache_size=0,
+                server_settings={"application_name": "txcoord-finisher"},
+            )
+        except _CREDENTIALS as error:
+            raise ResourceTrouble(self.name, "RESOURCE_CREDENTIALS", f"cannot log in: {error}") from error
+        except (*_UNREACHABLE, asyncpg.PostgresError) as error:
+            raise ResourceTrouble(
+                self.name, reasons.RESOURCE_UNREACHABLE, f"{type(error).__name__}: {error}"
+            ) from error
+        if check and self.expected_identity is not None:
+            try:
+                found = await self._identity_on(conn)
+            except BaseException:
+                conn.terminate()
+                raise
+            if found != self.expected_identity:
+                conn.terminate()
+                raise ResourceTrouble(
+                    self.name,
+                    reasons.RESOURCE_MISMATCH,
+                    "this URL leads to another database than before: "
+                    f"identity {found}, the log remembers {self.expected_identity}",
+                )
+        return conn
+
+    async def _identity_on(self, conn: asyncpg.Connection) -> str:
+        try:
+            found = await conn.fetchval(pg.read_identity(self._schema), timeout=self._timeout_s)
+        except asyncpg.UndefinedTableError:
+            found = None
+        if found is None:
+            raise ResourceTrouble(
+                self.name,
+                reasons.RESOURCE_NOT_PREPARED,
+                f"the database has no txcoord tables: run 'txcoord resource check {self.name} --fix'",
+            )
+        return str(found)
+
+
+def _plain(url: str) -> str:
+    """A URL that asyncpg reads, from one that SQLAlchemy reads."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(scheme=parts.scheme.split("+", 1)[0]))
+
+
+async def _close(conn: asyncpg.Connection) -> None:
+    try:
+        await asyncio.wait_for(conn.close(), 1.0)
+    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        conn.terminate()

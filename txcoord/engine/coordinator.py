@@ -1,0 +1,444 @@
+"""The coordinator: takes commands, asks the core, writes its verdict to the log, carries the effects out.
+
+It holds no state that the log does not have, but for what is on its way here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from ..core.backoff import Backoff
+from ..core.errors import Refusal, Refused
+from ..core.events import (
+    Alarm,
+    Begin,
+    BranchFailed,
+    BranchFinished,
+    Commit,
+    DeadlinePassed,
+    Effect,
+    Enlist,
+    Event,
+    Finish,
+    HeuristicSeen,
+    OnePhaseDone,
+    Operate,
+    OrphanFound,
+    Probe,
+    Rollback,
+    Verdict,
+)
+from ..core.machine import decide, expired, resume
+from ..core.model import Change, ChangeKind, Tx, Windows, WriteResult, Written
+from ..observe import logs
+from ..ports import (
+    Clock,
+    Failpoints,
+    Finisher,
+    Log,
+    LogIdentity,
+    LogUnavailable,
+    Probed,
+    Randomness,
+    ResourceTrouble,
+    Spawn,
+)
+from .live import Live, LiveSet, WaitLevel, reached
+from .phase_two import PhaseTwo
+
+log = logs.get("txcoord.coordinator")
+
+_ROWS_KEPT = 50_000
+_PATIENCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What the engine needs to know. Durations in microseconds."""
+
+    node: str
+    windows: Windows = field(default_factory=Windows)
+    lease_us: int = 10_000_000
+    backoff: Backoff = field(default_factory=Backoff)
+    finish_width: int = 8
+    watch_interval_s: float = 0.25
+    probe_interval_s: float = 0.2
+
+
+class Coordinator:
+    """Commands of clients and operators, and news from phase two."""
+
+    def __init__(
+        self,
+        log_: Log,
+        finishers: Mapping[str, Finisher],
+        *,
+        settings: EngineSettings,
+        clock: Clock,
+        randomness: Randomness,
+        spawn: Spawn,
+        failpoints: Failpoints,
+    ) -> None:
+        self.log = log_
+        self.finishers = dict(finishers)
+        self.settings = settings
+        self.clock = clock
+        self.random = randomness
+        self.live = LiveSet()
+        self.alarms: dict[str, int] = {}
+        self.identity: LogIdentity | None = None
+        self._spawn = spawn
+        self._failpoints = failpoints
+        self._rows: OrderedDict[str, Tx] = OrderedDict()
+        self.phase_two = PhaseTwo(
+            finishers,
+            clock=clock,
+            randomness=randomness,
+            spawn=spawn,
+            failpoints=failpoints,
+            backoff=settings.backoff,
+            tell=self.tell,
+            width=settings.finish_width,
+        )
+
+    # ---- commands ----
+
+    async def begin(
+        self, event: Begin, *, may_take_over: frozenset[str] = frozenset(), retry_of: str = ""
+    ) -> Tx:
+        """Announce a transaction, forced.
+
+        ``retry_of`` names the aborted attempt whose gid it takes over, when that one's reason is in
+        ``may_take_over`` (empty set: any reason).
+        """
+        await self._failpoints.reach("begin.before_write")
+        while True:
+            try:
+                tx = await self._settle(event, self._rows.get(event.tx.tx_id), gid=event.tx.gid)
+            except Refused as refused:
+                if not retry_of or refused.refusal.reason != "ALREADY_ABORTED":
+                    raise
+                if not await self._release_gid(event.tx, retry_of, may_take_over):
+                    raise
+                retry_of = ""
+                continue
+            await self._failpoints.reach("begin.after_write")
+            return tx
+
+    async def enlist(self, event: Enlist, *, begun: bool) -> Tx:
+        """Add branches to an undecided transaction, forced."""
+        return await self._settle(event, await self._row(event.tx.tx_id, begun), gid=event.tx.gid)
+
+    async def commit(self, event: Commit) -> Tx:
+        """Decide by the caller's wish and its branches' votes. Answers once the decision is durable."""
+        await self._failpoints.reach("commit.before_write")
+        tx = await self._settle(event, await self._row(event.tx.tx_id, event.begun), gid=event.tx.gid)
+        await self._failpoints.reach("commit.after_write")
+        return tx
+
+    async def rollback(self, event: Rollback, *, begun: bool) -> Tx:
+        """Decide abort, unless a commit was first."""
+        await self._failpoints.reach("rollback.before_write")
+        row = await self._row(event.tx.tx_id, begun or not event.sealed)
+        tx = await self._settle(event, row, gid=event.tx.gid)
+        await self._failpoints.reach("rollback.after_write")
+        return tx
+
+    async def one_phase_done(self, event: OnePhaseDone) -> Tx:
+        """The initiator reports that its only branch was committed in one phase."""
+        return await self._settle(event, await self._row(event.tx.tx_id, True), gid=event.tx.gid)
+
+    async def operate(self, tx_id: str, event: Operate) -> Tx:
+        """An operator's order."""
+        return await self._settle(event, await self.get(tx_id))
+
+    async def expire(self, tx: Tx) -> Tx:
+        """The deadline of an undecided transaction has passed."""
+        return await self._settle(DeadlinePassed(), tx)
+
+    async def fence(self, event: OrphanFound) -> Tx:
+        """Fence an orphan: its ABORT row first."""
+        await self._failpoints.reach("orphan.before_fence")
+        tx = await self._settle(event, None)
+        await self._failpoints.reach("orphan.after_fence")
+        return tx
+
+    async def get(self, tx_id: str) -> Tx | None:
+        """A transaction as it stands: what this node carries out is ahead of the log by its lazy writes."""
+        live = self.live.get(tx_id)
+        if live is not None and live.logged:
+            return live.tx
+        await self.log.settle()
+        return (await self.log.read([tx_id])).get(tx_id)
+
+    async def get_by_gid(self, namespace: str, gid: str) -> Tx | None:
+        """The transaction that a gid names now."""
+        await self.log.settle()
+        tx = await self.log.read_gid(namespace, gid)
+        live = self.live.get(tx.tx_id) if tx is not None else None
+        return live.tx if live is not None else tx
+
+    async def wait(self, tx: Tx, level: WaitLevel, timeout_s: float) -> Tx:
+        """Wait until it has reached ``level``, at most ``timeout_s`` seconds; answers how it stands then."""
+        if reached(tx, level):
+            return tx
+        until = self.clock.monotonic() + timeout_s
+        while True:
+            left = until - self.clock.monotonic()
+            if left <= 0:
+                return tx
+            live = self.live.get(tx.tx_id)
+            if live is not None:
+                if reached(live.tx, level):
+                    return live.tx
+                future = self.live.wait(live, level)
+                done, _ = await asyncio.wait({future}, timeout=left)
+                if done:
+                    tx = future.result()
+                    if reached(tx, level):
+                        return tx
+                    continue
+                future.cancel()
+                return live.tx
+            # Undecided, or another node carries it out: the log tells.
+            fresh = await self.get(tx.tx_id)
+            if fresh is not None:
+                tx = fresh
+            if reached(tx, level):
+                return tx
+            await self.clock.sleep(min(left, self.settings.watch_interval_s))
+
+    # ---- the loop around the core ----
+
+    async def _settle(self, event: Event, tx: Tx | None, gid: str = "") -> Tx:
+        """Ask the core, write its change, and again until it is written or refused."""
+        live = self.live.get(tx.tx_id) if tx is not None else None
+        if live is not None and live.logged:
+            tx = live.tx
+        now_us = self.clock.now_us()
+        for _ in range(_PATIENCE):
+            verdict = decide(tx, event, now_us, self.settings.windows)
+            if verdict.refusal is not None:
+                raise Refused(verdict.refusal)
+            probe = next((e for e in verdict.effects if isinstance(e, Probe)), None)
+            if probe is not None:
+                event = await self._probe(verdict.tx, probe, event)
+                continue
+            if verdict.change is None:
+                return self._unwritten(verdict)
+            new, change = self._stamp(verdict)
+            result = await self.log.write(change)
+            self.clock.observe(result.now_us)
+            if result.written is Written.OK:
+                if new.decision is None:
+                    self._remember(new)
+                else:
+                    self._rows.pop(new.tx_id, None)
+                    self._adopt(new, verdict.effects)
+                return new
+            if result.written is Written.TOO_LATE:
+                now_us = max(now_us, result.now_us)
+                continue
+            now_us = max(now_us, result.now_us)
+            tx = await self._reread(new.tx_id, new.namespace, gid)
+        raise Refused(
+            Refusal("ABORTED", "IN_PROGRESS", "many writers at once on this transaction: try again", False)
+        )
+
+    def _unwritten(self, verdict: Verdict) -> Tx:
+        tx = verdict.tx
+        if verdict.unlogged:
+            if not tx.ended:
+                self._adopt(tx, verdict.effects, logged=False)
+            return tx
+        live = self.live.get(tx.tx_id)
+        return live.tx if live is not None and live.logged else tx
+
+    def _stamp(self, verdict: Verdict) -> tuple[Tx, Change]:
+        """A row in phase two carries who carries it out, and until when that is sure."""
+        assert verdict.change is not None
+        new, change = verdict.tx, verdict.change
+        if new.decision is not None and not new.ended:
+            new = replace(
+                new, owner=self.settings.node, lease_until_us=self.clock.now_us() + self.settings.lease_us
+            )
+            change = replace(change, tx=new)
+        return new, change
+
+    async def _reread(self, tx_id: str, namespace: str, gid: str) -> Tx | None:
+        self._rows.pop(tx_id, None)
+        found = (await self.log.read([tx_id])).get(tx_id)
+        if found is None and gid:
+            found = await self.log.read_gid(namespace, gid)
+        return found
+
+    async def _row(self, tx_id: str, expected: bool) -> Tx | None:
+        """What is known of a row, reading the log only when there may be one."""
+        live = self.live.get(tx_id)
+        if live is not None and live.logged:
+            return live.tx
+        known = self._rows.get(tx_id)
+        if known is not None or not expected:
+            return known
+        return (await self.log.read([tx_id])).get(tx_id)
+
+    def _remember(self, tx: Tx) -> None:
+        self._rows[tx.tx_id] = tx
+        if len(self._rows) > _ROWS_KEPT:
+            self._rows.popitem(last=False)
+
+    async def _release_gid(self, new: Tx, retry_of: str, may_take_over: frozenset[str]) -> bool:
+        old = await self.log.read_gid(new.namespace, new.gid)
+        if old is None:
+            return True
+        if old.tx_id != retry_of or (may_take_over and old.reason not in may_take_over):
+            return False
+        live = self.live.get(old.tx_id)
+        if live is not None:
+            live.tx = replace(live.tx, gid="")
+        change = Change(ChangeKind.RELEASE_GID, replace(old, gid=""), expected_version=old.version)
+        return (await self.log.write(change)).written is Written.OK
+
+    # ---- phase two ----
+
+    def adopt(self, tx: Tx) -> None:
+        """Carry on with a transaction that was read from the log and is ours now."""
+        self._adopt(tx, resume(tx))
+
+    def _adopt(self, tx: Tx, effects: tuple[Effect, ...], *, logged: bool = True) -> None:
+        if tx.ended:
+            self.live.drop(tx.tx_id)
+            return
+        live = self.live.get(tx.tx_id)
+        if live is not None and live.logged and live.tx.epoch >= tx.epoch:
+            return
+        self.live.put(tx, logged=logged)
+        self._carry_out(tx, effects)
+
+    def _carry_out(self, tx: Tx, effects: tuple[Effect, ...]) -> None:
+        for effect in effects:
+            if isinstance(effect, Finish):
+                self.phase_two.carry_out(tx.tx_id, effect)
+            elif isinstance(effect, Alarm):
+                self.alarm(effect.kind, tx.tx_id, effect.branch_id, effect.detail)
+
+    def tell(self, tx_id: str, event: Event) -> None:
+        """News of a branch from phase two. Nothing waits between reading and replacing the row: none is lost."""
+        live = self.live.get(tx_id)
+        if live is None:
+            return
+        assert isinstance(event, BranchFinished | BranchFailed | HeuristicSeen)
+        verdict = decide(live.tx, event, self.clock.now_us(), self.settings.windows)
+        if verdict.change is None:
+            live.tx = verdict.tx
+            if verdict.tx.ended:
+                self._end(live)
+            self._carry_out(verdict.tx, verdict.effects)
+            return
+        self.live.put(verdict.tx)
+        if live.logged:
+            if verdict.change.forced:
+                self._spawn(self._write_forced(verdict.change), f"write:{tx_id}")
+            else:
+                self.log.write_lazily(verdict.change, self._after_write(verdict.change))
+        if verdict.tx.ended:
+            self._end(live)
+        self._carry_out(verdict.tx, verdict.effects)
+
+    def _end(self, live: Live) -> None:
+        self.live.drop(live.tx.tx_id)
+
+    async def _write_forced(self, change: Change) -> None:
+        while True:
+            try:
+                result = await self.log.write(change)
+            except LogUnavailable as error:
+                log.error("log.unavailable", tx_id=change.tx.tx_id, reason=str(error))
+                await self.clock.sleep(0.5)
+                continue
+            self._after_write(change)(result)
+            return
+
+    def _after_write(self, change: Change) -> Callable[[WriteResult], None]:
+        def written(result: WriteResult) -> None:
+            self.clock.observe(result.now_us)
+            live = self.live.get(change.tx.tx_id)
+            if result.written is Written.CONFLICT and live is not None:
+                if live.tx.epoch > change.expected_epoch:
+                    return  # Our own newer claim, or an operator's order here, went past it.
+                # Another node has taken the row over: what we know is old. Whoever waits reads again.
+                log.warning("tx.stale_epoch", tx_id=change.tx.tx_id, epoch=change.expected_epoch)
+                self.live.drop(change.tx.tx_id)
+
+        return written
+
+    def alarm(self, kind: str, tx_id: str, branch: str = "", detail: str = "") -> None:
+        """Something that a person must see."""
+        self.alarms[kind] = self.alarms.get(kind, 0) + 1
+        log.error(f"alarm.{kind}", tx_id=tx_id, branch=branch, detail=detail)
+
+    # ---- one-phase ----
+
+    async def _probe(self, tx: Tx, probe: Probe, event: Event) -> Event:
+        """Ask by tombstone whether a one-phase commit happened, until every resource has answered."""
+        names = probe.resources or tuple(self.finishers)
+        not_after_us = self.settings.windows.abort_until(tx.deadline_us)
+        for name in names:
+            finisher = self.finishers.get(name)
+            if finisher is None:
+                raise Refused(
+                    Refusal(
+                        "FAILED_PRECONDITION",
+                        "UNKNOWN_RESOURCE",
+                        f"resource {name!r} is not configured here, so it cannot be asked",
+                        False,
+                        {"resource": name},
+                    )
+                )
+            await self._failpoints.reach("probe.before")
+            answer = await self._ask(finisher, tx.tx_id, not_after_us)
+            await self._failpoints.reach("probe.after")
+            if answer is Probed.COMMITTED:
+                return OnePhaseDone(tx)
+            if answer is Probed.TOO_LATE:
+                raise Refused(
+                    Refusal("FAILED_PRECONDITION", "EXPIRED", "too long after the deadline to tell", False)
+                )
+        if isinstance(event, Rollback):
+            return replace(event, probed=True)
+        return DeadlinePassed(probed=True)
+
+    async def _ask(self, finisher: Finisher, tx_id: str, not_after_us: int) -> Probed:
+        for _ in range(50):
+            try:
+                answer = await finisher.probe_one_phase(tx_id, not_after_us)
+            except ResourceTrouble as trouble:
+                raise Refused(
+                    Refusal(
+                        "UNAVAILABLE",
+                        trouble.reason,
+                        str(trouble),
+                        False,
+                        {"resource": finisher.name},
+                        500_000,
+                    )
+                ) from trouble
+            if answer is not Probed.OPEN:
+                return answer
+            await self.clock.sleep(self.settings.probe_interval_s)
+        raise Refused(
+            Refusal(
+                "UNAVAILABLE",
+                "IN_PROGRESS",
+                f"the local commit on {finisher.name!r} is still open: ask again",
+                False,
+                {"resource": finisher.name},
+                1_000_000,
+            )
+        )
+
+
+__all__ = ["Coordinator", "EngineSettings", "expired"]

@@ -1,0 +1,107 @@
+"""The transactions that this node is carrying out, and who waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from ..core.kinds import RULES
+from ..core.model import SETTLED_BRANCH, Tx
+
+
+class WaitLevel(IntEnum):
+    """How far a caller wants to wait."""
+
+    ACCEPTED = 1
+    DECIDED = 2
+    COMMITTED = 3
+    DELIVERED = 4
+
+
+def reached(tx: Tx, level: WaitLevel) -> bool:
+    """Is it so? A transaction that only an operator can move on counts as reached: nothing more comes."""
+    if tx.decision is None:
+        return level is WaitLevel.ACCEPTED
+    if level <= WaitLevel.DECIDED:
+        return True
+    if tx.shown_parked:
+        return True
+    if not tx.ended:
+        return False
+    if level is WaitLevel.COMMITTED:
+        return True
+    return all(b.state in SETTLED_BRANCH for b in tx.branches if not RULES[b.kind].first_phase)
+
+
+@dataclass(slots=True)
+class Live:
+    """One transaction in phase two on this node."""
+
+    tx: Tx
+    logged: bool = True
+    waiters: list[tuple[WaitLevel, asyncio.Future[Tx]]] = field(default_factory=list)
+
+
+class LiveSet:
+    """All of them."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Live] = {}
+        self._empty: asyncio.Event | None = None
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Live]:
+        return iter(list(self._by_id.values()))
+
+    def get(self, tx_id: str) -> Live | None:
+        """The live transaction of that id."""
+        return self._by_id.get(tx_id)
+
+    def put(self, tx: Tx, *, logged: bool = True) -> Live:
+        """Make it live, or bring it up to date, and tell who waited for this."""
+        live = self._by_id.get(tx.tx_id)
+        if live is None:
+            live = self._by_id[tx.tx_id] = Live(tx, logged)
+        else:
+            live.tx = tx
+            if live.waiters:
+                self._tell(live)
+        return live
+
+    def drop(self, tx_id: str) -> None:
+        """It is not ours any more, or it has ended. Who still waits looks at the log."""
+        live = self._by_id.pop(tx_id, None)
+        if live is not None:
+            for _, future in live.waiters:
+                if not future.done():
+                    future.set_result(live.tx)
+        if not self._by_id and self._empty is not None:
+            self._empty.set()
+
+    def wait(self, live: Live, level: WaitLevel) -> asyncio.Future[Tx]:
+        """A future of the transaction at that level."""
+        future: asyncio.Future[Tx] = asyncio.get_running_loop().create_future()
+        live.waiters.append((level, future))
+        return future
+
+    async def drained(self) -> None:
+        """Wait until nothing is live."""
+        while self._by_id:
+            self._empty = asyncio.Event()
+            await self._empty.wait()
+
+    @staticmethod
+    def _tell(live: Live) -> None:
+        rest = []
+        for level, future in live.waiters:
+            if future.done():
+                continue
+            if reached(live.tx, level):
+                future.set_result(live.tx)
+            else:
+                rest.append((level, future))
+        live.waiters[:] = rest
