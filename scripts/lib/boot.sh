@@ -1,6 +1,7 @@
 #!/bin/sh
 # boot.sh DIR: print the path of a uv, making one under DIR if there is none.
-# Works where python3 has neither pip nor ensurepip, as root and as an ordinary user.
+# Works where python3 has neither pip nor ensurepip, as root and as an ordinary user, and installs
+# nothing on the machine itself.
 set -eu
 boot=$1
 py=${PYTHON:-python3}
@@ -16,12 +17,6 @@ has() { "$py" -c "import $1" 2>/dev/null; }
 
 rm -rf "$boot/venv" # a `python3 -m venv` that failed leaves a broken folder behind
 mkdir -p "$boot"
-if ! has ensurepip && ! has pip && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    {
-        apt-get -qq update
-        DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends python3-venv
-    } >"$boot/apt.log" 2>&1 || true # the way without it comes below
-fi
 if has ensurepip && "$py" -m venv "$boot/venv" >&2; then
     "$boot/venv/bin/pip" install -q uv >&2
 else
