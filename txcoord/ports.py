@@ -219,6 +219,18 @@ class Finisher(Protocol):
     async def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class ResourceStatus:
+    """A resource as this node sees it."""
+
+    name: str
+    engine: str
+    identity: str = ""
+    version: str = ""
+    problem: str = ""
+    """Why it cannot be used now, for people; empty when all is well."""
+
+
 class Clock(Protocol):
     """Time. ``now_us`` is the log's clock as this node knows it; ``monotonic`` is for measuring."""
 
@@ -267,5 +279,3 @@ class Failpoints(Protocol):
     """Named places where tests make things break. In production ``reach`` does nothing."""
 
     async def reach(self, name: str) -> None: ...
-
-

@@ -48,6 +48,12 @@ from .model import (
 
 def decide(tx: Tx | None, event: Event, now_us: int, windows: Windows) -> Verdict:
     """What ``event`` means for ``tx`` at ``now_us`` (the log's clock)."""
+    if (
+        tx is not None
+        and isinstance(event, Begin | Enlist | Commit | Rollback | OnePhaseDone)
+        and tx.namespace not in ("", event.tx.namespace)  # A fence row has none.
+    ):
+        return _refuse(event.tx, "NOT_FOUND", "NOT_FOUND", "no such transaction in this namespace")
     match event:
         case Commit():
             return _commit(tx, event, now_us, windows)

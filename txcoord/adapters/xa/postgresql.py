@@ -1,7 +1,7 @@
 """Finishes XA branches straight on a PostgreSQL database.
 
 What a reply means is in ``txcoord_client.protocol.postgresql``. An OK is believed only with its tag; everything
-else asks the marker row, and what is absent from list and marker is fenced by a tombstone before it is judged.
+else asks the marker row; what is absent from list and marker is fenced by a tombstone before it is judged.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
-from txcoord_client.protocol import marker
+from txcoord_client.protocol import marker, reasons
 from txcoord_client.protocol import postgresql as pg
-from txcoord_client.protocol import reasons
 from txcoord_client.protocol import xid as xids
 
 from ...core.model import Windows
@@ -78,10 +77,10 @@ class PostgresFinisher:
     async def list_prepared(self, log_ids: Sequence[str]) -> list[PreparedBranch]:
         """Prepared transactions of these logs in this database."""
         async with self._session() as conn:
-            found = []
+            found: list[PreparedBranch] = []
             for log_id in log_ids:
-                for row in await conn.fetch(pg.list_prepared(log_id), timeout=self._timeout_s):
-                    found.append(PreparedBranch(row[0], row[1], row[2]))
+                rows = await conn.fetch(pg.list_prepared(log_id), timeout=self._timeout_s)
+                found.extend(PreparedBranch(row[0], row[1], row[2]) for row in rows)
             return found
 
     async def probe_one_phase(self, tx_id: str, not_after_us: int) -> Probed:

@@ -1,0 +1,139 @@
+"""AdminService: what operators call. Every write says who and why, and is audited in the same transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from txcoord_client._pb import admin_pb2 as pb
+from txcoord_client._pb import admin_pb2_grpc as rpc
+from txcoord_client.protocol import reasons
+
+from ...core.errors import Refused
+from ...core.events import Operate
+from ...core.machine import decide
+from ...core.model import Audit, BranchState, Tx
+from ...engine.coordinator import Coordinator
+from ...ports import ResourceStatus
+from . import filters, mapping, status
+from .mapping import bad
+from .operations import Operations
+
+_APPLIES = {
+    "retry": (BranchState.PARKED, BranchState.FINISHING, BranchState.UNDOING),
+    "park": (BranchState.FINISHING, BranchState.UNDOING),
+    "skip": (BranchState.PARKED, BranchState.FINISHING, BranchState.UNDOING),
+    "resolve": (BranchState.PARKED, BranchState.FINISHING, BranchState.UNDOING),
+}
+
+
+class AdminServicer(rpc.AdminServiceServicer):
+    """Answers what operators ask."""
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        operations: Operations,
+        resources: Callable[[], Sequence[ResourceStatus]],
+        *,
+        now_us: Callable[[], int],
+    ) -> None:
+        self._c = coordinator
+        self._ops = operations
+        self._resources = resources
+        self._now_us = now_us
+
+    async def Park(self, request: pb.ParkRequest, context: Any) -> Any:
+        return await self._write("park", request, context, pb.ParkResponse)
+
+    async def Skip(self, request: pb.SkipRequest, context: Any) -> Any:
+        return await self._write("skip", request, context, pb.SkipResponse)
+
+    async def Retry(self, request: pb.RetryRequest, context: Any) -> Any:
+        return await self._write("retry", request, context, pb.RetryResponse)
+
+    async def Resolve(self, request: pb.ResolveRequest, context: Any) -> Any:
+        return await self._write("resolve", request, context, pb.ResolveResponse)
+
+    async def ListResources(self, request: pb.ListResourcesRequest, context: Any) -> Any:
+        return pb.ListResourcesResponse(
+            resources=[
+                pb.Resource(
+                    name=r.name,
+                    engine=r.engine,
+                    identity=r.identity,
+                    engine_version=r.version,
+                    available=not r.problem,
+                    problem=r.problem,
+                )
+                for r in self._resources()
+            ]
+        )
+
+    async def _write(self, action: str, request: Any, context: Any, response_type: Any) -> Any:
+        try:
+            effects, more = await self._operate(action, request)
+        except Exception as error:
+            await status.abort(context, status.refusal_of(error))
+        if response_type is pb.ResolveResponse:
+            return response_type(effects=effects)
+        return response_type(effects=effects, more=more)
+
+    async def _operate(self, action: str, request: Any) -> tuple[list[pb.Effect], bool]:
+        namespace = self._ops.namespace(request.namespace)
+        if not request.audit.actor.strip() or not request.audit.reason.strip():
+            raise bad(
+                reasons.BAD_REQUEST, "an operator's order needs an actor and a reason; both are audited"
+            )
+        found, more = await self._select(request.selector, namespace, action)
+        effects: list[pb.Effect] = []
+        for tx in found:
+            wanted = list(request.selector.branches) or [
+                b.id for b in tx.branches if b.state in _APPLIES[action]
+            ]
+            if not wanted:
+                effects.append(
+                    pb.Effect(tx_id=tx.tx_id, gid=tx.gid, effect="none", message="no branch applies")
+                )
+            effects.extend([await self._one(action, tx.tx_id, b, request.audit) for b in wanted])
+        return effects, more
+
+    async def _select(self, selector: pb.Selector, namespace: str, action: str) -> tuple[list[Tx], bool]:
+        if not selector.filter:
+            tx = await self._ops.find(namespace, selector.tx_id, selector.gid)
+            return [tx], False
+        if action == "resolve":
+            raise bad(reasons.BAD_REQUEST, "resolve takes one transaction, not a filter")
+        limit = selector.limit or 1_000
+        query = filters.parse(selector.filter, namespace=namespace, now_us=self._now_us(), limit=limit + 1)
+        await self._c.log.settle()
+        rows = await self._c.log.query(query)
+        return rows[:limit], len(rows) > limit
+
+    async def _one(self, action: str, tx_id: str, branch_id: str, audit: pb.Audit) -> pb.Effect:
+        order = Operate(
+            action, branch_id, Audit(audit.actor[:200], audit.reason[:1000], action, self._now_us())
+        )
+        before = await self._c.get(tx_id)
+        assert before is not None
+        effect = pb.Effect(tx_id=tx_id, gid=before.gid, branch=branch_id)
+        try:
+            if audit.dry_run:
+                verdict = decide(before, order, self._now_us(), self._c.settings.windows)
+                if verdict.refusal is not None:
+                    raise Refused(verdict.refusal)
+                after = verdict.tx
+            else:
+                after = await self._c.operate(tx_id, order)
+        except Refused as refused:
+            effect.effect = "refused"
+            effect.refused.CopyFrom(status.to_pb(refused.refusal))
+            return effect
+        effect.effect = {"retry": "retried", "park": "parked", "skip": "skipped", "resolve": "resolved"}[
+            action
+        ]
+        branch = after.branch(branch_id)
+        if branch is not None:
+            effect.state = mapping.BRANCH_STATE[branch.state]
+        effect.message = f"the transaction is {after.state}"
+        return effect

@@ -1,0 +1,74 @@
+"""The filter of List: a part of AIP-160, terms joined by AND."""
+
+from __future__ import annotations
+
+import re
+
+from txcoord_client.protocol import reasons
+
+from ...core.model import TxState
+from ...ports import Query
+from .mapping import bad
+
+_TERM = re.compile(
+    r"""\s*(?P<field>[a-z_.]+)\s*(?:(?P<op>=|>|<)\s*(?:"(?P<quoted>[^"]*)"|(?P<bare>[^\s"]+)))?\s*""",
+    re.IGNORECASE,
+)
+_UNIT_US = {"ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
+_AGE = re.compile(r"(\d+)(ms|s|m|h|d)")
+KNOWN = 'state = COMMITTING, parked, heuristic, age > 10m, age < 1h, resource = "x", reason = "X", name = "x"'
+
+
+def parse(
+    text: str, *, namespace: str | None, now_us: int, after_tx_id: str | None = None, limit: int = 100
+) -> Query:
+    """A query from a filter such as ``state = COMMITTING AND parked AND age > 10m``."""
+    states: tuple[TxState, ...] = ()
+    flags: dict[str, bool] = {}
+    equal: dict[str, str] = {}
+    before_us: int | None = None
+    after_us: int | None = None
+    for term in re.split(r"\s+AND\s+", text.strip(), flags=re.IGNORECASE) if text.strip() else []:
+        match = _TERM.fullmatch(term)
+        if match is None:
+            raise _bad(term)
+        field, op = match["field"].lower(), match["op"]
+        value = match["quoted"] if match["quoted"] is not None else match["bare"]
+        if field in ("parked", "heuristic") and op is None:
+            flags[field] = True
+        elif field == "state" and op == "=":
+            states = tuple(TxState(part.lower()) for part in _states(value, term))
+        elif field == "age" and op in (">", "<"):
+            age = _AGE.fullmatch(value)
+            if age is None:
+                raise _bad(term)
+            at_us = now_us - int(age[1]) * _UNIT_US[age[2]]
+            before_us, after_us = (at_us, after_us) if op == ">" else (before_us, at_us)
+        elif field in ("resource", "branch.target", "reason", "name") and op == "=":
+            equal["resource" if field == "branch.target" else field] = value
+        else:
+            raise _bad(term)
+    return Query(
+        namespace=namespace,
+        states=states,
+        parked=flags.get("parked"),
+        heuristic=flags.get("heuristic"),
+        resource=equal.get("resource"),
+        reason=equal.get("reason"),
+        name=equal.get("name"),
+        created_before_us=before_us,
+        created_after_us=after_us,
+        after_tx_id=after_tx_id,
+        limit=limit,
+    )
+
+
+def _states(value: str, term: str) -> list[str]:
+    names = value.split("|")
+    if any(name.upper() not in TxState.__members__ for name in names):
+        raise _bad(term)
+    return names
+
+
+def _bad(term: str) -> Exception:
+    return bad(reasons.BAD_REQUEST, f"filter: cannot read {term[:80]!r}. Known, joined by AND: {KNOWN}")

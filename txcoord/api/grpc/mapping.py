@@ -1,0 +1,308 @@
+"""Between the wire and the core. Bad input is refused here, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from txcoord_client._pb import common_pb2 as c
+from txcoord_client.protocol import identifiers, reasons
+from txcoord_client.protocol import xid as xids
+
+from ...core.errors import Refusal, Refused
+from ...core.kinds import RULES
+from ...core.model import Branch, BranchState, DecidedBy, Decision, Kind, Tx, TxState
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request may ask for. Durations in microseconds, sizes in bytes."""
+
+    payload: int = 256 * 1024
+    message: int = 4 * 1024 * 1024
+    operations: int = 1_000
+    branches: int = 1_000
+    labels: int = 16
+    headers: int = 8 * 1024
+    deadline_default_us: int = 30_000_000
+    deadline_max_us: int = 86_400_000_000
+    wait_max_us: int = 60_000_000
+
+
+STATE: Mapping[TxState, c.State] = {
+    TxState.ACTIVE: c.STATE_ACTIVE,
+    TxState.RUNNING: c.STATE_RUNNING,
+    TxState.COMMITTING: c.STATE_COMMITTING,
+    TxState.COMMITTED: c.STATE_COMMITTED,
+    TxState.ABORTING: c.STATE_ABORTING,
+    TxState.ABORTED: c.STATE_ABORTED,
+}
+DECISION: Mapping[Decision, c.Decision] = {
+    Decision.COMMIT: c.DECISION_COMMIT,
+    Decision.ABORT: c.DECISION_ABORT,
+}
+DECIDED_BY: Mapping[DecidedBy, c.DecidedBy] = {
+    DecidedBy.CLIENT: c.DECIDED_BY_CLIENT,
+    DecidedBy.DEADLINE: c.DECIDED_BY_DEADLINE,
+    DecidedBy.BRANCH: c.DECIDED_BY_BRANCH,
+    DecidedBy.OPERATOR: c.DECIDED_BY_OPERATOR,
+    DecidedBy.SCANNER: c.DECIDED_BY_SCANNER,
+    DecidedBy.DATABASE: c.DECIDED_BY_DATABASE,
+}
+BRANCH_STATE: Mapping[BranchState, c.BranchState] = {
+    state: c.BranchState.Value(f"BRANCH_STATE_{state.name}")  # type: ignore[misc]
+    for state in BranchState
+}
+KIND: Mapping[Kind, c.Kind] = {
+    kind: c.Kind.Value(f"KIND_{kind.name}")  # type: ignore[misc]
+    for kind in Kind
+}
+_KIND_FROM_PB = {number: kind for kind, number in KIND.items()}
+_VOTED: Mapping[int, BranchState] = {
+    c.VOTE_UNSPECIFIED: BranchState.OPEN,
+    c.VOTE_PREPARED: BranchState.READY,
+    c.VOTE_READ_ONLY: BranchState.READ_ONLY,
+    c.VOTE_NO: BranchState.REFUSED,
+}
+
+
+def bad(reason: str, message: str, code: str = "INVALID_ARGUMENT", **facts: str) -> Refused:
+    """A refusal of bad input: nothing was written."""
+    return Refused(Refusal(code, reason, message, True, facts))
+
+
+class Reader:
+    """Reads requests, checks them against the limits, the log's identity and the configured resources."""
+
+    def __init__(
+        self,
+        *,
+        limits: Limits,
+        log_id: str,
+        resources: Iterable[str],
+        now_us: Callable[[], int],
+    ) -> None:
+        self._limits = limits
+        self._log_id = log_id
+        self._resources = frozenset(resources)
+        self._now_us = now_us
+
+    def namespace(self, name: str) -> str:
+        """The namespace of a request; empty is "default"."""
+        name = name or "default"
+        if not identifiers.is_name(name):
+            raise bad(reasons.BAD_NAMESPACE, f"namespace {name[:80]!r}: 1 to 63 characters of [A-Za-z0-9_.-]")
+        return name
+
+    def tx(
+        self,
+        namespace: str,
+        tx_id: str,
+        gid: str,
+        deadline_us: int,
+        spec: c.TransactionSpec | None,
+        branches: Iterable[c.Branch] = (),
+        result: bytes = b"",
+    ) -> Tx:
+        """A transaction as a request describes it."""
+        if not identifiers.is_tx_id(tx_id):
+            raise bad(
+                reasons.BAD_TX_ID, f"tx_id {tx_id[:80]!r}: 32 lower-case hex digits of a UUIDv7 are expected"
+            )
+        if gid and not identifiers.is_gid(gid):
+            raise bad(
+                reasons.BAD_GID, f"gid {gid[:80]!r}: 1 to {identifiers.MAX_GID} characters of [A-Za-z0-9_-]"
+            )
+        if deadline_us <= 0:
+            raise bad(
+                reasons.BAD_REQUEST, "deadline_us is missing: the transaction's deadline by the log's clock"
+            )
+        furthest = self._now_us() + self._limits.deadline_max_us
+        # Two seconds of slack: the client stamps by its own idea of the log's clock.
+        if deadline_us > furthest + 2_000_000:
+            raise bad(
+                reasons.DEADLINE_TOO_FAR,
+                f"the deadline is further away than {self._limits.deadline_max_us // 1_000_000} s",
+                limit_us=str(self._limits.deadline_max_us),
+            )
+        self._sized(result, "result")
+        tx = Tx(
+            tx_id,
+            namespace,
+            deadline_us,
+            gid,
+            result=result,
+            branches=self.branches(tx_id, deadline_us, branches),
+        )
+        return self._with_spec(tx, spec) if spec is not None else tx
+
+    def _with_spec(self, tx: Tx, spec: c.TransactionSpec) -> Tx:
+        labels, headers = dict(spec.labels), dict(spec.headers)
+        if len(labels) > self._limits.labels:
+            raise bad(reasons.TOO_LARGE, f"{len(labels)} labels; at most {self._limits.labels}")
+        size = sum(len(k) + len(v) for k, v in (*labels.items(), *headers.items()))
+        if size > self._limits.headers or len(spec.name) > 200:
+            raise bad(
+                reasons.TOO_LARGE, f"name, labels and headers: at most {self._limits.headers} bytes together"
+            )
+        if spec.one_phase_resource:
+            self.resource(spec.one_phase_resource)
+        return replace(
+            tx,
+            name=spec.name,
+            labels=labels,
+            headers=headers,
+            one_phase_resource=spec.one_phase_resource,
+        )
+
+    def resource(self, name: str) -> str:
+        """The name of a configured resource."""
+        if name not in self._resources:
+            known = ", ".join(sorted(self._resources)) or "none"
+            raise bad(
+                reasons.UNKNOWN_RESOURCE,
+                f"resource {name[:80]!r} is not configured at the coordinator (known: {known})",
+                "FAILED_PRECONDITION",
+                resource=name[:80],
+            )
+        return name
+
+    def branches(self, tx_id: str, deadline_us: int, items: Iterable[c.Branch]) -> tuple[Branch, ...]:
+        """Branches, their xids checked against the transaction they are said to belong to."""
+        out: list[Branch] = []
+        seen: set[str] = set()
+        for item in items:
+            if not identifiers.is_branch(item.id):
+                raise bad(
+                    reasons.BAD_BRANCH,
+                    f"branch id {item.id[:80]!r}: a path of numbers such as 3.1, ≤ 24 characters",
+                )
+            if item.id in seen:
+                raise bad(reasons.BAD_BRANCH, f"branch {item.id} is there twice")
+            seen.add(item.id)
+            out.append(self._branch(tx_id, deadline_us, item))
+            if len(out) > self._limits.branches:
+                raise bad(reasons.TOO_LARGE, f"more than {self._limits.branches} branches")
+        return tuple(out)
+
+    def _branch(self, tx_id: str, deadline_us: int, item: c.Branch) -> Branch:
+        kind = _KIND_FROM_PB.get(item.kind)
+        if kind is None:
+            raise bad(reasons.BAD_BRANCH, f"branch {item.id}: its kind is missing")
+        if kind is not Kind.XA:
+            raise bad(
+                reasons.NOT_SUPPORTED,
+                f"branch {item.id}: this server carries out xa branches only, not {kind}",
+                "UNIMPLEMENTED",
+            )
+        self.resource(item.xa.resource)
+        x = xids.parse(item.xa.xid)
+        if x is None:
+            raise bad(reasons.BAD_XID, f"branch {item.id}: {item.xa.xid[:120]!r} is no xid of txcoord")
+        if x.log_id != self._log_id:
+            raise bad(
+                reasons.BAD_XID,
+                f"branch {item.id}: its xid was made for log {x.log_id}, this one is {self._log_id}",
+                "FAILED_PRECONDITION",
+            )
+        if (x.tx_id, x.deadline_us, x.branch) != (tx_id, deadline_us, item.id):
+            raise bad(
+                reasons.BAD_XID, f"branch {item.id}: its xid names another transaction, deadline or branch"
+            )
+        return Branch(
+            item.id,
+            kind,
+            _VOTED.get(item.vote, BranchState.OPEN),
+            item.xa.resource,
+            item.xa.xid,
+            reason=item.reason[:500],
+        )
+
+    def _sized(self, data: bytes, what: str) -> None:
+        if len(data) > self._limits.payload:
+            raise bad(
+                reasons.TOO_LARGE,
+                f"the {what} has {len(data)} bytes; at most {self._limits.payload}",
+                limit=str(self._limits.payload),
+            )
+
+
+_SAYING_SOMETHING = frozenset({BranchState.PARKED, BranchState.SKIPPED, BranchState.RESOLVED})
+
+
+def outcome(tx: Tx, *, pending: bool = False, all_branches: bool = False, named: bool = False) -> c.Outcome:
+    """What is known of a transaction, for the wire."""
+    out = c.Outcome(
+        state=STATE[tx.state],
+        reason=tx.reason,
+        decided_us=tx.decided_us,
+        pending=pending,
+        deadline_us=tx.deadline_us,
+        ended_us=tx.ended_us,
+        version=tx.version,
+        result=tx.result,
+    )
+    if tx.decision is not None:
+        out.decision = DECISION[tx.decision]
+    if tx.decided_by is not None:
+        out.decided_by = DECIDED_BY[tx.decided_by]
+    if tx.decision is Decision.ABORT:
+        out.retriable = tx.reason in reasons.RETRYABLE_ABORTS
+    if named:
+        out.tx_id = tx.tx_id
+        out.gid = tx.gid
+    for b in tx.branches:
+        if b.heuristic:
+            out.heuristic = True
+        if b.state is BranchState.PARKED:
+            if RULES[b.kind].first_phase:
+                out.parked += 1
+            else:
+                out.parked_deliveries += 1
+        if all_branches or b.heuristic or b.state in _SAYING_SOMETHING:
+            out.branches.append(branch_status(b))
+    return out
+
+
+def branch_status(b: Branch) -> c.BranchStatus:
+    """What is known of a branch, for the wire."""
+    return c.BranchStatus(
+        branch=b.id,
+        kind=KIND[b.kind],
+        state=BRANCH_STATE[b.state],
+        heuristic=b.heuristic,
+        reason=b.reason.split(":", 1)[0],
+        message=b.reason,
+        attempts=b.attempts,
+        next_attempt_us=b.next_attempt_us,
+        target=b.resource,
+        result=b.result,
+    )
+
+
+def transaction(tx: Tx) -> c.Transaction:
+    """A row as the wire shows it."""
+    out = c.Transaction(
+        namespace=tx.namespace,
+        tx_id=tx.tx_id,
+        gid=tx.gid,
+        outcome=outcome(tx, named=True),
+        spec=c.TransactionSpec(
+            name=tx.name,
+            labels=dict(tx.labels),
+            headers=dict(tx.headers),
+            one_phase_resource=tx.one_phase_resource,
+        ),
+        created_us=tx.created_us,
+        updated_us=max(tx.created_us, tx.decided_us, tx.ended_us),
+        owner=tx.owner,
+        lease_until_us=tx.lease_until_us,
+        epoch=tx.epoch,
+    )
+    for b in tx.branches:
+        spec = c.Branch(id=b.id, kind=KIND[b.kind])
+        if b.kind is Kind.XA:
+            spec.xa.resource = b.resource
+            spec.xa.xid = b.xid
+        out.branches.append(c.BranchDetail(spec=spec, status=branch_status(b)))
+    return out

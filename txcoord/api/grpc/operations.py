@@ -1,0 +1,344 @@
+"""The operations of the coordinator service, each once, for the unary calls, Batch and Session alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from txcoord_client._pb import common_pb2 as c
+from txcoord_client._pb import coordinator_pb2 as pb
+from txcoord_client.protocol import identifiers, reasons
+
+from ... import __version__
+from ...core.errors import Refusal, Refused
+from ...core.events import Begin, Commit, Enlist, OnePhaseDone, Rollback
+from ...core.model import Branch, BranchState, Kind, Tx
+from ...engine.coordinator import Coordinator, expired
+from ...engine.live import WaitLevel, reached
+from ...ports import ResourceStatus
+from . import filters, mapping, status
+from .mapping import Limits, Reader, bad
+
+_LEVEL = {
+    c.WAIT_LEVEL_UNSPECIFIED: WaitLevel.COMMITTED,
+    c.WAIT_LEVEL_ACCEPTED: WaitLevel.ACCEPTED,
+    c.WAIT_LEVEL_DECIDED: WaitLevel.DECIDED,
+    c.WAIT_LEVEL_COMMITTED: WaitLevel.COMMITTED,
+    c.WAIT_LEVEL_DELIVERED: WaitLevel.DELIVERED,
+}
+
+
+class Operations:
+    """What each request does. Raises Refused; answers the response message.
+
+    ``most_s`` is how long the caller can wait; 0 answers what is so after the flush.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        limits: Limits,
+        resources: Callable[[], Sequence[ResourceStatus]],
+    ) -> None:
+        assert coordinator.identity is not None
+        self._c = coordinator
+        self._limits = limits
+        self._resources = resources
+        self._read = Reader(
+            limits=limits,
+            log_id=coordinator.identity.log_id,
+            resources=coordinator.finishers,
+            now_us=coordinator.clock.now_us,
+        )
+        self.by_name: dict[str, Callable[[Any, str, float], Awaitable[Any]]] = {
+            "commit": self.commit,
+            "begin": self.begin,
+            "enlist": self.enlist,
+            "vote": self.vote,
+            "rollback": self.rollback,
+            "report": self.report,
+            "wait": self.wait,
+            "get": self.get,
+        }
+
+    def namespace(self, name: str) -> str:
+        """Check a namespace; empty is "default"."""
+        return self._read.namespace(name)
+
+    def check_log(self, log_id: str) -> None:
+        """The client has another log in mind: a restored or exchanged one."""
+        identity = self._c.identity
+        if log_id and identity is not None and log_id != identity.log_id:
+            raise bad(
+                reasons.BAD_XID,
+                f"this coordinator's log is {identity.log_id}, the client has {log_id} in mind: say Hello again",
+                "FAILED_PRECONDITION",
+            )
+
+    async def hello(self, request: pb.HelloRequest) -> pb.HelloResponse:
+        """Who is there."""
+        self.namespace(request.namespace)
+        identity, limits, windows = self._c.identity, self._limits, self._c.settings.windows
+        assert identity is not None
+        return pb.HelloResponse(
+            log_id=identity.log_id,
+            incarnation=identity.incarnation,
+            log_time_us=self._c.clock.now_us(),
+            node=self._c.settings.node,
+            version=__version__,
+            features=["session", "batch", "xa"],
+            limits=pb.Limits(
+                max_payload_bytes=limits.payload,
+                max_message_bytes=limits.message,
+                max_operations=limits.operations,
+                max_branches=limits.branches,
+                max_deadline_us=limits.deadline_max_us,
+                default_deadline_us=limits.deadline_default_us,
+                grace_us=windows.grace_us,
+                retention_us=windows.retention_us,
+                max_labels=limits.labels,
+                max_headers_bytes=limits.headers,
+                max_wait_us=limits.wait_max_us,
+            ),
+            resources=[
+                pb.ResourceInfo(
+                    name=r.name,
+                    engine=r.engine,
+                    identity=r.identity,
+                    engine_version=r.version,
+                    available=not r.problem,
+                    problem=r.problem,
+                )
+                for r in self._resources()
+            ],
+        )
+
+    async def begin(self, request: pb.BeginRequest, namespace: str, most_s: float) -> pb.BeginResponse:
+        """Make a transaction durable."""
+        now_us = self._c.clock.now_us()
+        tx_id = request.tx_id
+        if not tx_id:
+            if not request.gid:
+                raise bad(
+                    reasons.BAD_REQUEST, "without a tx_id a gid is needed, so that the call can be repeated"
+                )
+            tx_id = identifiers.new_tx_id(now_us, self._c.random.getrandbits)
+        deadline_us = request.deadline_us or now_us + self._limits.deadline_default_us
+        tx = self._read.tx(namespace, tx_id, request.gid, deadline_us, request.spec)
+        again: frozenset[str] = frozenset() if request.spec.again else reasons.RETRYABLE_ABORTS
+        tx = await self._c.begin(Begin(tx), may_take_over=again, retry_of=request.spec.retry_of)
+        return pb.BeginResponse(outcome=mapping.outcome(tx, named=True))
+
+    async def enlist(self, request: pb.EnlistRequest, namespace: str, most_s: float) -> pb.EnlistResponse:
+        """Add branches."""
+        tx = self._read.tx(namespace, request.tx_id, request.gid, request.deadline_us, request.spec)
+        branches = self._read.branches(request.tx_id, request.deadline_us, request.branches)
+        if not branches:
+            raise bad(reasons.BAD_REQUEST, "no branch to enlist")
+        done = await self._c.enlist(Enlist(tx, branches), begun=request.begun)
+        return pb.EnlistResponse(outcome=mapping.outcome(done))
+
+    async def vote(self, request: pb.VoteRequest, namespace: str, most_s: float) -> pb.VoteResponse:
+        """Report votes: an enlist of what is known already, with its vote."""
+        asked = self._read.tx(namespace, request.tx_id, request.gid, request.deadline_us, None)
+        row = await self._c.get(request.tx_id)
+        if row is None or row.namespace != namespace:
+            raise self._not_found(request.tx_id)
+        known = {b.id: b for b in row.branches}
+        voted = []
+        for vote in request.votes:
+            branch = known.get(vote.branch)
+            if branch is None:
+                raise bad(reasons.NOT_FOUND, f"branch {vote.branch[:40]!r} was not enlisted", "NOT_FOUND")
+            item = c.Branch(id=branch.id, kind=mapping.KIND[branch.kind], vote=vote.vote, reason=vote.reason)
+            item.xa.resource, item.xa.xid = branch.resource, branch.xid
+            voted.append(item)
+        branches = self._read.branches(request.tx_id, request.deadline_us, voted)
+        done = await self._c.enlist(Enlist(asked, branches), begun=True)
+        return pb.VoteResponse(outcome=mapping.outcome(done))
+
+    async def commit(self, request: pb.CommitRequest, namespace: str, most_s: float) -> pb.CommitResponse:
+        """Ask for commit."""
+        tx = self._read.tx(
+            namespace,
+            request.tx_id,
+            request.gid,
+            request.deadline_us,
+            request.spec if request.HasField("spec") else None,
+            request.branches,
+            request.result,
+        )
+        done = await self._c.commit(Commit(tx, request.begun or bool(request.gid)))
+        done = await self._waited(done, request.wait, request.wait_us, most_s)
+        return pb.CommitResponse(outcome=self._outcome(done, request.wait))
+
+    async def rollback(
+        self, request: pb.RollbackRequest, namespace: str, most_s: float
+    ) -> pb.RollbackResponse:
+        """Ask for abort, also of a transaction that the log has never heard of."""
+        row: Tx | None = None
+        tx_id, deadline_us = request.tx_id, request.deadline_us
+        if not tx_id or not deadline_us:
+            row = await self._find(namespace, tx_id, request.gid)
+            if row is None:
+                raise self._not_found(tx_id or request.gid)
+            tx_id, deadline_us = row.tx_id, row.deadline_us
+        for name in request.resources:
+            self._read.resource(name)
+        tx = self._read.tx(
+            namespace, tx_id, request.gid if row is None else row.gid, deadline_us, None, request.branches
+        )
+        event = Rollback(
+            tx,
+            reason=request.reason[:100] or reasons.ROLLED_BACK_BY_CLIENT,
+            sealed=request.initiator and request.sealed,
+            logged=request.force_log or bool(request.gid) or request.begun,
+            resources=tuple(request.resources),
+        )
+        done = await self._c.rollback(event, begun=request.begun or bool(request.gid) or row is not None)
+        done = await self._waited(done, request.wait, request.wait_us, most_s)
+        return pb.RollbackResponse(outcome=self._outcome(done, request.wait))
+
+    async def report(self, request: pb.ReportRequest, namespace: str, most_s: float) -> pb.ReportResponse:
+        """Take what happened elsewhere: here, a one-phase commit."""
+        spec = request.spec if request.HasField("spec") else None
+        tx = self._read.tx(
+            namespace, request.tx_id, request.gid, request.deadline_us, spec, result=request.result
+        )
+        if len(request.reports) != 1 or request.reports[0].event != c.BRANCH_EVENT_ONE_PHASE_COMMITTED:
+            raise bad(
+                reasons.NOT_SUPPORTED, "only one report, of a one-phase commit, is known", "UNIMPLEMENTED"
+            )
+        report = request.reports[0]
+        resource = self._read.resource(report.xa.resource)
+        if not identifiers.is_branch(report.branch):
+            raise bad(reasons.BAD_BRANCH, f"branch id {report.branch[:80]!r}")
+        branch = Branch(report.branch, Kind.XA, BranchState.DONE, resource)
+        done = await self._c.one_phase_done(
+            OnePhaseDone(replace(tx, branches=(branch,), one_phase_resource=resource))
+        )
+        return pb.ReportResponse(outcome=mapping.outcome(done))
+
+    async def wait(self, request: pb.WaitRequest, namespace: str, most_s: float) -> pb.WaitResponse:
+        """Wait until any of many has got there."""
+        if len(request.items) > self._limits.operations:
+            raise bad(reasons.TOO_LARGE, f"at most {self._limits.operations} transactions in one wait")
+        limit_s = min(request.wait_us, self._limits.wait_max_us) / 1e6
+        if most_s:
+            limit_s = min(limit_s, most_s)
+        response = pb.WaitResponse()
+        waiting: dict[asyncio.Task[Tx], tuple[int, pb.WaitItem]] = {}
+        for index, item in enumerate(request.items):
+            tx = await self._find(namespace, item.tx_id, item.gid)
+            if tx is None:
+                refused = status.to_pb(self._not_found(item.tx_id or item.gid).refusal)
+                response.results.append(pb.WaitResult(index=index, status=refused))
+            elif reached(tx, _LEVEL[item.level]):
+                response.results.append(self._wait_result(index, item, tx))
+            else:
+                task = asyncio.ensure_future(self._c.wait(tx, _LEVEL[item.level], limit_s))
+                waiting[task] = (index, item)
+        if waiting and not response.results and limit_s > 0:
+            await asyncio.wait(waiting, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        for task, (index, item) in waiting.items():
+            if task.done() and task.exception() is None and reached(task.result(), _LEVEL[item.level]):
+                response.results.append(self._wait_result(index, item, task.result()))
+            else:
+                task.cancel()
+        return response
+
+    async def get(self, request: pb.GetRequest, namespace: str, most_s: float) -> pb.GetResponse:
+        """One transaction."""
+        tx = await self.find(namespace, request.tx_id, request.gid)
+        out = mapping.transaction(tx)
+        if request.history:
+            for seq, entry in enumerate(await self._c.log.history(tx.tx_id)):
+                out.history.append(
+                    c.HistoryEvent(
+                        seq=seq,
+                        at_us=entry.at_us,
+                        event=entry.what,
+                        branch=entry.branch,
+                        actor=entry.by,
+                        reason=entry.reason.split(":", 1)[0],
+                        message=entry.reason,
+                    )
+                )
+        return pb.GetResponse(transaction=out)
+
+    async def list(self, request: pb.ListRequest, namespace: str) -> pb.ListResponse:
+        """A page of transactions, newest first."""
+        if request.order_by not in ("", "created desc"):
+            raise bad(
+                reasons.BAD_REQUEST, f"order_by {request.order_by[:40]!r}: only 'created desc' is known"
+            )
+        size = min(request.page_size or 50, 1_000)
+        query = filters.parse(
+            request.filter,
+            namespace=namespace,
+            now_us=self._c.clock.now_us(),
+            after_tx_id=request.page_token or None,
+            limit=size + 1,
+        )
+        await self._c.log.settle()
+        rows = await self._c.log.query(query)
+        page, more = rows[:size], len(rows) > size
+        return pb.ListResponse(
+            transactions=[mapping.transaction(tx) for tx in page],
+            next_page_token=page[-1].tx_id if more else "",
+        )
+
+    # ---- helpers ----
+
+    async def find(self, namespace: str, tx_id: str, gid: str) -> Tx:
+        """The transaction of that tx id or gid. Raises Refused (NOT_FOUND)."""
+        tx = await self._find(namespace, tx_id, gid)
+        if tx is None:
+            raise self._not_found(tx_id or gid)
+        return tx
+
+    async def _find(self, namespace: str, tx_id: str, gid: str) -> Tx | None:
+        tx: Tx | None = None
+        if tx_id:
+            if not identifiers.is_tx_id(tx_id):
+                raise bad(reasons.BAD_TX_ID, f"tx_id {tx_id[:80]!r}: 32 lower-case hex digits are expected")
+            tx = await self._c.get(tx_id)
+        elif gid:
+            tx = await self._c.get_by_gid(namespace, gid)
+            bare = identifiers.parse_tx_id(gid)
+            if tx is None and bare is not None:
+                tx = await self._c.get(bare)
+        else:
+            raise bad(reasons.BAD_REQUEST, "neither tx_id nor gid was given")
+        if tx is None or tx.namespace not in ("", namespace):
+            return None
+        if expired(tx, self._c.settings.windows):
+            return None
+        return tx
+
+    async def _waited(self, tx: Tx, level: c.WaitLevel, wait_us: int, most_s: float) -> Tx:
+        if most_s <= 0:
+            return tx
+        limit_s = min(wait_us or self._limits.wait_max_us, self._limits.wait_max_us) / 1e6
+        return await self._c.wait(tx, _LEVEL[level], min(limit_s, most_s))
+
+    def _outcome(self, tx: Tx, level: c.WaitLevel) -> c.Outcome:
+        return mapping.outcome(tx, pending=not reached(tx, _LEVEL[level]))
+
+    def _wait_result(self, index: int, item: pb.WaitItem, tx: Tx) -> pb.WaitResult:
+        return pb.WaitResult(
+            index=index, outcome=mapping.outcome(tx, named=True, all_branches=item.all_branches)
+        )
+
+    @staticmethod
+    def _not_found(name: str) -> Refused:
+        return Refused(
+            Refusal(
+                "NOT_FOUND",
+                reasons.NOT_FOUND,
+                f"no transaction {name[:80]!r} here. That is no outcome: to settle it, ask for its abort",
+                True,
+            )
+        )

@@ -1,0 +1,101 @@
+"""The gRPC server: services, health, reflection by option."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from txcoord_client._pb import (
+    admin_pb2,
+    admin_pb2_grpc,
+    coordinator_pb2,
+    coordinator_pb2_grpc,
+)
+
+from ...engine.coordinator import Coordinator
+from ...engine.recovery import Recovery
+from ...ports import ResourceStatus
+from .admin import AdminServicer
+from .mapping import Limits
+from .operations import Operations
+from .servicer import CoordinatorServicer
+
+_SERVICES = (
+    coordinator_pb2.DESCRIPTOR.services_by_name["CoordinatorService"].full_name,
+    admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiSettings:
+    """What the server needs to know."""
+
+    limits: Limits = field(default_factory=Limits)
+    reflection: bool = False
+
+
+class GrpcServer:
+    """One listening gRPC server over one coordinator."""
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        recovery: Recovery,
+        settings: ApiSettings,
+        *,
+        resources: Callable[[], Sequence[ResourceStatus]],
+    ) -> None:
+        self._settings = settings
+        self._coordinator = coordinator
+        operations = Operations(coordinator, settings.limits, resources)
+        now_us = coordinator.clock.now_us
+        # Calls of kinds that this server does not carry out are answered UNIMPLEMENTED by the base class.
+        self.servicer = CoordinatorServicer(  # type: ignore[abstract]
+            operations, max_operations=settings.limits.operations, now_us=now_us
+        )
+        self._admin = AdminServicer(  # type: ignore[abstract]
+            coordinator, operations, resources, now_us=now_us
+        )
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; answers the port. Raises OSError when the address cannot be bound."""
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", self._settings.limits.message),
+                ("grpc.max_send_message_length", 4 * self._settings.limits.message),
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ]
+        )
+        coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server(self.servicer, server)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(self._admin, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)  # type: ignore[no-untyped-call]
+        if self._settings.reflection:
+            reflection.enable_server_reflection(
+                (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+            )
+        try:
+            bound = server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {host}:{port}: {error}") from error
+        await server.start()
+        self._server = server
+        for name in ("", *_SERVICES):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return bound
+
+    async def stop(self, grace_s: float) -> None:
+        """Stop taking, drain, leave."""
+        if self._server is None:
+            return
+        await self._health.enter_graceful_shutdown()
+        self.servicer.drain()
+        server, self._server = self._server, None
+        await server.stop(grace_s)
