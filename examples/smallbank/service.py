@@ -1,0 +1,141 @@
+"""The bank's service: a process of its own that moves money between two databases with one commit.
+
+`checking` accounts are in one database, `savings` in the other. Every change leaves a journal row beside it, in
+the same database and transaction, so that a checker can tell afterwards what happened, and how often.
+
+    python -m examples.smallbank.service PORT COORDINATOR CHECKING_URL SAVINGS_URL
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from txcoord_client import (
+    Aborted,
+    AlreadyAborted,
+    AlreadyCommitted,
+    Coordinator,
+    InProgress,
+    OutcomeUnknown,
+    TxcoordError,
+)
+
+TIMEOUT_S = 6.0
+_TAKE = text("UPDATE account SET balance = balance - :cents WHERE id = :id AND balance >= :cents")
+_GIVE = text("UPDATE account SET balance = balance + :cents WHERE id = :id")
+_JOURNAL = text("INSERT INTO journal (gid, delta) VALUES (:gid, :cents)")
+
+
+class InsufficientFunds(Exception):
+    """A business no: the transaction is aborted, and this comes back unchanged."""
+
+
+class Bank:
+    """The operations of the bank. Each is one global transaction with the caller's gid."""
+
+    def __init__(self, coord: Coordinator, checking: AsyncEngine, savings: AsyncEngine) -> None:
+        self._coord = coord
+        self._checking = checking
+        self._savings = savings
+
+    async def send_payment(self, gid: str, source: int, target: int, cents: int) -> None:
+        """From a checking account to somebody's savings account: two databases."""
+        async with self._coord.begin("send-payment", gid=gid, timeout=TIMEOUT_S) as g:
+            async with g.xa(self._checking) as db:
+                await _take(db, gid, source, cents)
+            async with g.xa(self._savings) as db:
+                await _give(db, gid, target, cents)
+
+    async def withdraw_savings(self, gid: str, source: int, target: int, cents: int) -> None:
+        """The other way round, so that the databases are locked in both orders."""
+        async with self._coord.begin("withdraw-savings", gid=gid, timeout=TIMEOUT_S) as g:
+            async with g.xa(self._savings) as db:
+                await _take(db, gid, source, cents)
+            async with g.xa(self._checking) as db:
+                await _give(db, gid, target, cents)
+
+    async def move_checking(self, gid: str, source: int, target: int, cents: int) -> None:
+        """Within one database: committed in one phase."""
+        async with (
+            self._coord.begin("move-checking", gid=gid, timeout=TIMEOUT_S, resources=["checking"]) as g,
+            g.xa(self._checking) as db,
+        ):
+            await _take(db, gid, source, cents)
+            await _give(db, gid, target, cents)
+
+
+async def _take(db: AsyncConnection, gid: str, account: int, cents: int) -> None:
+    done = await db.execute(_TAKE, {"id": account, "cents": cents})
+    if done.rowcount != 1:
+        raise InsufficientFunds
+    await db.execute(_JOURNAL, {"gid": gid, "cents": -cents})
+
+
+async def _give(db: AsyncConnection, gid: str, account: int, cents: int) -> None:
+    await db.execute(_GIVE, {"id": account, "cents": cents})
+    await db.execute(_JOURNAL, {"gid": gid, "cents": cents})
+
+
+async def answer(bank: Bank, request: dict[str, Any]) -> dict[str, str]:
+    """What the client is told: committed, aborted, refused (a business no), or unknown. Never a guess."""
+    operation = getattr(bank, request["op"])
+    arguments = {key: request[key] for key in ("gid", "source", "target", "cents")}
+    try:
+        await operation(**arguments)
+    except InsufficientFunds:
+        return {"told": "refused"}
+    except AlreadyCommitted:
+        return {"told": "committed"}
+    except (Aborted, AlreadyAborted) as error:
+        return {"told": "aborted", "why": error.reason}
+    except (InProgress, OutcomeUnknown) as error:
+        return {"told": "unknown", "why": error.reason}
+    except TxcoordError as error:
+        return {"told": "unknown" if not error.definite else "failed", "why": error.reason}
+    except (DBAPIError, OSError) as error:
+        # The database died under the work, before any commit was asked for.
+        return {"told": "failed", "why": type(error).__name__}
+    return {"told": "committed"}
+
+
+async def main(port: str, address: str, checking_url: str, savings_url: str) -> None:
+    """Serve until SIGTERM."""
+    pool = {"pool_size": 20, "max_overflow": 0, "pool_pre_ping": True}
+    checking = create_async_engine(checking_url, **pool)
+    savings = create_async_engine(savings_url, **pool)
+    coord = Coordinator(address, resources={"checking": checking, "savings": savings})
+    bank = Bank(coord, checking, savings)
+
+    async def pay(request: bytes, context: Any) -> bytes:
+        return json.dumps(await answer(bank, json.loads(request))).encode()
+
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("Bank", {"Pay": grpc.unary_unary_rpc_method_handler(pay)}),)
+    )
+    status = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    await status.set("", health_pb2.HealthCheckResponse.SERVING)
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    await stopped.wait()
+    await server.stop(5)
+    await coord.close()
+    await checking.dispose()
+    await savings.dispose()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
