@@ -12,6 +12,7 @@ from typing import assert_never
 from . import settle
 from .errors import Refusal
 from .events import (
+    Alarm,
     Begin,
     BranchFailed,
     BranchFinished,
@@ -27,7 +28,6 @@ from .events import (
     OrphanFound,
     Probe,
     Rollback,
-    Settled,
     Verdict,
 )
 from .kinds import RULES
@@ -70,7 +70,7 @@ def decide(tx: Tx | None, event: Event, now_us: int, windows: Windows) -> Verdic
         case DeadlinePassed():
             return _deadline(_known(tx), event, now_us)
         case OrphanFound():
-            return _orphan(tx, event, now_us)
+            return _orphan(tx, event, now_us, windows)
         case Operate():
             return settle.operate(_known(tx), event, now_us)
         case _:
@@ -84,7 +84,8 @@ def resume(tx: Tx) -> tuple[Effect, ...]:
 
 def expired(tx: Tx, windows: Windows) -> bool:
     """Is this row a fence, written by the scanner after W, and no outcome?"""
-    return tx.decided_us > windows.abort_until(tx.deadline_us)
+    # Only a fence: a deadline and a database decide rows that were there all along, or repeat a fact.
+    return tx.decided_by is DecidedBy.SCANNER and tx.decided_us > windows.abort_until(tx.deadline_us)
 
 
 def _known(tx: Tx | None) -> Tx:
@@ -102,6 +103,9 @@ def _begin(tx: Tx | None, event: Begin, now_us: int, windows: Windows) -> Verdic
         return Verdict(new, Change(ChangeKind.INSERT, new, not_after_us=new.deadline_us))
     if tx.tx_id != new.tx_id:
         return _gid_taken(tx, windows)
+    if tx.decision is Decision.ABORT and tx.namespace in ("", new.namespace):
+        # Whoever aborted it may not have known its content (the scanner, a rollback that overtook its begin).
+        return _already_decided(tx, windows)
     if _content(tx) != _content(new):
         return _refuse(
             tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", "this transaction was begun with other content"
@@ -140,21 +144,38 @@ def _already_decided(tx: Tx, windows: Windows) -> Verdict:
     )
 
 
+def _not_its_row(tx: Tx | None, asked: Tx, windows: Windows) -> Verdict | None:
+    """Refuse a request about a transaction of another namespace, or one whose gid another one holds."""
+    if tx is None:
+        return None
+    if tx.namespace not in ("", asked.namespace):
+        return _refuse(asked, "NOT_FOUND", "NOT_FOUND", "there is no such transaction")
+    return _gid_taken(tx, windows) if tx.tx_id != asked.tx_id else None
+
+
+def _without_gid(tx: Tx | None, asked: Tx) -> tuple[Tx | None, Tx]:
+    """A row that was found by its gid only is not this transaction's: go on without row and gid."""
+    if tx is not None and tx.tx_id != asked.tx_id:
+        return None, replace(asked, gid="")
+    return tx, asked
+
+
 def _enlist(tx: Tx | None, event: Enlist, now_us: int, windows: Windows) -> Verdict:
     asked = event.tx
+    refused = _not_its_row(tx, asked, windows)
+    if refused is not None:
+        return refused
+    # Is it a repetition of what took effect? Then no refusal is definite.
+    fresh = tx is None or not any(tx.branch(b.id) for b in event.branches)
     if tx is not None and tx.decision is not None:
-        return _refuse(
-            tx,
-            "FAILED_PRECONDITION",
-            "DECIDED",
-            f"the transaction is {tx.state}; nothing can enlist any more",
-        )
+        text = f"the transaction is {tx.state}; nothing can enlist any more"
+        return _refuse(tx, "FAILED_PRECONDITION", "DECIDED", text, fresh)
     if tx is not None and tx.state is not TxState.ACTIVE:
-        return _refuse(
-            tx, "FAILED_PRECONDITION", "DECIDED", "the plan is sealed; nothing can enlist any more"
-        )
+        text = "the plan is sealed; nothing can enlist any more"
+        return _refuse(tx, "FAILED_PRECONDITION", "DECIDED", text, fresh)
     if now_us > asked.deadline_us:
-        return _refuse(asked, "FAILED_PRECONDITION", "DEADLINE", "the transaction's deadline has passed")
+        text = "the transaction's deadline has passed"
+        return _refuse(asked, "FAILED_PRECONDITION", "DEADLINE", text, fresh)
     if tx is None:
         new = replace(asked, branches=event.branches, created_us=now_us, version=1)
         return Verdict(new, Change(ChangeKind.INSERT, new, new.branches, not_after_us=asked.deadline_us))
@@ -168,7 +189,7 @@ def _enlist(tx: Tx | None, event: Enlist, now_us: int, windows: Windows) -> Verd
             return _refuse(
                 tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", f"branch {b.id} was enlisted differently"
             )
-        if old is None or (old.state is BranchState.OPEN and b.state is not BranchState.OPEN):
+        if old is None or _says_more(b, old):
             merged[b.id] = b
             touched.append(b)
     if not touched:
@@ -188,6 +209,9 @@ def _enlist(tx: Tx | None, event: Enlist, now_us: int, windows: Windows) -> Verd
 
 def _commit(tx: Tx | None, event: Commit, now_us: int, windows: Windows) -> Verdict:
     asked = event.tx
+    refused = _not_its_row(tx, asked, windows)
+    if refused is not None:
+        return refused
     if tx is not None and tx.decision is not None:
         return _answer_commit(tx, asked, windows)
     if tx is not None and tx.deadline_us != asked.deadline_us:
@@ -217,6 +241,17 @@ def _commit(tx: Tx | None, event: Commit, now_us: int, windows: Windows) -> Verd
     return _write(tx, base, Decision.COMMIT, DecidedBy.CLIENT, "", now_us, windows)
 
 
+_WEIGHT = {BranchState.OPEN: 0, BranchState.READ_ONLY: 1, BranchState.READY: 2, BranchState.REFUSED: 3}
+
+
+def _says_more(new: Branch, old: Branch) -> bool:
+    """Two reports of one branch (a call that ran twice): a no outweighs a yes, and a yes *I wrote nothing*.
+
+    The order of their arrival must not matter, and no prepared branch may count as read-only.
+    """
+    return _WEIGHT.get(new.state, -1) > _WEIGHT.get(old.state, 3)
+
+
 def _union(known: tuple[Branch, ...], asked: tuple[Branch, ...]) -> tuple[tuple[Branch, ...], str]:
     """The decided list is the union of Commit's list and what enlisted by itself."""
     merged = {b.id: b for b in known}
@@ -224,7 +259,7 @@ def _union(known: tuple[Branch, ...], asked: tuple[Branch, ...]) -> tuple[tuple[
         old = merged.get(b.id)
         if old is not None and (old.kind, old.resource, old.xid) != (b.kind, b.resource, b.xid):
             return known, b.id
-        if old is None or old.state is BranchState.OPEN:
+        if old is None or _says_more(b, old):
             merged[b.id] = b
     return tuple(merged.values()), ""
 
@@ -247,16 +282,21 @@ def _answer_commit(tx: Tx, asked: Tx, windows: Windows) -> Verdict:
 
 
 def _rollback(tx: Tx | None, event: Rollback, now_us: int, windows: Windows) -> Verdict:
-    asked = event.tx
+    tx, asked = _without_gid(tx, event.tx)
+    refused = _not_its_row(tx, asked, windows)
+    if refused is not None:
+        return refused
     if tx is not None and tx.decision is not None:
         return _expired(tx) if expired(tx, windows) else Verdict(tx)
+    if tx is not None and tx.deadline_us != asked.deadline_us:
+        return _refuse(tx, "INVALID_ARGUMENT", "BAD_XID", "the deadline differs from the transaction's")
     if now_us > windows.abort_until(asked.deadline_us):
         return _expired(tx or asked)
     if not event.sealed and not event.probed:
         probe = _probe_needed(tx, event.resources)
         if probe is not None:
             return Verdict(tx or asked, effects=(probe,))
-    if tx is None and event.sealed and not event.logged:
+    if tx is None and event.sealed and not event.logged and not asked.gid:
         undone = _decided(asked, Decision.ABORT, event.by, event.reason, now_us)
         return Verdict(undone, effects=settle.effects_of(undone), unlogged=True)
     base = asked if tx is None else replace(tx, branches=_union(tx.branches, asked.branches)[0])
@@ -275,27 +315,32 @@ def _probe_needed(tx: Tx | None, resources: tuple[str, ...]) -> Probe | None:
 
 
 def _one_phase_done(tx: Tx | None, event: OnePhaseDone, now_us: int, windows: Windows) -> Verdict:
+    tx, asked = _without_gid(tx, event.tx)
+    refused = _not_its_row(tx, asked, windows)
+    if refused is not None:
+        return refused
     if tx is not None and tx.decision is not None:
-        return Verdict(tx)
-    base = event.tx if tx is None else tx
+        return settle.contradicted(tx, asked, now_us) if tx.decision is Decision.ABORT else Verdict(tx)
+    base = asked if tx is None else tx
+    branches, alone = settle.beside_one_phase(tx, asked)
     done = replace(
         base,
-        state=next_tx(next_tx(base.state, TxEvent.COMMIT), TxEvent.SETTLED),
+        state=next_tx(base.state, TxEvent.COMMIT),
         decision=Decision.COMMIT,
         decided_by=DecidedBy.DATABASE,
         decided_us=now_us,
-        ended_us=now_us,
         created_us=base.created_us or now_us,
         version=base.version + 1,
-        result=event.tx.result,
-        branches=tuple(
-            replace(b, state=BranchState.DONE)
-            for b in (event.tx.branches or base.branches)
-            if b.state in (BranchState.OPEN, BranchState.READY, BranchState.DONE)
-        ),
+        epoch=base.epoch + 1,
+        result=asked.result,
+        branches=branches,
     )
+    done = settle.close(done, now_us)
+    effects = settle.effects_of(done)
+    if not alone:
+        effects = (*effects, Alarm("one_phase_not_alone", detail="other branches were enlisted beside it"))
     # The database has decided already: this row only repeats it, so no limit of time applies.
-    return Verdict(done, _change(tx, done, None), (Settled(),))
+    return Verdict(done, _change(tx, done, None), effects)
 
 
 def _deadline(tx: Tx, event: DeadlinePassed, now_us: int) -> Verdict:
@@ -306,13 +351,15 @@ def _deadline(tx: Tx, event: DeadlinePassed, now_us: int) -> Verdict:
     return _write(tx, tx, Decision.ABORT, DecidedBy.DEADLINE, "DEADLINE", now_us, None)
 
 
-def _orphan(tx: Tx | None, event: OrphanFound, now_us: int) -> Verdict:
+def _orphan(tx: Tx | None, event: OrphanFound, now_us: int, windows: Windows) -> Verdict:
     """Fence an orphan: its ABORT row first; whoever comes later reads it and obeys.
 
     No upper limit applies: after W this row is a fence, which its own time shows.
     """
     if tx is not None:
         return Verdict(tx)
+    if now_us <= windows.marker_until(event.tx.deadline_us):
+        return Verdict(event.tx)  # Too early to judge.
     new = _decided(event.tx, Decision.ABORT, DecidedBy.SCANNER, "ORPHAN", now_us)
     new = replace(new, created_us=now_us, version=1)
     entry = HistoryEntry(

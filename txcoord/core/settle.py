@@ -39,6 +39,8 @@ def effects_of(tx: Tx) -> tuple[Effect, ...]:
         Finish(b, commit=b.state is BranchState.FINISHING, at_us=b.next_attempt_us)
         for b in tx.branches
         if b.state in (BranchState.FINISHING, BranchState.UNDOING)
+        # An end that went well is written without its branches: they may still read as on their way.
+        and not (tx.ended and RULES[b.kind].first_phase)
     ]
     if tx.ended or tx.shown_parked:
         out.append(Settled())
@@ -67,6 +69,8 @@ def progress(tx: Tx, event: BranchFinished | BranchFailed | HeuristicSeen, now_u
     branch = tx.branch(event.branch_id)
     if branch is None or branch.state not in (BranchState.FINISHING, BranchState.UNDOING):
         return Verdict(tx)
+    if tx.ended and RULES[branch.kind].first_phase:
+        return Verdict(tx)
     effects: tuple[Effect, ...] = ()
     history: tuple[HistoryEntry, ...] = ()
     match event:
@@ -91,7 +95,9 @@ def progress(tx: Tx, event: BranchFinished | BranchFailed | HeuristicSeen, now_u
             effects = (Alarm("heuristic", branch.id, event.reason),)
             history = (HistoryEntry(now_us, "branch.heuristic", branch.id, reason=event.reason),)
     new = close(_with(tx, moved), now_us)
-    if new.ended or new.shown_parked:
+    if new.ended and not tx.ended:
+        effects = (*effects, *effects_of(new))  # The deliveries that this has freed.
+    elif new.ended or new.shown_parked:
         effects = (*effects, Settled())
     return Verdict(new, _lazy(tx, new, moved, history), effects)
 
@@ -112,6 +118,62 @@ def _lazy(old: Tx, new: Tx, moved: Branch, history: tuple[HistoryEntry, ...]) ->
     return Change(ChangeKind.PROGRESS, new, touched, expected_epoch=old.epoch, forced=forced, history=history)
 
 
+_SILENT = {BranchState.FINISHING: BranchState.DONE, BranchState.UNDOING: BranchState.UNDONE}
+
+
+def read_back(tx: Tx) -> Tx:
+    """While all goes well the end record of a transaction writes no branch: its branches with a first phase
+    are done because it has ended."""
+    if not tx.ended or not any(b.state in _SILENT for b in tx.branches):
+        return tx
+    return replace(
+        tx,
+        branches=tuple(
+            replace(b, state=_SILENT[b.state]) if b.state in _SILENT and RULES[b.kind].first_phase else b
+            for b in tx.branches
+        ),
+    )
+
+
+def beside_one_phase(tx: Tx | None, asked: Tx) -> tuple[tuple[Branch, ...], bool]:
+    """The branches once the database has committed one of them; and was it the only one, as it must be?
+
+    One that voted yes beside it is committed too; one that did not cannot be: that is for a person to see.
+    """
+    known = tx.branches if tx is not None else ()
+    own = {b.id: replace(b, state=BranchState.DONE) for b in asked.branches or known}
+    out = dict(own)
+    alone = True
+    for b in known:
+        if not RULES[b.kind].first_phase or b.state in (BranchState.READY, BranchState.READ_ONLY):
+            out[b.id] = replace(b, state=next_branch(b.kind, b.state, BranchEvent.COMMIT))
+        elif b.id not in own or b.state is not BranchState.OPEN:
+            reason = "HEURISTIC: committed in one phase beside this branch, which had not voted yes"
+            out[b.id] = replace(b, state=BranchState.PARKED, heuristic=True, reason=reason)
+        else:
+            continue
+        alone = alone and not RULES[b.kind].first_phase
+    return tuple(out.values()), alone
+
+
+def contradicted(tx: Tx, news: Tx, now_us: int) -> Verdict:
+    """A database says that it committed in one phase what the log says was aborted: nobody must miss it."""
+    reason = "HEURISTIC: its database committed it in one phase, though abort was decided"
+    marked = tuple(
+        replace(tx.branch(b.id) or replace(b, state=BranchState.DONE), heuristic=True, reason=reason)
+        for b in news.branches
+    )
+    new = tx
+    for b in marked:
+        new = _with(new, b) if new.branch(b.id) else replace(new, branches=(*new.branches, b))
+    alarm = Alarm("one_phase_after_abort", marked[0].id if marked else "", reason)
+    if new == tx:
+        return Verdict(tx, effects=(alarm,))
+    entry = HistoryEntry(now_us, "one_phase.after_abort", marked[0].id, reason=reason)
+    change = Change(ChangeKind.PROGRESS, new, marked, expected_epoch=tx.epoch, history=(entry,))
+    return Verdict(new, change, (alarm,))
+
+
 _OPERATOR = {"skip": BranchEvent.SKIP, "resolve": BranchEvent.RESOLVE, "park": BranchEvent.PARK}
 
 
@@ -120,6 +182,8 @@ def operate(tx: Tx, event: Operate, now_us: int) -> Verdict:
     branch = tx.branch(event.branch_id)
     if branch is None:
         return _no(tx, "NOT_FOUND", "NOT_FOUND", f"there is no branch {event.branch_id!r}")
+    if tx.ended and RULES[branch.kind].first_phase:
+        return _no(tx, "FAILED_PRECONDITION", "NOT_PARKED", f"the transaction has ended: {tx.state}")
     if tx.decision is None:
         return _no(tx, "FAILED_PRECONDITION", "NOT_SUPPORTED", "the transaction is not decided yet")
     commit = tx.decision is Decision.COMMIT

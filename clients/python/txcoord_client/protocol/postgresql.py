@@ -54,7 +54,12 @@ def read_identity(schema: str = DEFAULT_SCHEMA) -> str:
 
 
 def insert_marker(
-    tx_id: str, branch: str, op: str, not_after_us: int, state: int = marker.DONE, schema: str = DEFAULT_SCHEMA
+    tx_id: str,
+    branch: str,
+    op: str,
+    not_after_us: int,
+    state: int = marker.DONE,
+    schema: str = DEFAULT_SCHEMA,
 ) -> str:
     """Insert the marker, refused by its own statement (23502) after ``not_after_us`` of the server's clock."""
     return (
@@ -86,8 +91,7 @@ ROLLBACK_PREPARED_TAG = "ROLLBACK PREPARED"
 
 # An outcome that hangs on a local commit must be flushed; `local`, `remote_write` and `remote_apply` are.
 _FLUSHED = (
-    "SELECT set_config('synchronous_commit', 'on', true)"
-    " WHERE current_setting('synchronous_commit') = 'off'"
+    "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
 )
 
 
@@ -206,7 +210,7 @@ _MEANING = {
 
 def meaning(sqlstate: str | None) -> Reply:
     """What an SQLSTATE means for a branch. 55000 is *busy* for a finisher, *disabled* for a PREPARE."""
-    if sqlstate is None or sqlstate[:2] in ("08", "57", "53", "58", "XX") and sqlstate != "53200":
+    if sqlstate is None or (sqlstate[:2] in ("08", "57", "53", "58", "XX") and sqlstate != "53200"):
         return Reply.UNREACHABLE
     return _MEANING.get(sqlstate, Reply.OTHER)
 
