@@ -1,0 +1,23 @@
+"""Settings: from `TXCOORD_*` variables and a TOML file, checked at once, errors in plain words.
+
+A variable wins over the file, an option of the command line over both. ``TXCOORD_LOG__URL`` is the setting
+``log.url``; in the file it is ``url`` in the table ``[log]``.
+"""
+
+from .load import ConfigError, load, variables
+from .model import ResourceSettings, Settings, leaves
+from .values import is_loopback, microseconds, redacted, show_duration, split_listen
+
+__all__ = [
+    "ConfigError",
+    "ResourceSettings",
+    "Settings",
+    "is_loopback",
+    "leaves",
+    "load",
+    "microseconds",
+    "redacted",
+    "show_duration",
+    "split_listen",
+    "variables",
+]

@@ -1,0 +1,214 @@
+"""What can be set, and the defaults.
+
+Each setting that exists has an effect: those of kinds that this version does not carry out yet come with them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .values import (
+    PREFIX,
+    Duration,
+    LogUrl,
+    ResourceUrl,
+    Size,
+    database_of,
+    is_loopback,
+    resource_name,
+    split_listen,
+)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class NodeSettings(_Part):
+    """This process among its like."""
+
+    name: str = Field("", description="Name of this node; must be its own. Default: host name and port.")
+    drain_timeout: Duration = Field(
+        timedelta(seconds=10), description="At SIGTERM: how long phase two of what is live may still take."
+    )
+    clock_tolerance: Duration = Field(
+        timedelta(seconds=2), description="A node whose clock is further off neither scans nor takes over."
+    )
+
+
+class LogSettings(_Part):
+    """The transaction log."""
+
+    url: LogUrl = Field(
+        SecretStr("sqlite+aiosqlite:///txcoord.db"),
+        description="SQLite or PostgreSQL.",
+        validate_default=True,
+    )
+    statement_timeout: Duration = Field(timedelta(seconds=10), description="Of one statement on it.")
+
+
+class ResourceSettings(_Part):
+    """A database on which the coordinator finishes branches."""
+
+    url: ResourceUrl = Field(description="postgresql://user:password@host:5432/database")
+    schema_name: str = Field("public", alias="schema", description="Where the txcoord tables are.")
+    width: int = Field(8, ge=1, le=100, description="Connections at most.")
+    timeout: Duration = Field(timedelta(seconds=5), description="Of one statement on it.")
+
+
+class DeadlineSettings(_Part):
+    """Deadlines of transactions."""
+
+    default: Duration = Field(timedelta(seconds=30), description="When the caller gives none.")
+    max: Duration = Field(timedelta(hours=24), description="Further away is refused.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DeadlineSettings:
+        if self.default > self.max:
+            raise ValueError("default must not be longer than max")
+        return self
+
+
+class RecoverySettings(_Part):
+    """What finishes what nobody else finishes."""
+
+    lease: Duration = Field(timedelta(seconds=10), description="Of a row in phase two.")
+    scan_interval: Duration = Field(timedelta(seconds=10), description="Between two scans of a resource.")
+    grace: Duration = Field(
+        timedelta(seconds=5), description="After its deadline, before an orphan is rolled back."
+    )
+
+
+class BackoffSettings(_Part):
+    """Pauses between attempts of phase two, full jitter."""
+
+    first: Duration = timedelta(milliseconds=500)
+    factor: float = Field(2.0, ge=1.0, le=10.0)
+    cap: Duration = timedelta(seconds=60)
+
+
+class RetentionSettings(_Part):
+    """How long what is kept; see *Windows* in the docs."""
+
+    detail: Duration = Field(timedelta(days=7), description="Branches and history of ended transactions.")
+    markers: Duration = Field(timedelta(days=30), description="Marker rows in the resources.")
+    rows: Duration = Field(timedelta(days=90), description="The bare row of a tx id and its gid.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RetentionSettings:
+        if not self.detail < self.markers < self.rows:
+            raise ValueError("detail < markers < rows must hold, or a late repetition could act twice")
+        if self.rows < timedelta(minutes=2):
+            raise ValueError("rows must be at least 2m: a statement of the log may take that long")
+        return self
+
+
+class LimitSettings(_Part):
+    """What a request may bring."""
+
+    payload: Size = 256 * 1024
+    message: Size = 4 * 1024 * 1024
+    operations: int = Field(1_000, ge=1, description="In one message.")
+    branches: int = Field(1_000, ge=1, description="Of one transaction.")
+
+
+class Settings(BaseSettings):
+    """All settings of a coordinator."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        hide_input_in_errors=True,
+    )
+
+    insecure_listen: bool = Field(
+        False, description="Listen on other than loopback, without TLS and authentication."
+    )
+    listen: str = Field("127.0.0.1:7070", description="Where the gRPC API listens.")
+    reflection: bool = Field(False, description="gRPC server reflection.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="auto: console on a terminal, else JSON."
+    )
+    node: NodeSettings = NodeSettings()
+    log: LogSettings = LogSettings()
+    resources: dict[Annotated[str, AfterValidator(resource_name)], ResourceSettings] = Field(
+        default_factory=dict
+    )
+    deadline: DeadlineSettings = DeadlineSettings()
+    recovery: RecoverySettings = RecoverySettings()
+    backoff: BackoffSettings = BackoffSettings()
+    retention: RetentionSettings = RetentionSettings()
+    limits: LimitSettings = LimitSettings()
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("listen")
+    @classmethod
+    def _guarded(cls, value: str, info: ValidationInfo) -> str:
+        host, _ = split_listen(value)
+        if not is_loopback(host) and not info.data.get("insecure_listen"):
+            raise ValueError(
+                f"{value!r} can be reached from other machines, and this version has neither TLS nor "
+                "authentication: whoever connects can commit and abort anything. If the network is yours alone, "
+                f"say so: {PREFIX}INSECURE_LISTEN=true (or --insecure-listen)"
+            )
+        return value
+
+    @field_validator("resources")
+    @classmethod
+    def _different(cls, value: dict[str, ResourceSettings]) -> dict[str, ResourceSettings]:
+        seen: dict[tuple[str, int, str], str] = {}
+        for name, resource in value.items():
+            database = database_of(resource.url.get_secret_value())
+            if database in seen:
+                raise ValueError(
+                    f"{seen[database]!r} and {name!r} are the same database ({database[0]}:{database[1]}/"
+                    f"{database[2]}): a database has one name, or the scanner of one would judge the branches of "
+                    "the other"
+                )
+            seen[database] = name
+        return value
+
+    @property
+    def node_name(self) -> str:
+        """The node's name: its own, or one that no other node has."""
+        if self.node.name:
+            return self.node.name
+        port = split_listen(self.listen)[1]
+        return f"{socket.gethostname()}-{port or f'pid{os.getpid()}'}"
+
+
+def leaves(model: BaseModel, above: str = "") -> Iterator[tuple[str, object]]:
+    """Every setting as ``a.b`` and its value, in order."""
+    for name, field in type(model).model_fields.items():
+        key = f"{above}{field.alias or name}"
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            yield from leaves(value, f"{key}.")
+        elif isinstance(value, dict):
+            for item, part in value.items():
+                yield from leaves(part, f"{key}.{item}.")
+        else:
+            yield key, value
