@@ -6,7 +6,7 @@ import ipaddress
 import re
 from datetime import timedelta
 from typing import Annotated
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
@@ -67,17 +67,19 @@ Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 
 
 def redacted(url: str) -> str:
-    """The URL without its passwords."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "(unreadable)"
-    host = parts.netloc
-    if "@" in host:
-        user, _, rest = host.rpartition("@")
-        host = f"{user.partition(':')[0]}{':***' if ':' in user else ''}@{rest}"
-    pairs = [(k, "***" if "pass" in k.lower() else v) for k, v in parse_qsl(parts.query)]
-    return urlunsplit(parts._replace(netloc=host, query=urlencode(pairs, quote_via=quote, safe="*/:,")))
+    """The URL without its passwords. Also of a URL that is written wrong: rather too much is hidden."""
+    scheme, slashes, rest = url.partition("://")
+    if not slashes:
+        return url
+    main, mark, query = rest.partition("?")
+    if "@" not in main and "@" in query and ":" in main.partition("/")[0]:
+        main, mark, query = rest, "", ""  # Perhaps a "?" in a password.
+    head, at, tail = main.rpartition("@")
+    if at:
+        user, colon, _ = head.partition(":")
+        main = f"{user}{':***' if colon else ''}@{tail}"
+    query = re.sub(r"(?i)((?:^|&)[^=&]*pass[^=&]*=)[^&]*", r"\1***", query)
+    return f"{scheme}://{main}{mark}{query}"
 
 
 def engine_of(url: str) -> str:

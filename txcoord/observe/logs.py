@@ -8,6 +8,8 @@ from typing import Any
 
 import structlog
 
+_FIRST = ("timestamp", "level", "event", "tx_id", "branch")
+
 
 def configure(*, level: str = "INFO", json: bool = True) -> None:
     """Set the process's logging up: structlog and the standard library's loggers, on standard error."""
@@ -16,12 +18,15 @@ def configure(*, level: str = "INFO", json: bool = True) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderer: Any = (
-        structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=False)
-    )
+    last: list[Any]
+    if json:
+        # In this order, so that lines can be read one below the other.
+        last = [structlog.processors.format_exc_info, _in_order, structlog.processors.JSONRenderer()]
+    else:
+        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=24)]
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
-        processors=[*shared, structlog.processors.format_exc_info, renderer],
+        processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
@@ -29,8 +34,8 @@ def configure(*, level: str = "INFO", json: bool = True) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            foreign_pre_chain=[*shared, _name_logger],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
     root = logging.getLogger()
@@ -42,3 +47,16 @@ def get(name: str) -> structlog.typing.FilteringBoundLogger:
     """A logger that carries its module's name."""
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(logger=name)
     return logger
+
+
+def _in_order(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return {key: event[key] for key in _FIRST if key in event} | {
+        key: value for key, value in event.items() if key not in _FIRST
+    }
+
+
+def _name_logger(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    record = event.get("_record")
+    if record is not None:
+        event["logger"] = record.name
+    return event

@@ -1,0 +1,334 @@
+"""A node: everything that one coordinator process is made of, built from its settings."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from types import TracebackType
+from typing import Self
+
+from ..adapters.embedded import InProcessLeases, SystemClock, SystemRandomness, Tasks
+from ..adapters.sql.leases import SqlLeases
+from ..adapters.sql.log import SqlLog
+from ..adapters.xa.postgresql import PostgresFinisher
+from ..api.grpc.mapping import Limits
+from ..api.grpc.server import ApiSettings, GrpcServer
+from ..config import Settings, microseconds, redacted, split_listen
+from ..core.backoff import Backoff
+from ..core.model import Windows
+from ..engine import failpoints
+from ..engine.coordinator import Coordinator, EngineSettings
+from ..engine.recovery import Recovery, RecoverySettings
+from ..observe import logs
+from ..ports import Failpoints, Leases, LogIdentity, LogUnavailable, ResourceStatus, SchemaMismatch
+from .errors import ExitCode, StartError
+from .resources import Resources
+
+log = logs.get("txcoord.node")
+
+_LEAVE_S = 1.0
+"""How long what is left may take once nothing of ours is on its way any more."""
+
+
+class Node:
+    """One coordinator. ``async with Node(settings)`` starts it, and stops it cleanly."""
+
+    def __init__(self, settings: Settings, *, failpoints_: Failpoints | None = None) -> None:
+        self.settings = settings
+        self.host, self.port = split_listen(settings.listen)
+        self.clock = SystemClock()
+        self.tasks = Tasks()
+        self.log = open_log(settings)
+        self.resources = Resources(
+            [finisher(settings, name) for name in settings.resources], self.log, self.clock
+        )
+        self._failpoints = failpoints_ or failpoints.from_environment(
+            os.environ.get("TXCOORD_FAILPOINTS", "")
+        )
+        self._opened = False
+        self._leases: Leases = InProcessLeases(self.clock.now_us)
+        self._recovery: Recovery | None = None
+        self._server: GrpcServer | None = None
+        self._coordinator: Coordinator | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"{self.host}:{self.port}"
+
+    @property
+    def coordinator(self) -> Coordinator:
+        """The coordinator of a node that was started."""
+        assert self._coordinator is not None
+        return self._coordinator
+
+    def statuses(self) -> list[ResourceStatus]:
+        """The resources as this node sees them."""
+        return self.resources.statuses()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    # ---- start ----
+
+    async def start(self) -> None:
+        """Start. Raises StartError; then nothing is left running."""
+        try:
+            await self._start()
+        except BaseException as error:
+            await self.abandon()
+            if isinstance(error, LogUnavailable):
+                raise _log_down(self.settings, error) from error
+            raise
+
+    async def _start(self) -> None:
+        _may_listen(self.host, self.port)
+        identity = await connect(self.log, self.settings)
+        self._opened = True
+        self.clock.observe(await self.log.now_us())
+        await self.resources.look_first()
+        s = self.settings
+        if not self.settings.log.url.get_secret_value().startswith("sqlite"):
+            self._leases = SqlLeases(self.log)
+        coordinator = Coordinator(
+            self.log,
+            self.resources.by_name,
+            settings=EngineSettings(
+                node=s.node_name,
+                windows=windows(s),
+                lease_us=microseconds(s.recovery.lease),
+                backoff=Backoff(
+                    first_us=microseconds(s.backoff.first),
+                    factor=s.backoff.factor,
+                    cap_us=microseconds(s.backoff.cap),
+                ),
+            ),
+            clock=self.clock,
+            randomness=SystemRandomness(),
+            spawn=self.tasks.spawn,
+            failpoints=self._failpoints,
+        )
+        coordinator.identity = identity
+        self._coordinator = coordinator
+        tolerance_us = microseconds(s.node.clock_tolerance)
+        recovery = CarefulRecovery(
+            coordinator,
+            leases=CarefulLeases(self._leases, self.clock, tolerance_us),
+            settings=RecoverySettings(
+                scan_s=s.recovery.scan_interval.total_seconds(),
+                takeover_s=min(1.0, s.recovery.lease.total_seconds() / 4),
+            ),
+            spawn=self.tasks.spawn,
+            failpoints=self._failpoints,
+        )
+        recovery.watch_clock(self.clock, tolerance_us)
+        self._recovery = recovery
+        await recovery.start()
+        for resource in self.resources.by_name.values():
+            self.tasks.spawn(self.resources.watch(resource), f"resource:{resource.name}")
+        server = GrpcServer(coordinator, recovery, _api(s), resources=self.statuses)
+        try:
+            self.port = await server.start(self.host, self.port)
+        except OSError as error:
+            raise StartError(ExitCode.UNAVAILABLE, "ADDRESS_IN_USE", str(error)) from error
+        self._server = server
+        log.info(
+            "node.started", node=s.node_name, address=self.address, log_id=identity.log_id, pid=os.getpid()
+        )
+
+    # ---- stop ----
+
+    async def stop(self) -> None:
+        """Stop taking, carry out what is live (to a limit), hand the rest over, flush, leave."""
+        if self._server is None:
+            await self.abandon()
+            return
+        loop = asyncio.get_running_loop()
+        limit_s = self.settings.node.drain_timeout.total_seconds()
+        until = loop.time() + limit_s
+        log.info("node.draining", live=len(self.coordinator.live))
+        server, self._server = self._server, None
+        await server.stop(limit_s)
+        while self._going_on() and loop.time() < until:  # noqa: ASYNC110 - also ends when a retry is far off
+            await asyncio.sleep(0.01)
+        await self._hand_over()
+        await self.abandon()
+        log.info("node.stopped")
+
+    def _going_on(self) -> bool:
+        """Is anything live that may still end by itself before we leave?"""
+        soon_us = self.clock.now_us() + int(_LEAVE_S * 1_000_000)
+        return any(
+            not live.tx.shown_parked and any(b.next_attempt_us <= soon_us for b in live.tx.branches)
+            for live in self.coordinator.live
+        )
+
+    async def _hand_over(self) -> None:
+        """What is left is free for other nodes now, not only when its lease has run out."""
+        left = [live.tx.tx_id for live in self.coordinator.live if live.logged]
+        node = self.settings.node_name
+        self._recovery_stop()
+        try:
+            async with asyncio.timeout(_LEAVE_S):
+                if left:
+                    log.warning("node.left_to_others", rows=len(left))
+                    await self.log.renew(node, left, 0)
+                for duty in ["prune", *(f"scan:{name}" for name in self.resources.by_name)]:
+                    await self._leases.release(duty, node)
+        except (LogUnavailable, TimeoutError) as error:
+            log.warning("log.unavailable", duty="hand_over", reason=str(error))
+
+    def _recovery_stop(self) -> None:
+        if self._recovery is not None:
+            self._recovery.stop()
+        if self._coordinator is not None:
+            self._coordinator.phase_two.stop()
+
+    async def abandon(self) -> None:
+        """End everything now; what is lazy is still flushed."""
+        self._recovery_stop()
+        if self._server is not None:
+            server, self._server = self._server, None
+            await server.stop(0)
+        await self.tasks.stop()
+        await self.resources.close()
+        if self._opened:
+            self._opened = False
+            with contextlib.suppress(LogUnavailable):
+                await self.log.close()
+
+
+class CarefulLeases:
+    """Leases that a node whose clock is off does not get: it judges nobody."""
+
+    def __init__(self, leases: Leases, clock: SystemClock, tolerance_us: int) -> None:
+        self._leases = leases
+        self._clock = clock
+        self._tolerance_us = tolerance_us
+
+    async def acquire(self, duty: str, owner: str, ttl_us: int) -> int | None:
+        """None also while the clock is off."""
+        if self._clock.is_off(self._tolerance_us):
+            log.warning("clock.off", duty=duty, ahead_ms=self._clock.ahead_us // 1000)
+            return None
+        return await self._leases.acquire(duty, owner, ttl_us)
+
+    async def release(self, duty: str, owner: str) -> None:
+        """Give it up."""
+        await self._leases.release(duty, owner)
+
+
+class CarefulRecovery(Recovery):
+    """Recovery that takes nothing over while the node's clock is off."""
+
+    def watch_clock(self, clock: SystemClock, tolerance_us: int) -> None:
+        """Which clock, and how far it may be off."""
+        self._clock, self._tolerance_us = clock, tolerance_us
+
+    async def take_over(self) -> int:
+        """Renew our leases; take rows of others only with a good clock."""
+        if not self._clock.is_off(self._tolerance_us):
+            return await super().take_over()
+        log.warning("clock.off", duty="takeover", ahead_ms=self._clock.ahead_us // 1000)
+        ours = [live.tx.tx_id for live in self._c.live if live.logged]
+        if ours:
+            await self._c.log.renew(self._c.settings.node, ours, self._c.settings.lease_us)
+        return 0
+
+
+# ---- the parts, also for commands that need only one of them ----
+
+
+def windows(settings: Settings) -> Windows:
+    """How long what may be answered."""
+    return Windows(microseconds(settings.recovery.grace), microseconds(settings.retention.rows))
+
+
+def open_log(settings: Settings) -> SqlLog:
+    """The log, not connected yet."""
+    return SqlLog(
+        settings.log.url.get_secret_value(),
+        windows=windows(settings),
+        detail_retention_us=microseconds(settings.retention.detail),
+        statement_timeout_s=settings.log.statement_timeout.total_seconds(),
+    )
+
+
+async def connect(log_: SqlLog, settings: Settings) -> LogIdentity:
+    """Connect to the log. Raises StartError that says what to do."""
+    try:
+        return await log_.open()
+    except SchemaMismatch as error:
+        raise StartError(ExitCode.SCHEMA, "SCHEMA_MISMATCH", _schema(settings, error)) from error
+    except LogUnavailable as error:
+        raise _log_down(settings, error) from error
+
+
+def finisher(settings: Settings, name: str) -> PostgresFinisher:
+    """What finishes branches on one resource."""
+    resource = settings.resources[name]
+    return PostgresFinisher(
+        name,
+        resource.url.get_secret_value(),
+        windows=windows(settings),
+        schema=resource.schema_name,
+        width=resource.width,
+        timeout_s=resource.timeout.total_seconds(),
+    )
+
+
+def _api(settings: Settings) -> ApiSettings:
+    limits = settings.limits
+    return ApiSettings(
+        limits=Limits(
+            payload=limits.payload,
+            message=limits.message,
+            operations=limits.operations,
+            branches=limits.branches,
+            deadline_default_us=microseconds(settings.deadline.default),
+            deadline_max_us=microseconds(settings.deadline.max),
+        ),
+        reflection=settings.reflection,
+    )
+
+
+def _may_listen(host: str, port: int) -> None:
+    """Refuse an address that is taken before anything of the log is touched."""
+    if port == 0:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host.strip("[]"), port))
+    except OSError as error:
+        raise StartError(
+            ExitCode.UNAVAILABLE,
+            "ADDRESS_IN_USE",
+            f"cannot listen on {host}:{port}: {error.strerror or error}. Is another coordinator running there? "
+            "Choose another with --listen",
+        ) from error
+
+
+def _log_down(settings: Settings, error: LogUnavailable) -> StartError:
+    url = redacted(settings.log.url.get_secret_value())
+    return StartError(
+        ExitCode.UNAVAILABLE, "LOG_UNAVAILABLE", f"the log {url} cannot be used: {_one_line(error)}"
+    )
+
+
+def _schema(settings: Settings, error: SchemaMismatch) -> str:
+    url = redacted(settings.log.url.get_secret_value())
+    return f"the log {url}: {_one_line(error)}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,216 @@
+"""Resources as a node runs them: known by their identity before anything is done on them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from txcoord_client.protocol import reasons
+
+from ..adapters.xa.postgresql import PostgresFinisher
+from ..observe import logs
+from ..ports import (
+    Clock,
+    Finished,
+    Finisher,
+    FinishResult,
+    Log,
+    LogUnavailable,
+    PreparedBranch,
+    Probed,
+    ResourceStatus,
+    ResourceTrouble,
+)
+from .errors import ExitCode, StartError
+
+log = logs.get("txcoord.resources")
+
+IN_RECOVERY = "RESOURCE_IN_RECOVERY"
+PREPARE_DISABLED = reasons.PREPARE_DISABLED
+
+_RETRY_S = 2.0
+_LOOK_AGAIN_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a look at a database has shown."""
+
+    identity: str = ""
+    version: str = ""
+    problem: str = ""
+    trouble: ResourceTrouble | None = None
+
+
+class ManagedResource:
+    """A finisher that does nothing before its database's identity has been compared with the log's memory.
+
+    A URL that leads to the wrong database would let the scanner judge, and phase two "finish", what is not there.
+    """
+
+    def __init__(self, finisher: PostgresFinisher) -> None:
+        self.name = finisher.name
+        self.engine = finisher.engine
+        self.status = ResourceStatus(finisher.name, finisher.engine, problem="not looked at yet")
+        self.trouble: ResourceTrouble | None = ResourceTrouble(
+            finisher.name, reasons.RESOURCE_UNREACHABLE, "not looked at yet"
+        )
+        """Why nothing is done on it."""
+        self._finisher = finisher
+
+    # ---- ports.Finisher ----
+
+    async def identity(self) -> str:
+        """The identity row of the database."""
+        return await self._finisher.identity()
+
+    async def finish(self, xid: str, commit: bool) -> FinishResult:
+        """COMMIT or ROLLBACK PREPARED, once it is known to be the right database."""
+        if self.trouble is not None:
+            return FinishResult(Finished.RETRY, f"{self.trouble.reason}: {self.trouble.message}")
+        return await self._finisher.finish(xid, commit)
+
+    async def list_prepared(self, log_ids: Sequence[str]) -> list[PreparedBranch]:
+        """Prepared transactions of these logs."""
+        return await self._known().list_prepared(log_ids)
+
+    async def probe_one_phase(self, tx_id: str, not_after_us: int) -> Probed:
+        """Tombstone the one-phase key."""
+        return await self._known().probe_one_phase(tx_id, not_after_us)
+
+    async def prune_markers(self, not_after_us: int, limit: int) -> int:
+        """Delete a small batch of old markers."""
+        return await self._known().prune_markers(not_after_us, limit)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._finisher.close()
+
+    def _known(self) -> Finisher:
+        if self.trouble is not None:
+            raise self.trouble
+        return self._finisher
+
+    # ---- getting to know it ----
+
+    async def inspect(self) -> Seen:
+        """Look at the database; changes nothing here."""
+        try:
+            settings = await self._finisher.settings()
+            version = settings["server_version"]
+            if settings["in_recovery"] == "true":
+                raise ResourceTrouble(
+                    self.name,
+                    IN_RECOVERY,
+                    "this database is a replica (in recovery): prepared transactions are on its primary. "
+                    "Give the primary's URL",
+                )
+            return Seen(await self.identity(), version, _unfit(settings))
+        except ResourceTrouble as trouble:
+            return Seen(trouble=trouble)
+
+    async def judge(self, seen: Seen, log_: Log, others: Mapping[str, ManagedResource]) -> None:
+        """Is it the database that it was? What is wrong is in ``trouble`` and ``status`` afterwards."""
+        known = self._finisher.expected_identity
+        trouble, problem = seen.trouble, seen.problem
+        if trouble is None:
+            trouble = self._twin(seen.identity, others)
+        if trouble is None:
+            remembered = await log_.remember_resource(self.name, seen.identity)
+            if seen.identity == remembered:
+                self._finisher.expected_identity = remembered
+            else:
+                text = mismatch(self.name, seen.identity, remembered)
+                trouble = ResourceTrouble(self.name, reasons.RESOURCE_MISMATCH, text)
+        if trouble is not None:
+            problem = f"{trouble.reason}: {trouble.message}"
+        if trouble is not None and known and trouble.reason == reasons.RESOURCE_UNREACHABLE:
+            # It was the right database, and each new connection is compared: phase two may go on trying.
+            trouble = None
+        self.trouble = trouble
+        self.status = ResourceStatus(
+            self.name, self.engine, seen.identity or known or "", seen.version or self.status.version, problem
+        )
+
+    def _twin(self, found: str, others: Mapping[str, ManagedResource]) -> ResourceTrouble | None:
+        for other in others.values():
+            if other is not self and other.trouble is None and other.status.identity == found:
+                return ResourceTrouble(
+                    self.name,
+                    reasons.RESOURCE_MISMATCH,
+                    f"it has the identity {found} of resource {other.name!r}: both URLs lead to one database, or "
+                    "one is a copy of the other. A copy gets its own identity by `DELETE FROM txcoord_identity` and "
+                    f"`txcoord resource check {self.name} --fix --replace-identity`",
+                )
+        return None
+
+
+def mismatch(name: str, found: str, remembered: str) -> str:
+    """What to say, and how to mend it, when a name leads to another database than before."""
+    return (
+        f"its URL leads to the database with identity {found}, but the log remembers {remembered} for {name!r}. "
+        "Are URLs swapped, or is it another server? Put the URL right. If the database was replaced on purpose, "
+        f"and nothing of the old one is in doubt: `txcoord resource check {name} --fix --replace-identity`"
+    )
+
+
+def _unfit(settings: Mapping[str, str]) -> str:
+    """What makes a reachable database unfit, for people; empty when nothing does."""
+    if settings.get("max_prepared_transactions") == "0":
+        return (
+            f"{PREPARE_DISABLED}: max_prepared_transactions is 0, so nothing can be prepared here. "
+            "ALTER SYSTEM SET max_prepared_transactions = 200, then restart the server"
+        )
+    return ""
+
+
+class Resources:
+    """All resources of a node, looked at again and again in the background."""
+
+    def __init__(self, finishers: Sequence[PostgresFinisher], log_: Log, clock: Clock) -> None:
+        self.by_name = {finisher.name: ManagedResource(finisher) for finisher in finishers}
+        self._log = log_
+        self._clock = clock
+
+    def statuses(self) -> list[ResourceStatus]:
+        """What Hello and ListResources say."""
+        return [resource.status for resource in self.by_name.values()]
+
+    async def look_first(self) -> None:
+        """Look at all, side by side. Raises StartError for what no waiting will mend."""
+        resources = list(self.by_name.values())
+        # Side by side, so that many unreachable ones cost one time-out; judged one after the other, so that
+        # each is compared with those before it.
+        seen = await asyncio.gather(*(resource.inspect() for resource in resources))
+        for resource, one in zip(resources, seen, strict=True):
+            await resource.judge(one, self._log, self.by_name)
+            trouble = resource.trouble
+            if trouble is not None and trouble.reason in (reasons.RESOURCE_MISMATCH, IN_RECOVERY):
+                raise StartError(
+                    ExitCode.CONFIG, trouble.reason, f"resource {resource.name!r}: {trouble.message}"
+                )
+            self._say(resource, before="")
+
+    async def watch(self, resource: ManagedResource) -> None:
+        """Look again: soon at what is in trouble, now and then at the others."""
+        while True:
+            await self._clock.sleep(_RETRY_S if resource.status.problem else _LOOK_AGAIN_S)
+            before = resource.status.problem
+            try:
+                await resource.judge(await resource.inspect(), self._log, self.by_name)
+            except LogUnavailable as error:
+                log.warning("resource.not_compared", resource=resource.name, reason=str(error))
+                continue
+            self._say(resource, before)
+
+    def _say(self, resource: ManagedResource, before: str) -> None:
+        problem = resource.status.problem
+        if problem and problem != before:
+            log.warning("resource.trouble", resource=resource.name, problem=problem)
+        elif before and not problem:
+            log.info("resource.ready", resource=resource.name, identity=resource.status.identity)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await asyncio.gather(*(resource.close() for resource in self.by_name.values()))
