@@ -1,0 +1,62 @@
+"""Python SDK of txcoord: global transactions across databases and services.
+
+from txcoord_client import Coordinator
+
+coord = Coordinator("127.0.0.1:7070", resources={"accounts": accounts, "ledger": ledger})
+
+async with coord.begin("transfer", gid="order-42") as g:
+    async with g.xa(accounts) as db:
+        await db.execute(debit)
+    async with g.xa(ledger) as db:
+        await db.execute(credit)
+"""
+
+from ._version import __version__
+from .coordinator import Coordinator, Scope
+from .errors import (
+    Aborted,
+    AlreadyAborted,
+    AlreadyCommitted,
+    ForkedAfterUse,
+    Heuristic,
+    InProgress,
+    NotIdle,
+    NoTransaction,
+    OutcomeUnknown,
+    Rejected,
+    ResourceBusy,
+    ResourceMismatch,
+    TxcoordError,
+    Unavailable,
+    UnknownResource,
+)
+from .interceptors import ClientInterceptor, ServerInterceptor
+from .outcome import Outcome, State
+from .transaction import Transaction, XaBlock
+
+__all__ = [
+    "Aborted",
+    "AlreadyAborted",
+    "AlreadyCommitted",
+    "ClientInterceptor",
+    "Coordinator",
+    "ForkedAfterUse",
+    "Heuristic",
+    "InProgress",
+    "NoTransaction",
+    "NotIdle",
+    "Outcome",
+    "OutcomeUnknown",
+    "Rejected",
+    "ResourceBusy",
+    "ResourceMismatch",
+    "Scope",
+    "ServerInterceptor",
+    "State",
+    "Transaction",
+    "TxcoordError",
+    "Unavailable",
+    "UnknownResource",
+    "XaBlock",
+    "__version__",
+]

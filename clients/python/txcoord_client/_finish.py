@@ -1,0 +1,307 @@
+"""How a transaction ends: prepare, decide, tell. One function for each way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from . import outcome as outcomes
+from ._pb import common_pb2 as c
+from ._pb import coordinator_pb2 as pb
+from ._xa.branch import Branch, Failed, Stage, reason_of
+from .errors import Aborted, Heuristic, OutcomeUnknown, Rejected, TxcoordError, Unavailable
+from .outcome import Outcome, State
+from .protocol import reasons
+from .transaction import Transaction
+
+log = logging.getLogger("txcoord.client")
+_LAST_WORD_S = 1.0
+"""How long after the deadline the end of a transaction may still be asked for."""
+_ROLLBACK_WAIT_S = 2.0
+
+
+async def end(tx: Transaction, error: BaseException | None) -> None:
+    """Commit, or roll back because of ``error``. To be run in a task that cancelling the caller does not stop."""
+    tx._close()
+    if error is None:
+        await commit(tx)
+    else:
+        tx.set_rollback_only(reason_of(error), f"{type(error).__name__}: {error}")
+        await rollback(tx)
+
+
+async def leave(tx: Transaction) -> None:
+    """End it in a service that was called: prepare what was done here, or undo it. The caller decides."""
+    tx._close()
+    if not tx.rollback_only:
+        await prepare(tx)
+    if tx.rollback_only:
+        await rollback(tx)
+    else:
+        await release(tx, True)
+
+
+async def commit(tx: Transaction) -> None:
+    """Commit it. Raises Aborted, OutcomeUnknown or Heuristic; sets ``tx.outcome``."""
+    try:
+        await _commit(tx)
+    finally:
+        committed = tx.outcome is not None and tx.outcome.committed
+        await release(tx, committed)
+
+
+async def _commit(tx: Transaction) -> None:
+    if tx.rollback_only:
+        await _abort(tx)
+        return
+    local = tx._local
+    if len(local) == 1 and not tx._remote and _may_one_phase(tx, local[0]):
+        await _one_phase(tx, local[0])
+        return
+    await prepare(tx)
+    if tx.rollback_only:
+        await _abort(tx)
+        return
+    branches = [b.to_pb() for b in local] + list(tx._remote.values())
+    if not tx._begun and all(b.vote == c.VOTE_READ_ONLY for b in branches):
+        tx.outcome = Outcome(State.COMMITTED, tx.tx_id, tx.gid, "client")  # Nothing was written anywhere.
+        return
+    await _ask_commit(tx, branches)
+
+
+def _may_one_phase(tx: Transaction, branch: Branch) -> bool:
+    return not tx._begun or tx._one_phase_resource == branch.resource
+
+
+async def prepare(tx: Transaction) -> None:
+    """Prepare all branches of this process, side by side. A failure makes the transaction rollback-only."""
+    local = [b for b in tx._local if b.stage is Stage.OPEN]
+    results = await asyncio.gather(*(b.prepare(tx._until) for b in local), return_exceptions=True)
+    for branch, result in zip(local, results, strict=True):
+        if isinstance(result, Failed):
+            tx.set_rollback_only(result.reason, result.message)
+        elif isinstance(result, BaseException):
+            tx.set_rollback_only(reasons.APPLICATION_ERROR, f"{branch.resource!r}: {result}")
+    await _release_early(tx)
+
+
+# ---- the ways to end ----
+
+
+async def _ask_commit(tx: Transaction, branches: list[c.Branch]) -> None:
+    until = _last_word(tx)
+    request = pb.CommitRequest(
+        tx_id=tx.tx_id,
+        deadline_us=tx.deadline_us,
+        begun=tx._begun,
+        branches=branches,
+        wait=tx._wait,
+        wait_us=max(int((until - _now() - 0.05) * 1e6), 1),
+        gid=tx.gid,
+        result=tx.result,
+    )
+    if not tx._begun:
+        request.spec.CopyFrom(tx._spec())
+    try:
+        response = await tx._runtime.wire.call("commit", request, until, tx_id=tx.tx_id, gid=tx.gid)
+    except Unavailable as error:
+        if error.definite:
+            await _abort_after(tx, error)
+        raise _unknown(tx, f"no answer to commit: {error}") from error
+    except OutcomeUnknown as error:
+        raise _unknown(tx, error.message) from error
+    except TxcoordError as error:
+        if not error.definite:
+            raise _unknown(tx, str(error)) from error
+        await _abort_after(tx, error)
+    else:
+        _conclude(tx, response.outcome)
+
+
+def _conclude(tx: Transaction, out: c.Outcome) -> None:
+    tx.outcome = outcomes.from_pb(out, tx_id=tx.tx_id, gid=tx.gid)
+    if tx.outcome.aborted:
+        raise _aborted(tx)
+    if tx.outcome.heuristic:
+        raise Heuristic(
+            "commit was decided, but a branch was finished otherwise by hand: see `txcoord tx show "
+            f"{tx.gid or tx.tx_id}`",
+            tx_id=tx.tx_id,
+            gid=tx.gid,
+        )
+    if not tx.outcome.committed:
+        raise _unknown(tx, "the coordinator answered without a decision")
+
+
+async def _one_phase(tx: Transaction, branch: Branch) -> None:
+    """Its own database decides; the coordinator is told afterwards."""
+    try:
+        await branch.commit_one_phase(tx._until)
+    except Failed as failed:
+        if branch.stage is not Stage.UNKNOWN:
+            tx.set_rollback_only(failed.reason, failed.message)
+            await _abort(tx)
+            return
+        await _settle_one_phase(tx, branch)
+        return
+    await _release_early(tx)
+    tx.outcome = Outcome(State.COMMITTED, tx.tx_id, tx.gid, "database", result=tx.result)
+    if branch.stage is Stage.READ_ONLY and not tx._begun:
+        return
+    if branch.stage is Stage.READ_ONLY:
+        await _ask_commit(tx, [branch.to_pb()])
+        return
+    report = _report(tx, branch)
+    if tx._begun:
+        # Whoever asks by the gid next shall find it committed; if not, the deadline's probe finds the marker.
+        await asyncio.wait({report}, timeout=max(min(tx.remaining, _ROLLBACK_WAIT_S), 0.0))
+
+
+def _report(tx: Transaction, branch: Branch) -> asyncio.Task[None]:
+    runtime = tx._runtime
+    request = pb.ReportRequest(
+        tx_id=tx.tx_id,
+        deadline_us=tx.deadline_us,
+        reports=[branch.one_phase_report()],
+        gid=tx.gid,
+        spec=tx._spec(),
+        result=tx.result,
+        begun=tx._begun,
+    )
+
+    async def send() -> None:
+        try:
+            await runtime.wire.call("report", request, _last_word(tx) + 5.0, tx_id=tx.tx_id, gid=tx.gid)
+        except TxcoordError as error:
+            log.warning("the one-phase commit of %s was not reported: %s", tx.tx_id, error)
+
+    return runtime.spawn(send(), f"txcoord.report:{tx.tx_id}")
+
+
+async def _settle_one_phase(tx: Transaction, branch: Branch) -> None:
+    """The reply to the local COMMIT was lost: a tombstone tells, never an absent marker."""
+    try:
+        tx.outcome = await tx._runtime.settle(
+            tx.tx_id,
+            tx.gid,
+            tx.deadline_us,
+            (branch.resource,),
+            begun=tx._begun,
+            until=_last_word(tx),
+        )
+    except TxcoordError as error:
+        raise _unknown(tx, f"the reply to COMMIT was lost, and so far nobody could tell: {error}") from error
+    if tx.outcome.aborted:
+        raise _aborted(tx)
+
+
+async def _abort(tx: Transaction) -> None:
+    """Roll back, then raise Aborted with the reason why."""
+    await rollback(tx)
+    raise _aborted(tx)
+
+
+async def _abort_after(tx: Transaction, error: TxcoordError) -> None:
+    """Commit was refused for sure: undo what is prepared, and say why."""
+    tx.set_rollback_only(error.reason, error.message)
+    await _tell_rollback(tx, sealed=False)
+    if isinstance(error, Rejected):
+        raise error
+    raise _aborted(tx) from error
+
+
+async def rollback(tx: Transaction) -> None:
+    """Roll everything back. Never raises for a coordinator that does not answer: abort is presumed."""
+    await asyncio.gather(*(b.rollback(_now() + 5.0) for b in tx._local))
+    needed = (
+        tx._begun or bool(tx._remote) or any(b.stage in (Stage.PREPARED, Stage.UNKNOWN) for b in tx._local)
+    )
+    tx.outcome = Outcome(State.ABORTED, tx.tx_id, tx.gid, "client", tx._rollback_only)
+    if needed and tx.initiator:
+        await _tell_rollback(tx, sealed=True)
+    await release(tx, False)
+
+
+async def _tell_rollback(tx: Transaction, *, sealed: bool) -> None:
+    runtime = tx._runtime
+    branches = [b.to_pb() for b in tx._local if b.stage is not Stage.ROLLED_BACK] + list(tx._remote.values())
+    request = pb.RollbackRequest(
+        tx_id=tx.tx_id,
+        deadline_us=tx.deadline_us,
+        branches=branches,
+        initiator=True,
+        sealed=sealed,
+        force_log=not sealed,
+        resources=sorted({b.resource for b in tx._local}),
+        wait=c.WAIT_LEVEL_DECIDED,
+        gid=tx.gid,
+        begun=tx._begun,
+        reason=tx._rollback_only,
+        message=tx._rollback_message[:500],
+    )
+
+    async def send() -> None:
+        try:
+            response = await runtime.wire.call(
+                "rollback", request, _last_word(tx), tx_id=tx.tx_id, gid=tx.gid
+            )
+        except TxcoordError as error:
+            # Its deadline aborts it, and the scan for orphans frees what is prepared.
+            log.warning("the rollback of %s was not heard: %s", tx.tx_id, error)
+        else:
+            tx.outcome = outcomes.from_pb(response.outcome, tx_id=tx.tx_id, gid=tx.gid)
+
+    task = runtime.spawn(send(), f"txcoord.rollback:{tx.tx_id}")
+    await asyncio.wait({task}, timeout=_ROLLBACK_WAIT_S)
+
+
+# ---- connections ----
+
+
+async def _release_early(tx: Transaction) -> None:
+    """Connections that the SDK took go back to their pools as soon as nothing is open on them."""
+    for branch in tx._local:
+        if branch.stage is not Stage.OPEN and branch.owned:
+            await tx._runtime.release_branch(branch, tx, branch.stage is not Stage.ROLLED_BACK)
+
+
+async def release(tx: Transaction, committed: bool) -> None:
+    """Give all connections back, and sessions their freedom."""
+    for branch in tx._local:
+        await tx._runtime.release_branch(branch, tx, committed)
+
+
+# ---- words ----
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _last_word(tx: Transaction) -> float:
+    """Until when the end may be asked for: a reply that comes shortly after the deadline is still a fact."""
+    return max(tx._until, _now()) + _LAST_WORD_S
+
+
+def _aborted(tx: Transaction) -> Aborted:
+    out = tx.outcome
+    reason = (out.reason if out is not None else "") or tx._rollback_only
+    return Aborted(
+        tx._rollback_message or f"the transaction was aborted by {out.decided_by if out else 'client'}",
+        reason=reason,
+        decided_by=out.decided_by if out is not None else "client",
+        retriable=(out is not None and out.retriable) or reason in reasons.RETRYABLE_ABORTS,
+        tx_id=tx.tx_id,
+        gid=tx.gid,
+    )
+
+
+def _unknown(tx: Transaction, message: str) -> OutcomeUnknown:
+    tx.outcome = Outcome(State.UNKNOWN, tx.tx_id, tx.gid)
+    return OutcomeUnknown(
+        message,
+        tx_id=tx.tx_id,
+        gid=tx.gid,
+        deadline_us=tx.deadline_us,
+        resources=tuple(sorted({b.resource for b in tx._local})),
+    )

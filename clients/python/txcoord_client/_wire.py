@@ -1,0 +1,290 @@
+"""The wire: one Session stream to the coordinator, on which many operations of many transactions travel.
+
+While one message is being written the next one fills, so that a busy process sends few; an idle one sends at
+once. Every operation can be sent again: when the stream breaks, what is open goes out on the next one, the same
+content, until its caller's time is up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+
+from . import _refusals
+from ._clock import LogClock
+from ._pb import common_pb2 as c
+from ._pb import coordinator_pb2 as pb
+from ._pb import coordinator_pb2_grpc as rpc
+from .errors import Rejected, TxcoordError, Unavailable
+from .protocol import reasons
+
+_EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
+_FIRST_PAUSE_S = 0.02
+_LONGEST_PAUSE_S = 0.5
+_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+)
+
+
+class _Lost(Exception):
+    """The stream broke: whether the operation was done is unknown."""
+
+
+class _Open:
+    """One operation on its way."""
+
+    __slots__ = ("future", "operation")
+
+    def __init__(self, operation: pb.Operation, future: asyncio.Future[pb.OperationResult]) -> None:
+        self.operation = operation
+        self.future = future
+
+
+class Wire:
+    """The connection of one process and event loop to the coordinator."""
+
+    def __init__(self, address: str, namespace: str, *, version: str, max_operations: int = 1_000) -> None:
+        self.clock = LogClock()
+        self.messages_sent = 0
+        """Stream messages and unary calls sent, for the cost counters."""
+        self._namespace = namespace
+        self._version = version
+        self._max_operations = max_operations
+        self._channel = grpc.aio.insecure_channel(_target(address), options=_OPTIONS)
+        self._stub: Any = rpc.CoordinatorServiceStub(self._channel)
+        self._hello: pb.HelloResponse | None = None
+        self._saying_hello: asyncio.Task[pb.HelloResponse] | None = None
+        self._numbers = itertools.count(1)
+        self._queue: deque[_Open] = deque()
+        self._open: dict[int, _Open] = {}
+        self._kick: asyncio.Future[None] | None = None
+        self._runner: asyncio.Task[None] | None = None
+        self._closed = False
+
+    # ---- hello ----
+
+    async def hello(self, until: float, *, fresh: bool = False) -> pb.HelloResponse:
+        """Who is there; asked once for all callers. ``until`` is by the loop's clock."""
+        if self._hello is not None and not fresh:
+            return self._hello
+        if self._saying_hello is None or self._saying_hello.done():
+            self._saying_hello = asyncio.get_running_loop().create_task(self._say_hello(until))
+            self._saying_hello.add_done_callback(_retrieve)
+        return await asyncio.shield(self._saying_hello)
+
+    async def _say_hello(self, until: float) -> pb.HelloResponse:
+        request = pb.HelloRequest(
+            namespace=self._namespace,
+            client="txcoord-client-python",
+            client_version=self._version,
+            instance=f"{socket.gethostname()}/{os.getpid()}",
+        )
+
+        async def once(left: float) -> pb.HelloResponse:
+            self.messages_sent += 1
+            try:
+                answer: pb.HelloResponse = await self._stub.Hello(request, timeout=min(left, 5.0))
+            except grpc.aio.AioRpcError as error:
+                raise _refusals.error_of_call(error) from error
+            return answer
+
+        self._hello = await self._retrying(once, until)
+        self.clock.observe(self._hello.log_time_us)
+        return self._hello
+
+    # ---- operations ----
+
+    async def call(self, name: str, request: Any, until: float, *, tx_id: str = "", gid: str = "") -> Any:
+        """Send an operation, again if need be, until ``until`` (by the loop's clock).
+
+        Raises the SDK's errors; Unavailable that is not definite means that it may have been done.
+        """
+
+        async def once(left: float) -> Any:
+            result = await self._send(name, request, left)
+            if result.HasField("status"):
+                raise _refusals.error_of(result.status, tx_id=tx_id, gid=gid)
+            return getattr(result, name)
+
+        return await self._retrying(once, until)
+
+    async def unary(self, name: str, request: Any, until: float) -> Any:
+        """A call that has no operation of its own in a Session."""
+
+        async def once(left: float) -> Any:
+            self.messages_sent += 1
+            try:
+                return await getattr(self._stub, name)(request, timeout=left)
+            except grpc.aio.AioRpcError as error:
+                raise _refusals.error_of_call(error) from error
+
+        return await self._retrying(once, until)
+
+    async def _retrying(self, once: Callable[[float], Awaitable[Any]], until: float) -> Any:
+        loop = asyncio.get_running_loop()
+        pause = _FIRST_PAUSE_S
+        maybe_done = False
+        while True:
+            left = until - loop.time()
+            try:
+                return await once(max(left, 0.001))
+            except Unavailable as error:
+                # If any try may have been done, the whole may have been done.
+                maybe_done = maybe_done or not error.definite
+                wait = max(error.retry_after, pause * (0.5 + random.random() / 2))
+                if loop.time() + wait >= until or self._closed:
+                    error.definite = not maybe_done
+                    raise
+            await asyncio.sleep(wait)
+            pause = min(pause * 2, _LONGEST_PAUSE_S)
+
+    async def _send(self, name: str, request: Any, left: float) -> pb.OperationResult:
+        if self._closed:
+            raise Rejected("this Coordinator is closed", reason="CLOSED")
+        loop = asyncio.get_running_loop()
+        number = next(self._numbers)
+        operation = pb.Operation(op_id=number)
+        getattr(operation, name).CopyFrom(request)
+        item = _Open(operation, loop.create_future())
+        self._queue.append(item)
+        self._wake()
+        timer = loop.call_later(left, _give_up, item.future)
+        try:
+            return await item.future
+        except _Lost as lost:
+            raise Unavailable(str(lost), definite=False) from None
+        finally:
+            timer.cancel()
+            self._open.pop(number, None)
+
+    def _wake(self) -> None:
+        if self._runner is None or self._runner.done():
+            self._runner = asyncio.get_running_loop().create_task(self._run(), name="txcoord.wire")
+        elif self._kick is not None and not self._kick.done():
+            self._kick.set_result(None)
+
+    async def _run(self) -> None:
+        """One stream, as long as it lasts. The next operation after its end starts the next one."""
+        call = self._stub.Session()
+        reader = asyncio.get_running_loop().create_task(self._read(call), name="txcoord.wire.read")
+        first = True
+        trouble: BaseException | None = None
+        try:
+            while not reader.done():
+                if not self._queue:
+                    self._kick = asyncio.get_running_loop().create_future()
+                    await asyncio.wait({self._kick, reader}, return_when=asyncio.FIRST_COMPLETED)
+                    continue
+                message = pb.SessionRequest()
+                if first:
+                    message.namespace = self._namespace
+                    if self._hello is not None:
+                        message.log_id = self._hello.log_id
+                    first = False
+                self._take_into(message)
+                if message.operations:
+                    self.messages_sent += 1
+                    await call.write(message)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
+            trouble = error
+        finally:
+            self._runner = None
+            call.cancel()
+            reader.cancel()
+            result = (await asyncio.gather(reader, return_exceptions=True))[0]
+            self._lose(result if isinstance(result, Exception) else trouble)
+            if self._queue and not self._closed:
+                self._wake()
+
+    def _take_into(self, message: pb.SessionRequest) -> None:
+        while self._queue and len(message.operations) < self._max_operations:
+            item = self._queue.popleft()
+            if item.future.done():
+                continue  # Its caller has given up.
+            self._open[item.operation.op_id] = item
+            message.operations.append(item.operation)
+
+    async def _read(self, call: Any) -> None:
+        while True:
+            response = await call.read()
+            if response is _EOF:
+                return
+            self.clock.observe(response.log_time_us)
+            for result in response.results:
+                item = self._open.get(result.op_id)
+                if item is not None and not item.future.done():
+                    item.future.set_result(result)
+
+    def _lose(self, error: BaseException | None) -> None:
+        """The stream is gone: whoever waits for an answer sends again."""
+        refusal: TxcoordError | None = None
+        text = "the stream to the coordinator ended"
+        if isinstance(error, grpc.aio.AioRpcError):
+            text = f"{error.code().name}: {error.details()}"
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                # Another log than the one that Hello told of: what is open was meant for that one.
+                self._hello = None
+                refusal = _refusals.error_of_call(error)
+                refusal.definite = False
+        for item in self._open.values():
+            if not item.future.done():
+                item.future.set_exception(refusal or _Lost(text))
+                item.future.exception()  # Its caller may have gone.
+
+    async def close(self) -> None:
+        """End the stream and the channel."""
+        self._closed = True
+        runner = self._runner
+        if runner is not None:
+            runner.cancel()
+            await asyncio.gather(runner, return_exceptions=True)
+        for item in self._queue:
+            if not item.future.done():
+                item.future.set_exception(_Lost("the Coordinator was closed"))
+        await self._channel.close(None)
+
+
+def _give_up(future: asyncio.Future[pb.OperationResult]) -> None:
+    if not future.done():
+        future.set_exception(_Lost("no answer in time"))
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
+def _target(address: str) -> str:
+    """A gRPC target; ``grpc://host:port`` is forgiven."""
+    return address.removeprefix("grpc://")
+
+
+def wait_level(name: str) -> c.WaitLevel:
+    """The wire's name of a wait level."""
+    try:
+        return _LEVELS[name]
+    except KeyError:
+        known = ", ".join(_LEVELS)
+        raise Rejected(f"wait={name!r}: one of {known}", reason=reasons.BAD_REQUEST) from None
+
+
+_LEVELS: dict[str, c.WaitLevel] = {
+    "accepted": c.WAIT_LEVEL_ACCEPTED,
+    "decided": c.WAIT_LEVEL_DECIDED,
+    "committed": c.WAIT_LEVEL_COMMITTED,
+    "delivered": c.WAIT_LEVEL_DELIVERED,
+}
+LEVELS: Sequence[str] = tuple(_LEVELS)

@@ -1,0 +1,72 @@
+"""Branches on asyncpg connections and pools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import NotIdle
+from ..protocol import postgresql as pg
+from .held import RefusedEnd
+
+
+class AsyncpgHeld:
+    """A connection that the caller gave."""
+
+    wrote = False  # Nothing tells cheaply: the branch asks the database.
+
+    def __init__(self, connection: Any) -> None:
+        self.value = connection
+        self._transaction: Any = None
+
+    async def open(self) -> None:
+        if self.value.is_in_transaction():
+            raise NotIdle("this asyncpg connection is in a transaction already")
+
+    async def start(self, refused: RefusedEnd) -> None:
+        # Through asyncpg's own transaction, so that the application's nested blocks become savepoints.
+        self._transaction = self.value.transaction()
+        await self._transaction.start()
+        await self.value.execute(pg.START_GUARD)
+
+    async def flush(self) -> None:
+        pass
+
+    async def execute(self, sql: str) -> str:
+        return str(await self.value.execute(sql))
+
+    async def fetch_value(self, sql: str) -> Any:
+        return await self.value.fetchval(sql)
+
+    @property
+    def in_transaction(self) -> bool:
+        return bool(self.value.is_in_transaction())
+
+    def forget_transaction(self) -> None:
+        # asyncpg has no public way to say so but a COMMIT, which the server would complain of.
+        real = getattr(self.value, "_con", self.value)
+        real._top_xact = None
+        self._transaction = None
+
+    async def release(self, committed: bool) -> None:
+        pass
+
+    async def discard(self) -> None:
+        self.value.terminate()
+
+
+class AsyncpgPoolHeld(AsyncpgHeld):
+    """A connection that the SDK takes from the caller's pool."""
+
+    def __init__(self, pool: Any) -> None:
+        super().__init__(None)
+        self._pool = pool
+
+    async def open(self) -> None:
+        self.value = await self._pool.acquire()
+
+    async def release(self, committed: bool) -> None:
+        await self._pool.release(self.value)
+
+    async def discard(self) -> None:
+        self.value.terminate()
+        await self._pool.release(self.value)

@@ -1,0 +1,449 @@
+"""The SDK's entrance: a Coordinator begins transactions and asks about them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import json
+import os
+import random
+import secrets
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+
+from . import _finish, interceptors
+from . import outcome as outcomes
+from ._pb import common_pb2 as c
+from ._pb import coordinator_pb2 as pb
+from ._runtime import Runtime
+from ._sources import Resources
+from ._version import __version__
+from ._wire import wait_level
+from ._xa.branch import worth_another_try
+from .errors import (
+    AlreadyAborted,
+    AlreadyCommitted,
+    ForkedAfterUse,
+    NoTransaction,
+    OutcomeUnknown,
+    Rejected,
+    TxcoordError,
+)
+from .outcome import Outcome
+from .protocol import identifiers, reasons
+from .transaction import Transaction, XaBlock
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Seconds = float | timedelta
+
+
+class Coordinator:
+    """A txcoord coordinator, as a service uses it.
+
+    ``address`` is a gRPC target such as ``127.0.0.1:7070`` or ``dns:///txcoord:7070``. ``resources`` names the
+    engines and pools whose databases take part. ``timeout`` is how many seconds a transaction may last unless its
+    ``begin`` says otherwise; ``call_timeout`` how long one call to the coordinator is tried.
+
+    It opens nothing before its first use, and then a channel for each event loop. Use it as an async context
+    manager, or ``await coord.close()`` in the end.
+    """
+
+    def __init__(
+        self,
+        address: str = "127.0.0.1:7070",
+        *,
+        namespace: str = "default",
+        resources: Mapping[str, Any] | None = None,
+        timeout: Seconds = 30.0,
+        call_timeout: Seconds = 5.0,
+    ) -> None:
+        if not identifiers.is_name(namespace):
+            raise Rejected(
+                f"namespace {namespace!r}: 1 to 63 characters of [A-Za-z0-9_.-]", reason=reasons.BAD_NAMESPACE
+            )
+        self.address = address
+        self.namespace = namespace
+        self._resources = Resources(resources or {})
+        self._timeout = _seconds(timeout, "timeout")
+        self._call_timeout = _seconds(call_timeout, "call_timeout")
+        self._pid: int | None = None
+        self._runtimes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Runtime] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._current: contextvars.ContextVar[Transaction | None] = contextvars.ContextVar(
+            "txcoord_transaction", default=None
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let the ends of transactions that are under way finish (at most 5 s), then disconnect."""
+        runtime = self._runtimes.pop(asyncio.get_running_loop(), None)
+        if runtime is not None and self._pid == os.getpid():
+            await runtime.close()
+
+    @asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+        """For frameworks: ``FastAPI(lifespan=coord.lifespan)``."""
+        try:
+            yield
+        finally:
+            await self.close()
+
+    # ---- transactions ----
+
+    def begin(
+        self,
+        name: str = "transaction",
+        *,
+        gid: str = "",
+        timeout: Seconds | None = None,
+        labels: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        resources: Sequence[str] = (),
+        wait: str = "committed",
+        new: bool = False,
+        retry_of: str = "",
+        again: bool = False,
+    ) -> Scope:
+        """``async with coord.begin("checkout", gid=order_id) as g: …`` commits when the block ends; an exception
+        aborts, and comes out unchanged.
+
+        ``gid`` is the user's own name of the work and its idempotency key (at most 48 of ``[A-Za-z0-9_-]``): the
+        same gid is done at most once. ``timeout``: seconds until the deadline, at which everything undecided is
+        aborted. ``resources``: the databases that it will touch, if known; the first may be committed in one
+        phase when it stays the only one. ``wait``: how far the end waits: ``accepted``, ``decided``,
+        ``committed`` or ``delivered``. ``new``: begin another transaction even inside one (REQUIRES_NEW).
+        ``retry_of``: the tx id of an aborted attempt whose gid this one takes over; ``again`` allows that for a
+        business abort too.
+
+        Inside a transaction it joins that one. Entering raises AlreadyCommitted, AlreadyAborted or InProgress for
+        a known gid, Unavailable when the coordinator does not answer. Leaving raises Aborted, OutcomeUnknown or
+        Heuristic.
+        """
+        if gid and not identifiers.is_gid(gid):
+            raise Rejected(
+                f"gid {gid[:80]!r}: 1 to {identifiers.MAX_GID} characters of [A-Za-z0-9_-]",
+                reason=reasons.BAD_GID,
+            )
+        return Scope(
+            self,
+            name=name,
+            gid=gid,
+            timeout=self._timeout if timeout is None else _seconds(timeout, "timeout"),
+            labels=labels,
+            headers=headers,
+            resources=resources,
+            wait=wait_level(wait),
+            new=new,
+            retry_of=retry_of,
+            again=again,
+        )
+
+    def transaction(
+        self, name: str = "", *, timeout: Seconds | None = None, new: bool = False
+    ) -> Callable[[Callable[P, Awaitable[R]]], Callable[P, Awaitable[R]]]:
+        """Decorator: the async function runs in a transaction, the caller's if there is one."""
+
+        def decorate(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+            if not inspect.iscoroutinefunction(function):
+                raise TypeError(f"@transaction needs an async function, {function!r} is none")
+            title = name or function.__name__
+
+            @functools.wraps(function)
+            async def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+                async with self.begin(title, timeout=timeout, new=new):
+                    return await function(*args, **kwargs)
+
+            return wrapped
+
+        return decorate
+
+    async def run(
+        self,
+        function: Callable[..., Awaitable[R]],
+        *,
+        gid: str = "",
+        attempts: int = 3,
+        name: str = "",
+        timeout: Seconds | None = None,
+        again: bool = False,
+    ) -> R:
+        """Run ``function`` in a transaction, again when that may help, and with a ``gid`` at most once for ever.
+
+        ``function`` is given the transaction if it takes an argument. What it returns (JSON) is stored with the
+        commit; a later ``run`` with the same gid returns that and runs nothing. An abort by deadlock,
+        serialization failure, a busy pool or the deadline is tried again, ``attempts`` times in all, under a new
+        tx id; a business abort is final unless ``again``. Inside a transaction it only calls the function there.
+
+        Raises what the function raises, Aborted, AlreadyAborted, InProgress, OutcomeUnknown or Unavailable.
+        """
+        if attempts < 1:
+            raise Rejected("attempts: at least 1")
+        outer = self.current_or_none()
+        if outer is not None:
+            return await _call(function, outer)
+        title = name or getattr(function, "__name__", "run")
+        retry_of = ""
+        for left in range(attempts - 1, -1, -1):
+            tx_id = ""
+            try:
+                async with self.begin(title, gid=gid, timeout=timeout, retry_of=retry_of, again=again) as g:
+                    tx_id = g.tx_id
+                    value = await _call(function, g)
+                    g.result = json.dumps(value).encode()
+                return value
+            except AlreadyCommitted as error:
+                known: R = json.loads(error.result) if error.result else None  # type: ignore[assignment]
+                return known
+            except AlreadyAborted as error:
+                if not left or not (error.retriable or again):
+                    raise
+                tx_id = error.tx_id
+            except Exception as error:
+                if not left or not worth_another_try(error):
+                    raise
+            retry_of = tx_id if gid else ""
+            await asyncio.sleep(random.uniform(0.0, 0.05 * 2 ** (attempts - left)))
+        raise AssertionError("the last attempt returns or raises")
+
+    # ---- context ----
+
+    @property
+    def current(self) -> Transaction:
+        """The transaction that this code runs in. Raises NoTransaction."""
+        found = self.current_or_none()
+        if found is None:
+            raise NoTransaction("there is no current transaction here: use `async with coord.begin(...)`")
+        return found
+
+    def current_or_none(self) -> Transaction | None:
+        """The transaction that this code runs in, if any."""
+        found = self._current.get()
+        return found if found is not None and found.active else None
+
+    def xa(self, target: Any, *, resource: str = "") -> XaBlock:
+        """As ``g.xa``, for the current transaction. Raises NoTransaction where there is none."""
+        return self.current.xa(target, resource=resource)
+
+    @contextmanager
+    def outside(self) -> Any:
+        """What runs inside is outside of the current transaction (NOT_SUPPORTED): audit rows that must stay."""
+        token = self._current.set(None)
+        try:
+            yield
+        finally:
+            self._current.reset(token)
+
+    # ---- questions ----
+
+    async def get(self, gid: str = "", *, tx_id: str = "") -> Outcome | None:
+        """How a transaction stands; None when the log knows none of that name, which is no outcome."""
+        runtime = self._runtime()
+        until = asyncio.get_running_loop().time() + self._call_timeout
+        await runtime.connect(until)
+        request = pb.GetRequest(gid=gid, tx_id=tx_id)
+        try:
+            response = await runtime.wire.call("get", request, until, tx_id=tx_id, gid=gid)
+        except Rejected as error:
+            if error.reason == reasons.NOT_FOUND:
+                return None
+            raise
+        return outcomes.from_pb(response.transaction.outcome, tx_id=tx_id, gid=gid)
+
+    async def settle(self, unknown: OutcomeUnknown, *, timeout: Seconds | None = None) -> Outcome:
+        """Find out what became of a transaction, by asking for its abort: what was committed stays committed, and
+        is told; everything else is aborted now."""
+        runtime = self._runtime()
+        until = asyncio.get_running_loop().time() + (
+            self._call_timeout if timeout is None else _seconds(timeout, "timeout")
+        )
+        await runtime.connect(until)
+        return await runtime.settle(
+            unknown.tx_id,
+            unknown.gid,
+            unknown.deadline_us,
+            unknown.resources,
+            begun=bool(unknown.gid),
+            until=until,
+        )
+
+    # ---- other services ----
+
+    def client_interceptor(self) -> interceptors.ClientInterceptor:
+        """For ``grpc.aio.insecure_channel(target, interceptors=[…])``: calls on that channel carry the current
+        transaction, and their replies must bring a vote."""
+        return interceptors.ClientInterceptor(self)
+
+    def server_interceptor(self) -> interceptors.ServerInterceptor:
+        """For ``grpc.aio.server(interceptors=[…])``: handlers run inside the caller's transaction, their branches
+        are prepared when they end, and the vote rides on the reply."""
+        return interceptors.ServerInterceptor(self)
+
+    # ---- inside ----
+
+    def _runtime(self) -> Runtime:
+        pid = os.getpid()
+        if self._pid is not None and self._pid != pid and len(self._runtimes):
+            raise ForkedAfterUse(
+                "this process was forked after the Coordinator had been used: a gRPC channel does not survive that. "
+                "Make the Coordinator, or use it first, in the child"
+            )
+        self._pid = pid
+        loop = asyncio.get_running_loop()
+        runtime = self._runtimes.get(loop)
+        if runtime is None:
+            runtime = self._runtimes[loop] = Runtime(
+                self.address,
+                self.namespace,
+                self._resources,
+                version=__version__,
+                call_timeout=self._call_timeout,
+            )
+        return runtime
+
+
+class Scope:
+    """``async with coord.begin(...)``: begins or joins a transaction, and ends what it began."""
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        *,
+        name: str,
+        gid: str,
+        timeout: float,
+        labels: Mapping[str, str] | None,
+        headers: Mapping[str, str] | None,
+        resources: Sequence[str],
+        wait: c.WaitLevel,
+        new: bool,
+        retry_of: str,
+        again: bool,
+    ) -> None:
+        self._coordinator = coordinator
+        self._name = name
+        self._gid = gid
+        self._timeout = timeout
+        self._labels = labels
+        self._headers = headers
+        self._resources = tuple(resources)
+        self._wait = wait
+        self._new = new
+        self._retry_of = retry_of
+        self._again = again
+        self._transaction: Transaction | None = None
+        self._joined = False
+        self._token: contextvars.Token[Transaction | None] | None = None
+
+    async def __aenter__(self) -> Transaction:
+        if self._transaction is not None:
+            raise Rejected("a Scope can be entered once: call begin() again")
+        outer = self._coordinator.current_or_none()
+        if outer is not None and not self._new:
+            if self._gid and self._gid != outer.gid:
+                raise Rejected(
+                    f"begin(gid={self._gid!r}) inside the transaction {outer.gid or outer.tx_id!r}: nested blocks join "
+                    "it; say new=True for a transaction of its own",
+                    reason="NESTED_GID",
+                )
+            self._transaction, self._joined = outer, True
+            return outer
+        self._transaction = tx = await self._begin()
+        self._token = self._coordinator._current.set(tx)
+        return tx
+
+    async def _begin(self) -> Transaction:
+        runtime = self._coordinator._runtime()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + min(self._timeout, self._coordinator._call_timeout)
+        hello = await runtime.connect(until)
+        most = hello.limits.max_deadline_us / 1e6
+        if most and self._timeout > most:
+            raise Rejected(
+                f"timeout={self._timeout:g} s is longer than the {most:g} s that the coordinator allows",
+                reason=reasons.DEADLINE_TOO_FAR,
+            )
+        now_us = runtime.wire.clock.now_us()
+        tx = Transaction(
+            runtime,
+            name=self._name,
+            tx_id=identifiers.new_tx_id(now_us, secrets.randbits),
+            gid=self._gid,
+            deadline_us=now_us + int(self._timeout * 1e6),
+            labels=self._labels,
+            headers=self._headers,
+            wait=self._wait,
+            one_phase_resource=self._resources[0] if self._resources and self._gid else "",
+            begun=bool(self._gid),
+        )
+        if self._gid:
+            await self._announce(runtime, tx, until)
+        return tx
+
+    async def _announce(self, runtime: Runtime, tx: Transaction, until: float) -> None:
+        """With a gid the transaction is durable before its work begins."""
+        spec = tx._spec()
+        spec.retry_of = self._retry_of
+        spec.again = self._again
+        request = pb.BeginRequest(tx_id=tx.tx_id, gid=tx.gid, deadline_us=tx.deadline_us, spec=spec)
+        try:
+            await runtime.wire.call("begin", request, until, tx_id=tx.tx_id, gid=tx.gid)
+        except AlreadyCommitted as error:
+            known = await self._coordinator.get(tx_id=error.tx_id)
+            error.result = known.result if known is not None else b""
+            raise
+        except TxcoordError as error:
+            if not error.definite and error.reason != reasons.IN_PROGRESS:
+                # It may be there: don't leave the gid taken until the deadline.
+                tx.set_rollback_only(reasons.APPLICATION_ERROR, "begin was not answered")
+                runtime.spawn(_finish.end(tx, error), f"txcoord.rollback:{tx.tx_id}")
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        tx = self._transaction
+        assert tx is not None
+        if self._joined:
+            if error is not None:
+                tx.set_rollback_only(
+                    reasons.APPLICATION_ERROR, f"{type(error).__name__} left a nested block: {error}"
+                )
+            return
+        if self._token is not None:
+            try:
+                self._coordinator._current.reset(self._token)
+            except ValueError:  # Entered and left in different contexts, as async generators are.
+                self._coordinator._current.set(None)
+        # In a task of its own: a cancelled caller goes, the end of its transaction goes on.
+        await tx._runtime.shielded(_finish.end(tx, error), f"txcoord.end:{tx.tx_id}")
+
+
+async def _call(function: Callable[..., Awaitable[R]], g: Transaction) -> R:
+    takes = [
+        p
+        for p in inspect.signature(function).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+    return await (function(g) if takes else function())
+
+
+def _seconds(value: Seconds, what: str) -> float:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    if not seconds > 0:
+        raise Rejected(f"{what}={value!r}: more than 0 seconds are needed")
+    return seconds

@@ -1,0 +1,211 @@
+"""The transaction on its way between services over gRPC (grpc.aio).
+
+The client's interceptor sends the context with every call on its channel and waits for the callee's vote. The
+server's runs the handler inside the caller's transaction, prepares what the handler did in databases when it has
+ended, and lets the vote ride on the reply: no extra call. A call that brings no vote back makes the transaction
+rollback-only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from . import _finish
+from ._pb import common_pb2 as c
+from ._runtime import Runtime
+from ._xa.branch import Stage, reason_of
+from .errors import Rejected, TxcoordError
+from .protocol import identifiers, reasons
+from .transaction import Transaction
+
+
+class Home(Protocol):
+    """What of a Coordinator the interceptors need."""
+
+    namespace: str
+
+    def current_or_none(self) -> Transaction | None: ...
+
+    @property
+    def _current(self) -> ContextVar[Transaction | None]: ...
+
+    def _runtime(self) -> Runtime: ...
+
+
+log = logging.getLogger("txcoord.client")
+CONTEXT_KEY = "txcoord-context-bin"
+VOTE_KEY = "txcoord-vote-bin"
+
+
+class ClientInterceptor(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
+    """Sends the current transaction along. Install it on channels to services that take part, and on no other."""
+
+    def __init__(self, coordinator: Home) -> None:
+        self._coordinator = coordinator
+
+    async def intercept_unary_unary(
+        self,
+        continuation: Callable[[grpc.aio.ClientCallDetails, Any], Awaitable[Any]],
+        client_call_details: grpc.aio.ClientCallDetails,
+        request: Any,
+    ) -> Any:
+        tx = self._coordinator.current_or_none()
+        if tx is None:
+            return await continuation(client_call_details, request)
+        method: Any = client_call_details.method
+        name = method.decode() if isinstance(method, bytes) else str(method)
+        context = tx._call_sent(name)
+        metadata = grpc.aio.Metadata(*(client_call_details.metadata or ()))
+        metadata.add(CONTEXT_KEY, context.SerializeToString())
+        details = grpc.aio.ClientCallDetails(
+            method=method,
+            # No answer is of use after the deadline.
+            timeout=min(client_call_details.timeout or tx.remaining, max(tx.remaining, 0.001)),
+            metadata=metadata,
+            credentials=client_call_details.credentials,
+            wait_for_ready=client_call_details.wait_for_ready,
+        )
+        try:
+            call = await continuation(details, request)
+            code = await call.code()
+        except BaseException as error:
+            tx._call_failed(context.branch, f"{type(error).__name__}: {error}")
+            raise
+        if code is grpc.StatusCode.OK:
+            tx._call_voted(context.branch, _vote(await call.trailing_metadata()))
+        else:
+            tx._call_failed(context.branch, f"{code.name}: {await call.details()}")
+        return call
+
+
+class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Runs handlers inside the caller's transaction."""
+
+    def __init__(self, coordinator: Home) -> None:
+        self._coordinator = coordinator
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        sent = dict(handler_call_details.invocation_metadata or ()).get(CONTEXT_KEY)
+        if handler is None or sent is None:
+            return handler
+        if handler.unary_unary is None:
+            return _refusing(handler, "only unary calls can carry a transaction")
+        return grpc.unary_unary_rpc_method_handler(
+            self._wrapped(handler.unary_unary, sent),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _wrapped(self, behaviour: Any, sent: Any) -> Any:
+        coordinator = self._coordinator
+
+        async def run(request: Any, context: Any) -> Any:
+            try:
+                tx = await _joined(coordinator, sent)
+            except TxcoordError as error:
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            token = coordinator._current.set(tx)
+            try:
+                reply = await behaviour(request, context)
+            except BaseException as error:
+                tx.set_rollback_only(reason_of(error), f"{type(error).__name__}: {error}")
+                await tx._runtime.shielded(_finish.leave(tx), f"txcoord.vote:{tx.tx_id}")
+                raise
+            finally:
+                coordinator._current.reset(token)
+            await tx._runtime.shielded(_finish.leave(tx), f"txcoord.vote:{tx.tx_id}")
+            mine = list(context.trailing_metadata() or ())
+            context.set_trailing_metadata((*mine, (VOTE_KEY, _vote_of(tx).SerializeToString())))
+            if tx.rollback_only:
+                # The handler's own reply would tell of work that is not there.
+                await context.abort(
+                    grpc.StatusCode.ABORTED,
+                    f"{tx._rollback_only}: {tx._rollback_message}",
+                    context.trailing_metadata(),
+                )
+            return reply
+
+        return run
+
+
+async def _joined(coordinator: Home, sent: bytes) -> Transaction:
+    """The caller's transaction, in this process."""
+    try:
+        context = c.CallContext.FromString(sent)
+    except (DecodeError, TypeError) as error:
+        raise Rejected("the transaction's context cannot be read", reason=reasons.BAD_REQUEST) from error
+    if not identifiers.is_tx_id(context.tx_id) or not identifiers.is_branch(context.branch):
+        raise Rejected("the transaction's context is no such thing", reason=reasons.BAD_REQUEST)
+    if context.namespace != coordinator.namespace:
+        raise Rejected(
+            f"the caller's namespace is {context.namespace!r}, this service's is {coordinator.namespace!r}",
+            reason=reasons.BAD_NAMESPACE,
+        )
+    runtime = coordinator._runtime()
+    await runtime.connect_by_default()
+    if context.log_id != runtime.log_id:
+        raise Rejected(
+            f"the caller's coordinator has the log {context.log_id}, this service's has {runtime.log_id}",
+            reason=reasons.BAD_XID,
+        )
+    return Transaction(
+        runtime,
+        name=context.name,
+        tx_id=context.tx_id,
+        gid=context.gid,
+        deadline_us=context.deadline_us,
+        headers=dict(context.headers),
+        begun=True,
+        parent=context.branch,
+    )
+
+
+def _vote_of(tx: Transaction) -> c.CallVote:
+    vote = c.CallVote(tx_id=tx.tx_id, branch=tx._parent)
+    vote.branches.extend(b.to_pb() for b in tx._local if b.stage is not Stage.ROLLED_BACK)
+    vote.branches.extend(tx._remote.values())
+    if tx.rollback_only:
+        vote.rollback_only = True
+        vote.reason, vote.message = tx._rollback_only, tx._rollback_message[:500]
+    return vote
+
+
+def _vote(metadata: Any) -> c.CallVote | None:
+    for key, value in metadata or ():
+        if key == VOTE_KEY and isinstance(value, bytes):
+            try:
+                return c.CallVote.FromString(value)
+            except DecodeError:
+                return None
+    return None
+
+
+def _refusing(handler: Any, why: str) -> Any:
+    async def refuse_unary(request: Any, context: Any) -> Any:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{reasons.NOT_SUPPORTED}: {why}")
+
+    async def refuse_stream(request: Any, context: Any) -> Any:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{reasons.NOT_SUPPORTED}: {why}")
+        yield  # pragma: no cover
+
+    made = {
+        (True, True): grpc.stream_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+    }[bool(handler.request_streaming), bool(handler.response_streaming)]
+    return made(
+        refuse_stream if handler.response_streaming else refuse_unary,
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
