@@ -11,7 +11,7 @@ from ...core.model import Change, ChangeKind, WriteResult
 class Item:
     """One change on its way to the log."""
 
-    __slots__ = ("change", "done", "future", "ordinal")
+    __slots__ = ("change", "done", "doubtful", "forced", "future", "ordinal")
 
     def __init__(
         self,
@@ -24,8 +24,11 @@ class Item:
         self.ordinal = ordinal
         """Tells apart what one process writes about a transaction in the same microsecond; a retry keeps it."""
         self.future = future
-        """Of a forced change."""
+        """Of whoever waits for it."""
         self.done = done
+        self.forced = future is not None and change.forced
+        self.doubtful = False
+        """An earlier try lost its reply: whether it was written is not known."""
 
 
 class Round:

@@ -67,7 +67,7 @@ PROGRESS = tuple(
     if c.name
     in {"tx_id", "state", "ended_us", "epoch", "owner", "lease_until_us", "parked", "heuristic", "at_rest"}
 )
-RELEASE = (INSERT[0],)
+RELEASE = (INSERT[0],)  # and EXPECTED
 BRANCH = (
     Col("tx_id", "uuid"),
     Col("id"),
@@ -161,7 +161,7 @@ def progress_row(change: Change) -> Row:
 
 
 def release_row(change: Change) -> Row:
-    return (change.tx.tx_id,)
+    return (change.tx.tx_id, change.expected_version)
 
 
 def branch_rows(change: Change) -> Iterable[Row]:

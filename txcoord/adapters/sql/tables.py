@@ -1,7 +1,8 @@
 """The tables of the log, as this version of txcoord reads and writes them. Migrations make them.
 
 No foreign keys: they would cost a look-up for each row of the hot path, and only pruning deletes. All times
-are UTC microseconds. The one non-portable thing, partial indexes, is in the migration and is optional.
+are UTC microseconds. Indexes are partial where the engine can do that: what is over for good is in none of
+those that the hot path keeps.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
     SmallInteger,
     String,
     Table,
+    text,
 )
 from sqlalchemy.engine import Dialect
+from sqlalchemy.sql.elements import TextClause
 from sqlalchemy.types import TypeDecorator, Uuid
 
 
@@ -38,6 +42,21 @@ class TxId(TypeDecorator[str]):
 
 
 metadata = MetaData()
+
+# Conditions of the partial indexes. Literal, in statements too: an engine uses such an index only for what it
+# can prove when it plans, and a parameter proves nothing.
+UNDECIDED = "decision IS NULL"
+IN_PHASE_TWO = "decision IS NOT NULL AND ended_us = 0 AND NOT at_rest"
+WITH_DETAIL = "ended_us > 0 AND NOT detail_pruned"
+BARE = "detail_pruned"
+PARKED = "parked > 0"
+HEURISTIC = "heuristic"
+
+
+def _partial(name: str, condition: str, *columns: str, unique: bool = False) -> Index:
+    where: TextClause = text(condition)
+    return Index(name, *columns, unique=unique, postgresql_where=where, sqlite_where=where)
+
 
 tx = Table(
     "txcoord_tx",
@@ -66,6 +85,13 @@ tx = Table(
     Column("heuristic", Boolean, nullable=False),  # is any branch
     Column("at_rest", Boolean, nullable=False),  # phase two waits for an operator: not to be claimed
     Column("detail_pruned", Boolean, nullable=False),
+    _partial("txcoord_tx_gid", "gid IS NOT NULL", "namespace", "gid", unique=True),
+    _partial("txcoord_tx_undecided", UNDECIDED, "deadline_us"),
+    _partial("txcoord_tx_phase_two", IN_PHASE_TWO, "lease_until_us"),
+    _partial("txcoord_tx_with_detail", WITH_DETAIL, "ended_us"),
+    _partial("txcoord_tx_bare", BARE, "deadline_us"),
+    _partial("txcoord_tx_parked", PARKED, "tx_id"),
+    _partial("txcoord_tx_heuristic", HEURISTIC, "tx_id"),
 )
 
 branch = Table(
@@ -84,6 +110,7 @@ branch = Table(
     Column("heuristic", Boolean, nullable=False),
     Column("payload", LargeBinary, nullable=False),
     Column("result", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,  # one tree less to write
 )
 
 history = Table(
@@ -96,6 +123,7 @@ history = Table(
     Column("branch", String(64), nullable=False),
     Column("by_whom", String(255), nullable=False),
     Column("reason", String, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 audit = Table(

@@ -1,0 +1,388 @@
+"""The log on PostgreSQL.
+
+A flush is one statement, whatever kinds of change are in it: each kind is a part of a WITH, and the statement is
+a transaction of its own, so one round trip and one fsync carry everything. It goes through one asyncpg connection
+that is kept for it. Everything else goes through SQLAlchemy's pool.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import asyncpg
+from sqlalchemy import URL, Connection, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from ...core.model import WriteResult, Written
+from ...observe import logs
+from ...ports import LogUnavailable
+from . import mapping as m
+from .batch import Flushed, Item, Round
+from .store import FlushRefused, ReplyLost, T, Work, shown
+
+log = logs.get("txcoord.log.postgresql")
+
+_NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+_NOW_STATEMENT = text(f"SELECT {_NOW}")
+_TROUBLE = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, SQLAlchemyError)
+_AGAIN = frozenset({"40001", "40P01", "55P03"})  # serialization, deadlock, lock not available
+# The content of a change is at fault: data, constraint, cardinality, limit of the program, syntax.
+_CONTENT = ("21", "22", "23", "42", "54")
+# Fatal, or not sure to be before the commit: the reply proves nothing.
+_NO_PROOF = ("08", "57P", "58", "XX", "F0")
+# The planner must never read the whole table, which may have grown a thousandfold since it was last measured.
+_HOT = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_mergejoin": "off",
+    "random_page_cost": "0.1",
+    "jit": "off",
+}
+
+
+class PostgresStore:
+    """A log database on PostgreSQL 14 or newer."""
+
+    def __init__(self, url: URL, *, statement_timeout_s: float, pool_size: int) -> None:
+        self._url = url
+        self._timeout_s = statement_timeout_s
+        self._pool_size = pool_size
+        self._engine: AsyncEngine | None = None
+        self._flusher: asyncpg.Connection | None = None
+        self._key = 0
+        """Of the advisory lock that the flushing session holds while it lives."""
+        self._lost: list[int] = []
+        """Keys of sessions that may still be writing a flush whose reply was lost."""
+
+    async def open(self) -> None:
+        """Connect, and refuse a replica."""
+        millis = str(int(self._timeout_s * 1000))
+        settings = {
+            "application_name": "txcoord",
+            "statement_timeout": millis,
+            "idle_in_transaction_session_timeout": millis,
+            "default_transaction_isolation": "read committed",
+        }
+        self._engine = create_async_engine(
+            self._url,
+            pool_size=self._pool_size,
+            max_overflow=0,
+            pool_timeout=self._timeout_s,
+            pool_pre_ping=True,  # it is not the hot path, and a restart of the database stays unnoticed
+            connect_args={**self._limits(), "server_settings": settings},
+        )
+        _, options = self._engine.dialect.create_connect_args(self._url)
+        self._options = {
+            **{
+                k: v
+                for k, v in options.items()
+                if k not in ("prepared_statement_cache_size", "async_fallback")
+            },
+            **self._limits(),
+            "server_settings": {**settings, **_HOT},
+            "statement_cache_size": 256,
+            "max_cached_statement_lifetime": 0,
+            "max_cacheable_statement_size": 0,
+        }
+        try:
+            await self._warn(await self._hot())
+        except _TROUBLE as error:
+            await self.close()
+            raise self._unavailable(error) from error
+        except LogUnavailable:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Disconnect."""
+        flusher, self._flusher = self._flusher, None
+        if flusher is not None:
+            try:
+                await flusher.close(timeout=self._timeout_s)
+            except _TROUBLE:
+                flusher.terminate()
+        if self._engine is not None:
+            await self._engine.dispose()
+
+    def abandon(self) -> None:
+        """Drop all connections, without a word to the server."""
+        flusher, self._flusher = self._flusher, None
+        if flusher is not None:
+            flusher.terminate()
+        if self._engine is not None:
+            self._engine.sync_engine.dispose(close=False)
+
+    def clock(self, conn: Connection) -> int:
+        """The database's clock; not that of the transaction's start."""
+        return int(conn.execute(_NOW_STATEMENT).scalar_one())
+
+    async def reading(self, work: Work[T]) -> T:
+        """Run ``work`` as one transaction."""
+        return await self._run(work, None)
+
+    async def changing(self, work: Work[T], *, relaxed: bool = False) -> T:
+        """Run ``work`` as one transaction."""
+        return await self._run(work, "off" if relaxed else "on")
+
+    async def _run(self, work: Work[T], synchronous: str | None) -> T:
+        if self._engine is None:
+            raise LogUnavailable("the log is not open")
+        try:
+            async with self._engine.connect() as conn:
+                if synchronous == "off":
+                    await conn.execute(text("SET LOCAL synchronous_commit = off"))
+                elif synchronous == "on":
+                    await conn.execute(text(_ON_IF_OFF.format(local="true")))
+                out = await conn.run_sync(work)
+                await conn.commit()
+                return out
+        except _TROUBLE as error:
+            raise self._unavailable(error) from error
+
+    # ---- the flush ----
+
+    async def write(self, rounds: Sequence[Round], relaxed: bool) -> Flushed:
+        """One statement for each round."""
+        try:
+            prepared = [(r, *_statement_of(r, relaxed)) for r in rounds]
+        except (TypeError, ValueError, AttributeError) as error:
+            raise FlushRefused(f"{type(error).__name__}: {error}") from error
+        try:
+            conn = await self._hot()
+        except _TROUBLE as error:
+            raise self._unavailable(error) from error  # nothing has been sent
+        for attempt in range(4):
+            try:
+                return await self._send(conn, prepared)
+            except asyncpg.PostgresError as error:
+                code = error.sqlstate or ""
+                if conn.is_closed() or (code.startswith(_NO_PROOF) and code != "57014"):
+                    self._drop(conn)
+                    raise ReplyLost(str(error)) from error
+                if code in _AGAIN and attempt < 3:
+                    continue
+                if code.startswith(_CONTENT):
+                    raise FlushRefused(f"{code}: {error}") from error
+                if code.startswith("25"):
+                    self._drop(conn)  # read-only: this server is a replica now; the next connection looks
+                raise self._unavailable(error) from error
+            except asyncpg.DataError as error:
+                raise FlushRefused(str(error)) from error  # refused before it was sent
+            except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
+                self._drop(conn)
+                raise ReplyLost(f"{type(error).__name__}: {error}") from error
+            except BaseException:
+                self._drop(conn)
+                raise
+        raise AssertionError("unreachable")
+
+    async def _send(
+        self, conn: asyncpg.Connection, prepared: Sequence[tuple[Round, str, list[Any]]]
+    ) -> Flushed:
+        flushed = Flushed()
+        if len(prepared) == 1:
+            await self._send_round(conn, flushed, *prepared[0])
+            return flushed
+        async with conn.transaction():
+            for each in prepared:
+                await self._send_round(conn, flushed, *each)
+        return flushed
+
+    async def _send_round(
+        self, conn: asyncpg.Connection, flushed: Flushed, round_: Round, sql: str, args: list[Any]
+    ) -> None:
+        row = await conn.fetchrow(sql, *args)
+        assert row is not None
+        now_us: int = row[0]
+        written = {tx_id.hex for tx_id in row[1]}
+        for item in round_.items:
+            limit = item.change.not_after_us
+            if item.change.tx.tx_id in written:
+                what = Written.OK
+            elif limit is not None and limit < now_us:
+                what = Written.TOO_LATE
+            else:
+                what = Written.CONFLICT
+            flushed[item] = WriteResult(what, now_us)
+
+    # ---- the flushing connection ----
+
+    async def _hot(self) -> asyncpg.Connection:
+        if self._flusher is not None and not self._flusher.is_closed():
+            return self._flusher
+        if self._engine is None:
+            raise LogUnavailable("the log is not open")
+        conn: asyncpg.Connection = await asyncpg.connect(**self._options)
+        try:
+            if await conn.fetchval("SELECT pg_is_in_recovery()"):
+                raise LogUnavailable(
+                    f"{shown(self._url)} is a replica: a log is read and written on its primary"
+                )
+            await conn.execute(_ON_IF_OFF.format(local="false"))
+            for key in list(self._lost):
+                await self._outlive(conn, key)
+                self._lost.remove(key)
+            self._key = secrets.randbits(62)
+            await conn.execute(f"SELECT pg_advisory_lock({self._key})")
+        except BaseException:
+            conn.terminate()
+            raise
+        self._flusher = conn
+        return conn
+
+    async def _outlive(self, conn: asyncpg.Connection, key: int) -> None:
+        """Wait until the session that held this key is gone: then what it wrote can be read, and nothing of it
+        comes later."""
+        await conn.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            f" AND classid = {key >> 32} AND objid = {key & 0xFFFFFFFF} AND objsubid = 1"
+        )
+        await conn.execute(f"SELECT pg_advisory_lock({key})")
+        # A session ended while it waited for a standby has committed here only. A commit after it waits for both.
+        async with conn.transaction():
+            await conn.execute(
+                "SELECT pg_logical_emit_message(true, 'txcoord', ''), pg_advisory_unlock($1)", key
+            )
+
+    def _drop(self, conn: asyncpg.Connection) -> None:
+        self._lost.append(self._key)
+        self._flusher = None
+        conn.terminate()
+
+    async def _warn(self, conn: asyncpg.Connection) -> None:
+        rows = await conn.fetch(
+            "SELECT name, setting FROM pg_settings WHERE name IN"
+            " ('fsync', 'full_page_writes', 'synchronous_standby_names', 'server_version_num')"
+        )
+        settings = {r[0]: r[1] for r in rows}
+        if int(settings["server_version_num"]) < 140000:
+            raise LogUnavailable("PostgreSQL 14 or newer is needed for a log")
+        for name in ("fsync", "full_page_writes"):
+            if settings[name] == "off":
+                log.warning("log.unsafe", setting=name, reason=f"{name} is off: a crash can lose decisions")
+        standbys = await conn.fetchval("SELECT count(*) FROM pg_stat_replication")
+        if standbys and not settings["synchronous_standby_names"]:
+            log.warning("log.asynchronous_standbys", count=standbys, reason="a failover can lose decisions")
+
+    def _limits(self) -> dict[str, float]:
+        return {"timeout": min(self._timeout_s, 5.0), "command_timeout": self._timeout_s + 2.0}
+
+    def _unavailable(self, error: BaseException) -> LogUnavailable:
+        return LogUnavailable(f"{shown(self._url)}: {type(error).__name__}: {error}")
+
+
+_ON_IF_OFF = (
+    "SELECT set_config('synchronous_commit', 'on', {local})"
+    " WHERE current_setting('synchronous_commit') = 'off'"
+)
+
+
+# ---- the statement ----
+
+
+def _statement_of(round_: Round, relaxed: bool) -> tuple[str, list[Any]]:
+    """The text, and its arguments: an array for each column."""
+    for items in (round_.inserts, round_.amends, round_.progress, round_.releases):
+        items.sort(key=_tx_id)  # all nodes lock rows in one order
+    rows: list[list[m.Row]] = [
+        [m.insert_row(i.change) for i in round_.inserts],
+        [m.amend_row(i.change) for i in round_.amends],
+        [m.progress_row(i.change) for i in round_.progress],
+        [m.release_row(i.change) for i in round_.releases],
+        [row for i in round_.items for row in m.branch_rows(i.change)],
+        [row for i in round_.items for row in m.history_rows(i.change, i.ordinal)],
+        [row for i in round_.items for row in m.audit_rows(i.change, i.ordinal)],
+    ]
+    sql = _statement(tuple(bool(part) for part in rows), relaxed)
+    return sql, [column for part in rows if part for column in zip(*part, strict=True)]
+
+
+def _tx_id(item: Item) -> str:
+    return item.change.tx.tx_id
+
+
+_NEVER_LATE = "(i.not_after_us IS NULL OR (SELECT now_us FROM clock) <= i.not_after_us)"
+_RETURNING = "RETURNING t.tx_id"
+
+
+def _names(columns: Sequence[m.Col], prefix: str = "") -> str:
+    return ", ".join(prefix + c.name for c in columns)
+
+
+@lru_cache(maxsize=256)
+def _statement(present: tuple[bool, ...], relaxed: bool) -> str:
+    """The statement for a flush in which these parts are present."""
+    count = 0
+
+    def arrays(columns: Sequence[m.Col]) -> str:
+        nonlocal count
+        first, count = count + 1, count + len(columns)
+        params = ", ".join(f"${first + n}::{c.type}[]" for n, c in enumerate(columns))
+        return f"unnest({params}) AS i({_names(columns)})"
+
+    def update(columns: Sequence[m.Col], conditions: Sequence[m.Col], where: str) -> str:
+        sets = ", ".join(
+            # Of the claim whose epoch it names: it was renewed since, perhaps.
+            f"{c.name} = greatest(t.{c.name}, i.{c.name})"
+            if c.name == "lease_until_us"
+            else f"{c.name} = i.{c.name}"
+            for c in columns[1:]
+        )
+        source = arrays((*columns, *conditions))
+        return (
+            f"UPDATE txcoord_tx t SET {sets} FROM {source} WHERE t.tx_id = i.tx_id AND {where} {_RETURNING}"
+        )
+
+    def beside(table: str, columns: Sequence[m.Col], conflict: str) -> str:
+        return (
+            f"INSERT INTO {table} ({_names(columns)}) SELECT {_names(columns, 'i.')} FROM {arrays(columns)}"
+            f" WHERE i.tx_id IN (SELECT tx_id FROM written) ON CONFLICT {conflict}"
+        )
+
+    insert, amend, progress, release, branch, history, audit = present
+    synchronous = ", set_config('synchronous_commit', 'off', true) AS relaxed" if relaxed else ""
+    parts = [f"clock AS MATERIALIZED (SELECT {_NOW} AS now_us{synchronous})"]
+    changed = []
+
+    def change(name: str, sql: str) -> None:
+        parts.append(f"{name} AS ({sql})")
+        changed.append(f"SELECT tx_id FROM {name}")
+
+    if insert:
+        change(
+            "inserted",
+            f"INSERT INTO txcoord_tx AS t ({_names(m.INSERT)}, detail_pruned)"
+            f" SELECT {_names(m.INSERT, 'i.')}, false FROM {arrays((*m.INSERT, m.NOT_AFTER))}"
+            f" WHERE {_NEVER_LATE} ON CONFLICT DO NOTHING {_RETURNING}",
+        )
+    if amend:
+        where = f"t.version = i.expected AND t.decision IS NULL AND {_NEVER_LATE}"
+        change("amended", update(m.AMEND, (m.EXPECTED, m.NOT_AFTER), where))
+    if progress:
+        where = "t.epoch = i.expected AND t.decision IS NOT NULL"
+        change("progressed", update(m.PROGRESS, (m.EXPECTED,), where))
+    if release:
+        source = arrays((*m.RELEASE, m.EXPECTED))
+        change(
+            "released",
+            f"UPDATE txcoord_tx t SET gid = NULL FROM {source} WHERE t.tx_id = i.tx_id"
+            f" AND t.version = i.expected AND t.decision = 'abort' {_RETURNING}",
+        )
+    parts.append(f"written AS MATERIALIZED ({' UNION ALL '.join(changed)})")
+    if branch:
+        sets = ", ".join(f"{c.name} = excluded.{c.name}" for c in m.BRANCH[2:])
+        parts.append(f"b AS ({beside('txcoord_branch', m.BRANCH, f'(tx_id, id) DO UPDATE SET {sets}')})")
+    if history:
+        parts.append(f"h AS ({beside('txcoord_history', m.HISTORY, 'DO NOTHING')})")
+    if audit:
+        parts.append(f"a AS ({beside('txcoord_audit', m.AUDIT, 'DO NOTHING')})")
+    seen = ", relaxed" if relaxed else ""
+    return f"WITH {', '.join(parts)} SELECT now_us, ARRAY(SELECT tx_id FROM written){seen} FROM clock"
+
+
+__all__ = ["PostgresStore"]

@@ -1,0 +1,118 @@
+"""What is read from the log: SQLAlchemy Core, the same on every dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Select, exists, or_, select, text
+
+from ...core.model import Audit, Branch, HistoryEntry, Tx
+from ...ports import LogIdentity, Query
+from . import mapping, tables
+from .tables import branch, tx
+
+CHUNK = 500
+"""Keys in one statement."""
+
+
+def chunks(keys: Iterable[str]) -> Iterator[list[str]]:
+    """The keys in pieces, in one order everywhere: rows are locked in it."""
+    ordered = sorted(set(keys))
+    for at in range(0, len(ordered), CHUNK):
+        yield ordered[at : at + CHUNK]
+
+
+def identity(conn: Connection) -> LogIdentity:
+    """Which log this is."""
+    row = conn.execute(select(tables.log_identity)).one()
+    return LogIdentity(row.log_id, row.incarnation, tuple(row.earlier_log_ids.split()))
+
+
+def read(conn: Connection, tx_ids: Iterable[str]) -> dict[str, Tx]:
+    """Rows with their branches, those that exist."""
+    out: dict[str, Tx] = {}
+    for some in chunks(tx_ids):
+        out.update((t.tx_id, t) for t in _whole(conn, select(tx).where(tx.c.tx_id.in_(some))))
+    return out
+
+
+def read_gid(conn: Connection, namespace: str, gid: str) -> Tx | None:
+    """The transaction that a gid names now."""
+    found = _whole(conn, select(tx).where(tx.c.namespace == namespace, tx.c.gid == gid))
+    return found[0] if found else None
+
+
+def history(conn: Connection, tx_id: str) -> list[HistoryEntry]:
+    """Oldest first."""
+    h = tables.history
+    rows = conn.execute(select(h).where(h.c.tx_id == tx_id).order_by(h.c.at_us, h.c.ordinal))
+    return [mapping.history_from(row) for row in rows]
+
+
+def audits(conn: Connection, tx_id: str) -> list[Audit]:
+    """Oldest first."""
+    a = tables.audit
+    rows = conn.execute(select(a).where(a.c.tx_id == tx_id).order_by(a.c.at_us, a.c.ordinal))
+    return [mapping.audit_from(row) for row in rows]
+
+
+def overdue(conn: Connection, now_us: int, limit: int) -> list[Tx]:
+    """Undecided and past their deadline, oldest first."""
+    statement = (
+        select(tx)
+        .where(text(tables.UNDECIDED), tx.c.deadline_us < now_us)
+        .order_by(tx.c.deadline_us, tx.c.tx_id)
+        .limit(limit)
+    )
+    return _whole(conn, statement)
+
+
+def query(conn: Connection, q: Query) -> list[Tx]:
+    """A page, newest first."""
+    statement = select(tx).where(*_filters(q)).order_by(tx.c.tx_id.desc()).limit(q.limit)
+    return _whole(conn, statement)
+
+
+def _filters(q: Query) -> Iterator[ColumnElement[bool]]:
+    if q.namespace is not None:
+        yield tx.c.namespace == q.namespace
+    if q.states:
+        yield tx.c.state.in_([str(s) for s in q.states])
+    if q.parked is not None:
+        yield _is(tables.PARKED, q.parked)
+    if q.heuristic is not None:
+        yield _is(tables.HEURISTIC, q.heuristic)
+    if q.name is not None:
+        yield tx.c.name == q.name
+    if q.created_before_us is not None:
+        yield tx.c.created_us < q.created_before_us
+    if q.created_after_us is not None:
+        yield tx.c.created_us > q.created_after_us
+    if q.after_tx_id is not None:
+        yield tx.c.tx_id < q.after_tx_id
+    if q.resource is not None:
+        yield exists().where(branch.c.tx_id == tx.c.tx_id, branch.c.resource == q.resource)
+    if q.reason is not None:
+        of_branch = exists().where(branch.c.tx_id == tx.c.tx_id, _reason(branch.c.reason, q.reason))
+        yield or_(_reason(tx.c.reason, q.reason), of_branch)
+
+
+def _is(condition: str, wanted: bool) -> Any:
+    return text(condition if wanted else f"NOT ({condition})")
+
+
+def _reason(column: Any, code: str) -> ColumnElement[bool]:
+    """A reason is a code, perhaps followed by a colon and a text."""
+    return or_(column == code, column.startswith(f"{code}:", autoescape=True))
+
+
+def _whole(conn: Connection, statement: Select[Any]) -> list[Tx]:
+    """Transactions with their branches, in the statement's order."""
+    rows: Sequence[Any] = conn.execute(statement).all()
+    branches: dict[str, list[Branch]] = {row.tx_id: [] for row in rows}
+    for some in chunks(row.tx_id for row in rows if not row.detail_pruned):
+        found = select(branch).where(branch.c.tx_id.in_(some)).order_by(branch.c.tx_id, branch.c.position)
+        for row in conn.execute(found):
+            branches[row.tx_id].append(mapping.branch_from(row))
+    return [mapping.tx_from(row, branches[row.tx_id]) for row in rows]

@@ -1,0 +1,151 @@
+"""Claims, leases, resources and pruning: rarer changes of the log, the same on every dialect.
+
+Each function is one SQL transaction. Rows are first locked, passing by what others have locked (SQLite has one
+writer at a time and needs no locks), then changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Insert, Select, delete, exists, insert, or_, select, text, update
+from sqlalchemy.exc import IntegrityError
+
+from ...core.kinds import RULES
+from ...core.model import SETTLED_BRANCH, Kind, Tx, Windows
+from . import reading, tables
+from .tables import branch, lease, resource, tx
+
+_DELIVERIES = sorted(str(kind) for kind in Kind if not RULES[kind].first_phase)
+_SETTLED = sorted(str(state) for state in SETTLED_BRANCH)
+
+
+def claim(
+    conn: Connection, now_us: int, owner: str, lease_us: int, limit: int, *, all_of_owner: bool
+) -> list[Tx]:
+    """Take over what nobody carries out; those whose lease ended first come first."""
+    free = tx.c.lease_until_us < now_us
+    ids = _locked(
+        conn,
+        select(tx.c.tx_id)
+        .where(text(tables.IN_PHASE_TWO), or_(free, tx.c.owner == owner) if all_of_owner else free)
+        .order_by(tx.c.lease_until_us)
+        .limit(limit),
+    )
+    for some in reading.chunks(ids):
+        conn.execute(
+            update(tx)
+            .where(tx.c.tx_id.in_(some))
+            .values(owner=owner, lease_until_us=now_us + lease_us, epoch=tx.c.epoch + 1)
+        )
+    found = reading.read(conn, ids)
+    return [found[tx_id] for tx_id in ids]
+
+
+def renew(conn: Connection, now_us: int, owner: str, tx_ids: Sequence[str], lease_us: int) -> None:
+    """Keep the lease of what this owner still has."""
+    mine = (text(tables.IN_PHASE_TWO), tx.c.owner == owner)
+    for some in reading.chunks(tx_ids):
+        ids = [
+            row.tx_id
+            for row in conn.execute(
+                select(tx.c.tx_id).where(tx.c.tx_id.in_(some), *mine).order_by(tx.c.tx_id).with_for_update()
+            )
+        ]
+        conn.execute(update(tx).where(tx.c.tx_id.in_(ids)).values(lease_until_us=now_us + lease_us))
+
+
+def prune(conn: Connection, now_us: int, windows: Windows, detail_retention_us: int, limit: int) -> int:
+    """Detail first (audits stay), then bare rows; how many rows were stripped or deleted."""
+    pending = exists().where(
+        branch.c.tx_id == tx.c.tx_id, branch.c.kind.in_(_DELIVERIES), branch.c.state.not_in(_SETTLED)
+    )
+    stripped = _locked(
+        conn,
+        select(tx.c.tx_id)
+        .where(
+            text(tables.WITH_DETAIL),
+            tx.c.ended_us <= now_us - detail_retention_us,
+            tx.c.parked == 0,
+            ~pending,
+        )
+        .order_by(tx.c.ended_us)
+        .limit(limit),
+    )
+    for some in reading.chunks(stripped):
+        conn.execute(delete(branch).where(branch.c.tx_id.in_(some)))
+        conn.execute(delete(tables.history).where(tables.history.c.tx_id.in_(some)))
+        conn.execute(update(tx).where(tx.c.tx_id.in_(some)).values(detail_pruned=True))
+    gone = _locked(
+        conn,
+        select(tx.c.tx_id)
+        .where(text(tables.BARE), tx.c.deadline_us < now_us - windows.keep_until(0))
+        .order_by(tx.c.deadline_us)
+        .limit(limit - len(stripped)),
+    )
+    for some in reading.chunks(gone):
+        conn.execute(delete(tx).where(tx.c.tx_id.in_(some)))
+    return len(stripped) + len(gone)
+
+
+def _locked(conn: Connection, statement: Select[Any]) -> list[str]:
+    return list(conn.execute(statement.with_for_update(skip_locked=True)).scalars())
+
+
+def _inserted(conn: Connection, statement: Insert) -> bool:
+    """False: someone else was first."""
+    try:
+        with conn.begin_nested():
+            conn.execute(statement)
+    except IntegrityError:
+        return False
+    return True
+
+
+# ---- resources ----
+
+
+def resource_identity(conn: Connection, name: str) -> str | None:
+    """The identity that is known."""
+    return conn.execute(select(resource.c.identity).where(resource.c.name == name)).scalar_one_or_none()
+
+
+def remember_resource(conn: Connection, name: str, identity: str, *, replace: bool) -> str:
+    """Remember it; answer the one that is known."""
+    known = resource_identity(conn, name)
+    if known is None:
+        if _inserted(conn, insert(resource).values(name=name, identity=identity)):
+            return identity
+        known = resource_identity(conn, name)
+    if known is not None and replace:
+        conn.execute(update(resource).where(resource.c.name == name).values(identity=identity))
+        return identity
+    return known or identity
+
+
+# ---- leases for singleton duties ----
+
+
+def acquire(conn: Connection, now_us: int, duty: str, owner: str, ttl_us: int) -> int | None:
+    """The token, or None while another owner holds the lease."""
+    free = or_(lease.c.owner.in_(["", owner]), lease.c.until_us <= now_us)
+    taken = conn.execute(
+        update(lease)
+        .where(lease.c.duty == duty, free)
+        .values(owner=owner, until_us=now_us + ttl_us, token=lease.c.token + 1)
+    )
+    token = select(lease.c.token).where(lease.c.duty == duty)
+    if taken.rowcount:
+        return int(conn.execute(token).scalar_one())
+    if conn.execute(token).scalar_one_or_none() is not None:
+        return None
+    first = insert(lease).values(duty=duty, owner=owner, until_us=now_us + ttl_us, token=1)
+    return 1 if _inserted(conn, first) else None
+
+
+def release(conn: Connection, duty: str, owner: str) -> None:
+    """Give it back. The row stays: its token must never go down."""
+    conn.execute(
+        update(lease).where(lease.c.duty == duty, lease.c.owner == owner).values(owner="", until_us=0)
+    )
