@@ -33,7 +33,7 @@ def ddl(schema: str = DEFAULT_SCHEMA) -> list[str]:
         " state smallint NOT NULL, result bytea, created_us bigint NOT NULL,"
         " PRIMARY KEY (tx_id, branch, op))",
         f"CREATE TABLE IF NOT EXISTS {s}.{marker.IDENTITY_TABLE} ("
-        " only smallint PRIMARY KEY DEFAULT 1 CHECK (only = 1),"
+        " id smallint PRIMARY KEY DEFAULT 1 CHECK (id = 1),"
         " identity char(32) NOT NULL, created_us bigint NOT NULL)",
     ]
 
