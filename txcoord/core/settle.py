@@ -96,6 +96,9 @@ def progress(tx: Tx, event: BranchFinished | BranchFailed | HeuristicSeen, now_u
             history = (HistoryEntry(now_us, "branch.heuristic", branch.id, reason=event.reason),)
     new = close(_with(tx, moved), now_us)
     if new.ended and not tx.ended:
+        # Whoever decided on the row as it was before its end must find that out: an operator's order, a
+        # late note of the scanner. Without a new epoch it would be written over the end.
+        new = replace(new, epoch=tx.epoch + 1)
         effects = (*effects, *effects_of(new))  # The deliveries that this has freed.
     elif new.ended or new.shown_parked:
         effects = (*effects, Settled())

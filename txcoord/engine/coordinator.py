@@ -32,7 +32,17 @@ from ..core.events import (
     Verdict,
 )
 from ..core.machine import decide, expired, resume
-from ..core.model import Change, ChangeKind, Tx, Windows, WriteResult, Written
+from ..core.model import (
+    BranchState,
+    Change,
+    ChangeKind,
+    Decision,
+    Tx,
+    TxState,
+    Windows,
+    WriteResult,
+    Written,
+)
 from ..observe import logs
 from ..ports import (
     Clock,
@@ -41,12 +51,11 @@ from ..ports import (
     Log,
     LogIdentity,
     LogUnavailable,
-    Probed,
     Randomness,
-    ResourceTrouble,
     Spawn,
 )
-from .live import Live, LiveSet, WaitLevel, reached
+from .live import LiveSet, WaitLevel, reached
+from .one_phase import Prober
 from .phase_two import PhaseTwo
 
 log = logs.get("txcoord.coordinator")
@@ -93,6 +102,13 @@ class Coordinator:
         self._spawn = spawn
         self._failpoints = failpoints
         self._rows: OrderedDict[str, Tx] = OrderedDict()
+        self._prober = Prober(
+            self.finishers,
+            windows=settings.windows,
+            clock=clock,
+            failpoints=failpoints,
+            interval_s=settings.probe_interval_s,
+        )
         self.phase_two = PhaseTwo(
             finishers,
             clock=clock,
@@ -101,6 +117,7 @@ class Coordinator:
             failpoints=failpoints,
             backoff=settings.backoff,
             tell=self.tell,
+            wanted=self._wanted,
             width=settings.finish_width,
         )
 
@@ -153,7 +170,10 @@ class Coordinator:
 
     async def operate(self, tx_id: str, event: Operate) -> Tx:
         """An operator's order."""
-        return await self._settle(event, await self.get(tx_id))
+        tx = await self.get(tx_id)
+        if tx is None:
+            raise Refused(Refusal("NOT_FOUND", "NOT_FOUND", f"there is no transaction {tx_id}"))
+        return await self._settle(event, tx)
 
     async def expire(self, tx: Tx) -> Tx:
         """The deadline of an undecided transaction has passed."""
@@ -179,7 +199,7 @@ class Coordinator:
         await self.log.settle()
         tx = await self.log.read_gid(namespace, gid)
         live = self.live.get(tx.tx_id) if tx is not None else None
-        return live.tx if live is not None else tx
+        return live.tx if live is not None and live.logged else tx
 
     async def wait(self, tx: Tx, level: WaitLevel, timeout_s: float) -> Tx:
         """Wait until it has reached ``level``, at most ``timeout_s`` seconds; answers how it stands then."""
@@ -192,24 +212,35 @@ class Coordinator:
                 return tx
             live = self.live.get(tx.tx_id)
             if live is not None:
-                if reached(live.tx, level):
-                    return live.tx
+                tx = live.tx
+                if reached(tx, level):
+                    return tx
                 future = self.live.wait(live, level)
-                done, _ = await asyncio.wait({future}, timeout=left)
-                if done:
-                    tx = future.result()
-                    if reached(tx, level):
-                        return tx
-                    continue
-                future.cancel()
-                return live.tx
+                try:
+                    done, _ = await asyncio.wait({future}, timeout=left)
+                finally:
+                    self.live.leave(live, future)
+                if not done:
+                    return live.tx
+                tx = future.result()
+                if reached(tx, level):
+                    return tx
+                continue
             # Undecided, or another node carries it out: the log tells.
-            fresh = await self.get(tx.tx_id)
-            if fresh is not None:
-                tx = fresh
+            tx = await self._as_logged(tx)
             if reached(tx, level):
                 return tx
             await self.clock.sleep(min(left, self.settings.watch_interval_s))
+
+    async def _as_logged(self, tx: Tx) -> Tx:
+        try:
+            fresh = await self.get(tx.tx_id)
+        except LogUnavailable:
+            return tx  # What is known stays true; whoever waits asked for no more than that.
+        if fresh is None and tx.decision is Decision.ABORT and not tx.ended:
+            # An abort without a row that is not on its way any more: all of it is undone.
+            return replace(tx, state=TxState.ABORTED)
+        return fresh or tx
 
     # ---- the loop around the core ----
 
@@ -221,35 +252,74 @@ class Coordinator:
         now_us = self.clock.now_us()
         for _ in range(_PATIENCE):
             verdict = decide(tx, event, now_us, self.settings.windows)
-            if verdict.refusal is not None:
-                raise Refused(verdict.refusal)
             probe = next((e for e in verdict.effects if isinstance(e, Probe)), None)
             if probe is not None:
-                event = await self._probe(verdict.tx, probe, event)
+                assert isinstance(event, Rollback | DeadlinePassed)
+                never, news = await self._prober.ask(verdict.tx, probe, event)
+                event = news or replace(event, probed=never)
                 continue
+            if verdict.change is None and tx is not None and self._rows.get(tx.tx_id) is tx:
+                # Remembered only: another node may have moved it on. What is answered must be so now.
+                tx = await self._reread(tx.tx_id, tx.namespace, gid)
+                continue
+            if verdict.refusal is not None:
+                raise Refused(verdict.refusal)
             if verdict.change is None:
                 return self._unwritten(verdict)
             new, change = self._stamp(verdict)
-            result = await self.log.write(change)
+            result = await self._write(new, change)
             self.clock.observe(result.now_us)
             if result.written is Written.OK:
-                if new.decision is None:
-                    self._remember(new)
-                else:
-                    self._rows.pop(new.tx_id, None)
-                    self._adopt(new, verdict.effects)
+                self._written(new, change, verdict.effects)
                 return new
-            if result.written is Written.TOO_LATE:
-                now_us = max(now_us, result.now_us)
-                continue
             now_us = max(now_us, result.now_us)
-            tx = await self._reread(new.tx_id, new.namespace, gid)
+            if result.written is Written.CONFLICT:
+                tx = await self._reread(new.tx_id, new.namespace, gid)
+                if isinstance(event, Rollback | DeadlinePassed):
+                    # The row may name a resource that was not asked.
+                    event = replace(event, probed=False)
         raise Refused(
             Refusal("ABORTED", "IN_PROGRESS", "many writers at once on this transaction: try again", False)
         )
 
+    async def _write(self, new: Tx, change: Change) -> WriteResult:
+        try:
+            return await self.log.write(change)
+        except (LogUnavailable, asyncio.CancelledError):
+            # It may have been written all the same. Nobody else would carry it out before its lease ends.
+            if new.decision is not None and not new.ended:
+                self._spawn(self._pick_up(new), f"pick_up:{new.tx_id}")
+            raise
+
+    async def _pick_up(self, written: Tx) -> None:
+        """Carry a decision out if it is in the log as this node has tried to write it."""
+        # After that the row is taken over like any other.
+        while self.clock.now_us() < written.lease_until_us:
+            try:
+                row = (await self.log.read([written.tx_id])).get(written.tx_id)
+            except LogUnavailable:
+                row = None
+            if row is not None and row.decision is not None:
+                ours = (row.owner, row.epoch, row.decided_us, row.decided_by)
+                if ours == (written.owner, written.epoch, written.decided_us, written.decided_by):
+                    self.adopt(row)
+                return
+            await self.clock.sleep(self.settings.watch_interval_s)
+
+    def _written(self, new: Tx, change: Change, effects: tuple[Effect, ...]) -> None:
+        self._raise_alarms(new, effects)
+        if new.decision is None:
+            self._remember(new)
+            return
+        self._rows.pop(new.tx_id, None)
+        if change.kind is not ChangeKind.PROGRESS:
+            self._adopt(new, effects)
+        elif self.live.get(new.tx_id) is not None:
+            self.live.put(new)  # A note on a row that is carried out here already.
+
     def _unwritten(self, verdict: Verdict) -> Tx:
         tx = verdict.tx
+        self._raise_alarms(tx, verdict.effects)
         if verdict.unlogged:
             if not tx.ended:
                 self._adopt(tx, verdict.effects, logged=False)
@@ -261,12 +331,15 @@ class Coordinator:
         """A row in phase two carries who carries it out, and until when that is sure."""
         assert verdict.change is not None
         new, change = verdict.tx, verdict.change
-        if new.decision is not None and not new.ended:
-            new = replace(
-                new, owner=self.settings.node, lease_until_us=self.clock.now_us() + self.settings.lease_us
-            )
+        # A mere note takes no row over.
+        if new.decision is not None and not new.ended and change.kind is not ChangeKind.PROGRESS:
+            new = replace(self.leased(new), owner=self.settings.node)
             change = replace(change, tx=new)
         return new, change
+
+    def leased(self, tx: Tx) -> Tx:
+        """As it is to be written: with a lease from now on. An old one would hand the row to another node."""
+        return replace(tx, lease_until_us=self.clock.now_us() + self.settings.lease_us)
 
     async def _reread(self, tx_id: str, namespace: str, gid: str) -> Tx | None:
         self._rows.pop(tx_id, None)
@@ -294,7 +367,9 @@ class Coordinator:
         old = await self.log.read_gid(new.namespace, new.gid)
         if old is None:
             return True
-        if old.tx_id != retry_of or (may_take_over and old.reason not in may_take_over):
+        if old.tx_id != retry_of or old.decision is not Decision.ABORT:
+            return False
+        if may_take_over and old.reason not in may_take_over:
             return False
         live = self.live.get(old.tx_id)
         if live is not None:
@@ -309,11 +384,14 @@ class Coordinator:
         self._adopt(tx, resume(tx))
 
     def _adopt(self, tx: Tx, effects: tuple[Effect, ...], *, logged: bool = True) -> None:
-        if tx.ended:
-            self.live.drop(tx.tx_id)
-            return
         live = self.live.get(tx.tx_id)
-        if live is not None and live.logged and live.tx.epoch >= tx.epoch:
+        if live is not None and live.logged and (not logged or live.tx.epoch >= tx.epoch):
+            return
+        if tx.ended or tx.shown_parked:
+            # Nothing runs: the log alone knows it from now on.
+            if live is not None:
+                self.live.put(tx)
+                self.live.drop(tx.tx_id)
             return
         self.live.put(tx, logged=logged)
         self._carry_out(tx, effects)
@@ -322,8 +400,11 @@ class Coordinator:
         for effect in effects:
             if isinstance(effect, Finish):
                 self.phase_two.carry_out(tx.tx_id, effect)
-            elif isinstance(effect, Alarm):
-                self.alarm(effect.kind, tx.tx_id, effect.branch_id, effect.detail)
+
+    def _wanted(self, tx_id: str, branch_id: str) -> bool:
+        live = self.live.get(tx_id)
+        branch = live.tx.branch(branch_id) if live is not None else None
+        return branch is not None and branch.state in (BranchState.FINISHING, BranchState.UNDOING)
 
     def tell(self, tx_id: str, event: Event) -> None:
         """News of a branch from phase two. Nothing waits between reading and replacing the row: none is lost."""
@@ -332,24 +413,26 @@ class Coordinator:
             return
         assert isinstance(event, BranchFinished | BranchFailed | HeuristicSeen)
         verdict = decide(live.tx, event, self.clock.now_us(), self.settings.windows)
-        if verdict.change is None:
-            live.tx = verdict.tx
-            if verdict.tx.ended:
-                self._end(live)
-            self._carry_out(verdict.tx, verdict.effects)
-            return
-        self.live.put(verdict.tx)
-        if live.logged:
-            if verdict.change.forced:
-                self._spawn(self._write_forced(verdict.change), f"write:{tx_id}")
+        self._raise_alarms(verdict.tx, verdict.effects)
+        tx, change = verdict.tx, verdict.change
+        if change is not None and not live.logged and change.forced:
+            # It was to stay unlogged, but this is for a person to see.
+            tx = replace(self.leased(tx), owner=self.settings.node, version=1, created_us=tx.decided_us)
+            limit = self.settings.windows.abort_until(tx.deadline_us)
+            change = Change(ChangeKind.INSERT, tx, tx.branches, not_after_us=limit, history=change.history)
+            live.logged = True
+        elif change is not None and not tx.ended:
+            tx = self.leased(tx)
+            change = replace(change, tx=tx)
+        self.live.put(tx)
+        if change is not None and live.logged:
+            if change.forced:
+                self._spawn(self._write_forced(change), f"write:{tx_id}")
             else:
-                self.log.write_lazily(verdict.change, self._after_write(verdict.change))
-        if verdict.tx.ended:
-            self._end(live)
-        self._carry_out(verdict.tx, verdict.effects)
-
-    def _end(self, live: Live) -> None:
-        self.live.drop(live.tx.tx_id)
+                self.log.write_lazily(change, self._after_write(change))
+        if tx.ended:
+            self.live.drop(tx_id)
+        self._carry_out(tx, verdict.effects)
 
     async def _write_forced(self, change: Change) -> None:
         while True:
@@ -366,79 +449,29 @@ class Coordinator:
         def written(result: WriteResult) -> None:
             self.clock.observe(result.now_us)
             live = self.live.get(change.tx.tx_id)
-            if result.written is Written.CONFLICT and live is not None:
-                if live.tx.epoch > change.expected_epoch:
-                    return  # Our own newer claim, or an operator's order here, went past it.
+            if live is None:
+                return
+            if result.written is Written.OK:
+                if live.tx is change.tx and live.tx.shown_parked:
+                    # At rest until an operator comes, to this node or to another: the log alone knows it.
+                    self.live.drop(change.tx.tx_id)
+            elif live.tx.epoch <= max(change.expected_epoch, change.tx.epoch):
                 # Another node has taken the row over: what we know is old. Whoever waits reads again.
+                # (Otherwise our own newer claim, or an operator's order here, went past it.)
                 log.warning("tx.stale_epoch", tx_id=change.tx.tx_id, epoch=change.expected_epoch)
                 self.live.drop(change.tx.tx_id)
 
         return written
 
+    def _raise_alarms(self, tx: Tx, effects: tuple[Effect, ...]) -> None:
+        for effect in effects:
+            if isinstance(effect, Alarm):
+                self.alarm(effect.kind, tx.tx_id, effect.branch_id, effect.detail)
+
     def alarm(self, kind: str, tx_id: str, branch: str = "", detail: str = "") -> None:
         """Something that a person must see."""
         self.alarms[kind] = self.alarms.get(kind, 0) + 1
         log.error(f"alarm.{kind}", tx_id=tx_id, branch=branch, detail=detail)
-
-    # ---- one-phase ----
-
-    async def _probe(self, tx: Tx, probe: Probe, event: Event) -> Event:
-        """Ask by tombstone whether a one-phase commit happened, until every resource has answered."""
-        names = probe.resources or tuple(self.finishers)
-        not_after_us = self.settings.windows.abort_until(tx.deadline_us)
-        for name in names:
-            finisher = self.finishers.get(name)
-            if finisher is None:
-                raise Refused(
-                    Refusal(
-                        "FAILED_PRECONDITION",
-                        "UNKNOWN_RESOURCE",
-                        f"resource {name!r} is not configured here, so it cannot be asked",
-                        False,
-                        {"resource": name},
-                    )
-                )
-            await self._failpoints.reach("probe.before")
-            answer = await self._ask(finisher, tx.tx_id, not_after_us)
-            await self._failpoints.reach("probe.after")
-            if answer is Probed.COMMITTED:
-                return OnePhaseDone(tx)
-            if answer is Probed.TOO_LATE:
-                raise Refused(
-                    Refusal("FAILED_PRECONDITION", "EXPIRED", "too long after the deadline to tell", False)
-                )
-        if isinstance(event, Rollback):
-            return replace(event, probed=True)
-        return DeadlinePassed(probed=True)
-
-    async def _ask(self, finisher: Finisher, tx_id: str, not_after_us: int) -> Probed:
-        for _ in range(50):
-            try:
-                answer = await finisher.probe_one_phase(tx_id, not_after_us)
-            except ResourceTrouble as trouble:
-                raise Refused(
-                    Refusal(
-                        "UNAVAILABLE",
-                        trouble.reason,
-                        str(trouble),
-                        False,
-                        {"resource": finisher.name},
-                        500_000,
-                    )
-                ) from trouble
-            if answer is not Probed.OPEN:
-                return answer
-            await self.clock.sleep(self.settings.probe_interval_s)
-        raise Refused(
-            Refusal(
-                "UNAVAILABLE",
-                "IN_PROGRESS",
-                f"the local commit on {finisher.name!r} is still open: ask again",
-                False,
-                {"resource": finisher.name},
-                1_000_000,
-            )
-        )
 
 
 __all__ = ["Coordinator", "EngineSettings", "expired"]

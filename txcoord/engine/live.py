@@ -41,7 +41,8 @@ class Live:
 
     tx: Tx
     logged: bool = True
-    waiters: list[tuple[WaitLevel, asyncio.Future[Tx]]] = field(default_factory=list)
+    """False: an abort that no row says; its progress is not written either."""
+    waiters: dict[asyncio.Future[Tx], WaitLevel] = field(default_factory=dict)
 
 
 class LiveSet:
@@ -49,7 +50,7 @@ class LiveSet:
 
     def __init__(self) -> None:
         self._by_id: dict[str, Live] = {}
-        self._empty: asyncio.Event | None = None
+        self._emptied: list[asyncio.Future[None]] = []
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -61,47 +62,56 @@ class LiveSet:
         """The live transaction of that id."""
         return self._by_id.get(tx_id)
 
-    def put(self, tx: Tx, *, logged: bool = True) -> Live:
-        """Make it live, or bring it up to date, and tell who waited for this."""
+    def put(self, tx: Tx, *, logged: bool | None = None) -> Live:
+        """Make it live, or bring it up to date, and tell who waited for this. ``logged`` None: as it was."""
         live = self._by_id.get(tx.tx_id)
         if live is None:
-            live = self._by_id[tx.tx_id] = Live(tx, logged)
+            live = self._by_id[tx.tx_id] = Live(tx, logged is not False)
         else:
             live.tx = tx
+            if logged is not None:
+                live.logged = logged
             if live.waiters:
                 self._tell(live)
         return live
 
     def drop(self, tx_id: str) -> None:
-        """It is not ours any more, or it has ended. Who still waits looks at the log."""
+        """It is not ours any more, it rests, or it has ended. Who still waits looks at the log."""
         live = self._by_id.pop(tx_id, None)
         if live is not None:
-            for _, future in live.waiters:
+            for future in live.waiters:
                 if not future.done():
                     future.set_result(live.tx)
-        if not self._by_id and self._empty is not None:
-            self._empty.set()
+            live.waiters.clear()
+        if not self._by_id:
+            emptied, self._emptied = self._emptied, []
+            for waiting in emptied:
+                if not waiting.done():
+                    waiting.set_result(None)
 
     def wait(self, live: Live, level: WaitLevel) -> asyncio.Future[Tx]:
-        """A future of the transaction at that level."""
+        """A future of the transaction at that level. Whoever stops waiting says so: :meth:`leave`."""
         future: asyncio.Future[Tx] = asyncio.get_running_loop().create_future()
-        live.waiters.append((level, future))
+        live.waiters[future] = level
         return future
+
+    @staticmethod
+    def leave(live: Live, future: asyncio.Future[Tx]) -> None:
+        """Wait no longer: a stuck transaction must not collect those who have left."""
+        live.waiters.pop(future, None)
 
     async def drained(self) -> None:
         """Wait until nothing is live."""
         while self._by_id:
-            self._empty = asyncio.Event()
-            await self._empty.wait()
+            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._emptied.append(waiting)
+            await waiting
 
     @staticmethod
     def _tell(live: Live) -> None:
-        rest = []
-        for level, future in live.waiters:
+        for future, level in list(live.waiters.items()):
             if future.done():
-                continue
-            if reached(live.tx, level):
+                del live.waiters[future]
+            elif reached(live.tx, level):
+                del live.waiters[future]
                 future.set_result(live.tx)
-            else:
-                rest.append((level, future))
-        live.waiters[:] = rest

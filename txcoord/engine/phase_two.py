@@ -9,14 +9,14 @@ import asyncio
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from ..core.backoff import Backoff
 from ..core.events import BranchFailed, BranchFinished, Event, Finish, HeuristicSeen
 from ..core.model import Branch
 from ..observe import logs
-from ..ports import Clock, Failpoints, Finished, Finisher, Randomness, Spawn, Task
+from ..ports import Clock, Failpoints, Finished, Finisher, FinishResult, Randomness, Spawn, Task
 
 log = logs.get("txcoord.phase_two")
 
@@ -30,11 +30,14 @@ class Job:
     commit: bool
 
 
+Key = tuple[str, str]
+
+
 class Lane:
     """The branches of one resource that are due."""
 
     def __init__(
-        self, finisher: Finisher, width: int, spawn: Spawn, run: Callable[[Job, Finisher], object]
+        self, finisher: Finisher, width: int, spawn: Spawn, run: Callable[[Job, Finisher], Awaitable[None]]
     ) -> None:
         self.finisher = finisher
         self._width = width
@@ -52,6 +55,8 @@ class Lane:
             if not waiting.done():
                 waiting.set_result(None)
                 return
+        if len(self._workers) >= self._width:
+            self._workers = [worker for worker in self._workers if not worker.done()]
         if len(self._workers) < self._width:
             self._workers.append(self._spawn(self._work(), f"finish:{self.finisher.name}"))
 
@@ -63,9 +68,12 @@ class Lane:
     async def _work(self) -> None:
         while True:
             while self._due:
-                result = self._run(self._due.popleft(), self.finisher)
-                if asyncio.iscoroutine(result):
-                    await result
+                job = self._due.popleft()
+                try:
+                    await self._run(job, self.finisher)
+                except Exception:
+                    # Whatever one branch brings about: the lane goes on.
+                    log.exception("lane.crashed", tx_id=job.tx_id, branch=job.branch.id)
             waiting = asyncio.get_running_loop().create_future()
             self._idle.append(waiting)
             await waiting
@@ -76,8 +84,16 @@ class Lane:
             worker.cancel()
 
 
+def _always(_tx_id: str, _branch_id: str) -> bool:
+    return True
+
+
 class PhaseTwo:
-    """Carries ``Finish`` effects out and says what became of them."""
+    """Carries ``Finish`` effects out and says what became of them.
+
+    ``wanted`` says whether a branch is still to be finished when its turn has come: an operator may have
+    taken it, or another node its transaction.
+    """
 
     def __init__(
         self,
@@ -89,6 +105,7 @@ class PhaseTwo:
         failpoints: Failpoints,
         backoff: Backoff,
         tell: Callable[[str, Event], None],
+        wanted: Callable[[str, str], bool] = _always,
         width: int = 8,
     ) -> None:
         self._clock = clock
@@ -97,35 +114,44 @@ class PhaseTwo:
         self._failpoints = failpoints
         self._backoff = backoff
         self._tell = tell
+        self._wanted = wanted
         self._lanes = {
             name: Lane(finisher, width, spawn, self._finish) for name, finisher in finishers.items()
         }
         self._later: list[tuple[int, int, Job]] = []
+        self._valid: dict[Key, int] = {}
+        """The one ticket of a branch that counts: asking again must not make two chains of attempts."""
         self._ticket = itertools.count()
         self._alarm: asyncio.Event | None = None
         self._timer: Task | None = None
-        self._inflight: set[tuple[str, str]] = set()
+        self._timing = False
+        self._inflight: set[Key] = set()
 
     def carry_out(self, tx_id: str, effect: Finish) -> None:
         """Do it now, or when it is due. Asking again while it is on its way changes nothing."""
-        job = Job(tx_id, effect.branch, effect.commit)
-        if effect.at_us > self._clock.now_us():
-            self._postpone(effect.at_us, job)
-            return
         key = (tx_id, effect.branch.id)
         if key in self._inflight:
             return
-        self._inflight.add(key)
+        job = Job(tx_id, effect.branch, effect.commit)
+        if effect.at_us > self._clock.now_us():
+            self._postpone(effect.at_us, key, job)
+            return
+        self._valid.pop(key, None)
         lane = self._lanes.get(effect.branch.resource)
         if lane is None:
-            self._inflight.discard(key)
             self._failed(job, f"UNKNOWN_RESOURCE: {effect.branch.resource!r} is not configured here")
             return
+        self._inflight.add(key)
         lane.put(job)
 
     def depth(self) -> Mapping[str, int]:
         """How many branches are due, by resource."""
         return {name: lane.depth for name, lane in self._lanes.items()}
+
+    @property
+    def later(self) -> int:
+        """How many branches wait for their next attempt."""
+        return len(self._valid)
 
     def stop(self) -> None:
         """End all workers."""
@@ -135,6 +161,10 @@ class PhaseTwo:
             self._timer.cancel()
 
     async def _finish(self, job: Job, finisher: Finisher) -> None:
+        key = (job.tx_id, job.branch.id)
+        if not self._wanted(*key):
+            self._inflight.discard(key)
+            return
         try:
             await self._failpoints.reach("finish.before")
             result = await finisher.finish(job.branch.xid, job.commit)
@@ -142,10 +172,16 @@ class PhaseTwo:
         except Exception as error:
             # One bad branch never stops the lane: it is tried again, and seen.
             log.exception("branch.finish_crashed", tx_id=job.tx_id, branch=job.branch.id)
-            self._inflight.discard((job.tx_id, job.branch.id))
-            self._failed(job, f"OTHER: {type(error).__name__}: {error}")
-            return
-        self._inflight.discard((job.tx_id, job.branch.id))
+            result = FinishResult(Finished.RETRY, f"OTHER: {type(error).__name__}: {error}")
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancels this worker: something below has cancelled itself.
+            result = FinishResult(Finished.RETRY, "OTHER: the attempt was cancelled")
+        finally:
+            # Also when this worker ends: whoever asks again must not be told "on its way".
+            self._inflight.discard(key)
         if result.finished is Finished.DONE:
             self._tell(job.tx_id, BranchFinished(job.branch.id))
         elif result.finished is Finished.HEURISTIC:
@@ -165,24 +201,45 @@ class PhaseTwo:
         )
         self._tell(job.tx_id, BranchFailed(job.branch.id, reason, self._clock.now_us() + delay))
 
-    def _postpone(self, at_us: int, job: Job) -> None:
-        heapq.heappush(self._later, (at_us, next(self._ticket), job))
-        if self._timer is None or self._timer.done():
+    def _postpone(self, at_us: int, key: Key, job: Job) -> None:
+        ticket = next(self._ticket)
+        self._valid[key] = ticket
+        heapq.heappush(self._later, (at_us, ticket, job))
+        if not self._timing:
+            self._timing = True
             self._timer = self._spawn(self._timer_loop(), "finish:later")
         elif self._alarm is not None and self._later[0][2] is job:
             self._alarm.set()
 
     async def _timer_loop(self) -> None:
-        while self._later:
-            at_us = self._later[0][0]
-            wait = (at_us - self._clock.now_us()) / 1_000_000
-            if wait > 0:
-                self._alarm = asyncio.Event()
-                sleeper = asyncio.ensure_future(self._clock.sleep(wait))
-                ring = asyncio.ensure_future(self._alarm.wait())
-                await asyncio.wait({sleeper, ring}, return_when=asyncio.FIRST_COMPLETED)
-                sleeper.cancel()
-                ring.cancel()
-                continue
-            _, _, job = heapq.heappop(self._later)
-            self.carry_out(job.tx_id, Finish(job.branch, job.commit))
+        try:
+            while self._later:
+                wait = (self._later[0][0] - self._clock.now_us()) / 1_000_000
+                if wait > 0:
+                    await self._sleep(wait)
+                    continue
+                _, ticket, job = heapq.heappop(self._later)
+                key = (job.tx_id, job.branch.id)
+                if self._valid.get(key) != ticket:
+                    continue
+                del self._valid[key]
+                if not self._wanted(*key):
+                    continue
+                try:
+                    self.carry_out(job.tx_id, Finish(job.branch, job.commit))
+                except Exception:
+                    log.exception("timer.crashed", tx_id=job.tx_id, branch=job.branch.id)
+        finally:
+            self._timing = False
+
+    async def _sleep(self, seconds: float) -> None:
+        """Until then, or until something is due earlier."""
+        self._alarm = asyncio.Event()
+        sleeper = asyncio.ensure_future(self._clock.sleep(seconds))
+        ring = asyncio.ensure_future(self._alarm.wait())
+        try:
+            await asyncio.wait({sleeper, ring}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeper.cancel()
+            ring.cancel()
+            self._alarm = None

@@ -5,8 +5,9 @@ Every loop survives one bad row, and says so.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 
 from txcoord_client.protocol import xid as xids
 
@@ -30,14 +31,40 @@ from ..ports import (
     Finisher,
     Leases,
     LogUnavailable,
-    PreparedBranch,
+    Query,
     ResourceTrouble,
     Spawn,
     Task,
 )
 from .coordinator import Coordinator
+from .deadlines import Deadlines
 
 log = logs.get("txcoord.recovery")
+
+_SLACK_US = 60_000_000
+"""For clocks that differ: the log's, the resources', the SDKs'."""
+_ON_THEIR_WAY = (TxState.ACTIVE, TxState.RUNNING, TxState.COMMITTING, TxState.ABORTING)
+
+
+class Judgement(Enum):
+    """What the scanner makes of a prepared branch."""
+
+    LEAVE = auto()
+    """Somebody is at it."""
+    UNKNOWN = auto()
+    """The log has never heard of its transaction."""
+    COMMITTED_BUT_PREPARED = auto()
+    NOT_IN_COMMIT_LIST = auto()
+    PREPARED_AFTER_ABORT = auto()
+    PRUNED = auto()
+    """Committed, and the log has forgotten its branches."""
+
+
+_LATE = (
+    Judgement.COMMITTED_BUT_PREPARED,
+    Judgement.NOT_IN_COMMIT_LIST,
+    Judgement.PREPARED_AFTER_ABORT,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +76,8 @@ class RecoverySettings:
     scan_s: float = 10.0
     prune_s: float = 60.0
     batch: int = 500
+    deadline_max_us: int = 86_400_000_000
+    """The furthest deadline that a transaction may have: markers are kept that much longer."""
 
 
 class Recovery:
@@ -69,6 +98,7 @@ class Recovery:
         self._spawn = spawn
         self._failpoints = failpoints
         self._tasks: list[Task] = []
+        self.deadlines = Deadlines(coordinator, batch=settings.batch, spawn=spawn)
         self.scans: dict[str, int] = {}
         """How many scans each resource has had."""
         self.orphans: dict[str, int] = {}
@@ -84,9 +114,11 @@ class Recovery:
         self._loop("prune", self._s.prune_s, self.prune)
         for finisher in self._c.finishers.values():
             self._loop(f"scan:{finisher.name}", self._s.scan_s, self._scanner(finisher))
+            self._loop(f"prune:{finisher.name}", self._s.prune_s, self._pruner(finisher))
 
     def stop(self) -> None:
         """End the loops."""
+        self.deadlines.stop()
         for task in self._tasks:
             task.cancel()
 
@@ -109,20 +141,14 @@ class Recovery:
 
     async def sweep_deadlines(self) -> int:
         """Abort what is undecided past its deadline. How many were looked at."""
-        overdue = await self._c.log.overdue(self._s.batch)
-        for tx in overdue:
-            try:
-                await self._c.expire(tx)
-            except Refused as refused:
-                log.warning("deadline.refused", tx_id=tx.tx_id, reason=refused.refusal.reason)
-        return len(overdue)
+        return await self.deadlines.sweep()
 
     # ---- take-over ----
 
     async def take_over(self) -> int:
         """Renew our leases, then take over rows whose lease has run out."""
         c = self._c
-        # A parked row stays ours only while something in it is runnable.
+        # A row that only an operator can move on is not among them: it is nobody's.
         ours = [live.tx.tx_id for live in c.live if live.logged]
         if ours:
             await c.log.renew(c.settings.node, ours, c.settings.lease_us)
@@ -137,7 +163,10 @@ class Recovery:
         for tx in rows:
             await self._failpoints.reach("takeover.after_claim")
             fresh += c.live.get(tx.tx_id) is None
-            c.adopt(tx)
+            try:
+                c.adopt(tx)
+            except Exception:
+                log.exception("takeover.failed", tx_id=tx.tx_id)
         if fresh:
             log.info("takeover", rows=fresh)
         return fresh
@@ -169,10 +198,15 @@ class Recovery:
         found = [(p, x) for p in prepared if (x := xids.parse(p.xid)) is not None]
         await self._c.log.settle()
         rows = await self._c.log.read(list({x.tx_id for _, x in found})) if found else {}
-        for p, x in found:
+        judged = [(p, x, self._judge(finisher, p.xid, x, self._row(rows, x))) for p, x in found]
+        if any(j in _LATE for _, _, j in judged):
+            # Phase two may have ended between the list and the rows. What is prepared still is no race.
+            again = {p.xid for p in await finisher.list_prepared(own)}
+            judged = [item for item in judged if item[2] not in _LATE or item[0].xid in again]
+        for p, x, judgement in judged:
             try:
                 await self._failpoints.reach("scan.before_judge")
-                await self._judge(finisher, p, x, rows.get(x.tx_id), now_us)
+                await self._act(finisher, p.xid, x, judgement, now_us)
             except (Refused, LogUnavailable, ResourceTrouble) as error:
                 log.warning("scan.skipped", tx_id=x.tx_id, branch=x.branch, reason=str(error))
             except Exception:
@@ -181,37 +215,41 @@ class Recovery:
         self.problems.pop(finisher.name, None)
         return len(found)
 
-    async def _judge(
-        self, finisher: Finisher, prepared: PreparedBranch, x: xids.Xid, tx: Tx | None, now_us: int
+    def _row(self, rows: Mapping[str, Tx], x: xids.Xid) -> Tx | None:
+        live = self._c.live.get(x.tx_id)
+        return live.tx if live is not None and live.logged else rows.get(x.tx_id)
+
+    def _judge(self, finisher: Finisher, xid: str, x: xids.Xid, tx: Tx | None) -> Judgement:
+        """What a prepared branch is, by the row of its transaction."""
+        if tx is None:
+            return Judgement.UNKNOWN
+        if tx.decision is None:
+            return Judgement.LEAVE  # Its deadline, or its caller, decides.
+        listed = tx.branch(x.branch)
+        known = listed is not None and listed.xid == xid and listed.resource == finisher.name
+        if tx.decision is Decision.ABORT:
+            # Until the end phase two is at what it knows, here or on the node that holds the lease.
+            return Judgement.LEAVE if known and not tx.ended else Judgement.PREPARED_AFTER_ABORT
+        if known and listed is not None:
+            if listed.state in (BranchState.SKIPPED, BranchState.RESOLVED, BranchState.PARKED):
+                return Judgement.LEAVE  # An operator has it.
+            return Judgement.COMMITTED_BUT_PREPARED if tx.ended else Judgement.LEAVE
+        # Commit carries the whole list: one that is not in it is a bug or an attack.
+        return Judgement.PRUNED if tx.detail_pruned else Judgement.NOT_IN_COMMIT_LIST
+
+    async def _act(
+        self, finisher: Finisher, xid: str, x: xids.Xid, judgement: Judgement, now_us: int
     ) -> None:
         c = self._c
-        live = c.live.get(x.tx_id)
-        if live is not None:
-            tx = live.tx if live.logged else tx
-        if tx is None:
-            await self._judge_unknown(finisher, x, now_us)
-            return
-        if tx.decision is None:
-            return  # Its deadline, or its caller, decides.
-        listed = tx.branch(x.branch)
-        known = listed is not None and listed.xid == prepared.xid and listed.resource == finisher.name
-        if tx.decision is Decision.COMMIT and known and listed is not None:
-            if listed.state in (BranchState.SKIPPED, BranchState.RESOLVED, BranchState.PARKED):
-                return  # An operator has it.
-            if not tx.ended:
-                return  # Phase two is at it, here or on the node that holds the lease.
-            await self._finish_late(finisher, prepared.xid, x, tx, commit=True, why="COMMITTED_BUT_PREPARED")
-        elif tx.decision is Decision.COMMIT and not tx.detail_pruned:
-            # Commit carries the whole list: this one is a bug or an attack.
-            await self._finish_late(finisher, prepared.xid, x, tx, commit=False, why="NOT_IN_COMMIT_LIST")
-        elif tx.decision is Decision.ABORT:
-            if not tx.ended and known:
-                return
-            await self._finish_late(finisher, prepared.xid, x, tx, commit=False, why="PREPARED_AFTER_ABORT")
-        else:
+        if judgement is Judgement.UNKNOWN:
+            await self._unknown(finisher, x, now_us)
+        elif judgement is Judgement.PRUNED:
             c.alarm("prepared_after_prune", x.tx_id, x.branch, f"on {finisher.name}: left alone")
+        elif judgement in _LATE:
+            commit = judgement is Judgement.COMMITTED_BUT_PREPARED
+            await self._finish_late(finisher, xid, x, commit=commit, why=judgement.name)
 
-    async def _judge_unknown(self, finisher: Finisher, x: xids.Xid, now_us: int) -> None:
+    async def _unknown(self, finisher: Finisher, x: xids.Xid, now_us: int) -> None:
         c = self._c
         assert c.identity is not None
         if x.log_id != c.identity.log_id:
@@ -224,33 +262,77 @@ class Recovery:
         orphan = Tx(x.tx_id, "", x.deadline_us, branches=(branch,))
         self.orphans[finisher.name] = self.orphans.get(finisher.name, 0) + 1
         log.warning("orphan.found", tx_id=x.tx_id, branch=x.branch, resource=finisher.name)
-        tx = await c.fence(OrphanFound(orphan))
-        if tx.state is TxState.ABORTING or tx.decision is None:
-            return  # The fence's own phase two rolls it back; an undecided row is obeyed when it is decided.
-        await self._judge(finisher, PreparedBranch(str(x), "", 0), x, tx, now_us)
+        # Its own phase two rolls it back. Where somebody was first, the next scan obeys the row.
+        await c.fence(OrphanFound(orphan))
 
     async def _finish_late(
-        self, finisher: Finisher, xid: str, x: xids.Xid, tx: Tx, *, commit: bool, why: str
+        self, finisher: Finisher, xid: str, x: xids.Xid, *, commit: bool, why: str
     ) -> None:
         """Finish a branch outside of phase two, and write that down."""
         c = self._c
         result = await finisher.finish(xid, commit)
-        log.warning("branch.finished_late", tx_id=tx.tx_id, branch=x.branch, why=why, result=result.finished)
+        log.warning("branch.finished_late", tx_id=x.tx_id, branch=x.branch, why=why, result=result.finished)
         if result.finished is Finished.RETRY:
             return
-        if why != "PREPARED_AFTER_ABORT":
-            c.alarm(why.lower(), tx.tx_id, x.branch, f"on {finisher.name}")
-        entry = HistoryEntry(c.clock.now_us(), "branch.finished_late", x.branch, c.settings.node, why)
-        change = Change(ChangeKind.PROGRESS, tx, expected_epoch=tx.epoch, forced=False, history=(entry,))
-        if c.live.get(tx.tx_id) is None:
-            c.log.write_lazily(replace(change))
+        heuristic = result.finished is Finished.HEURISTIC
+        if heuristic:
+            c.alarm("heuristic", x.tx_id, x.branch, result.reason)
+        elif why != "PREPARED_AFTER_ABORT":
+            c.alarm(why.lower(), x.tx_id, x.branch, f"on {finisher.name}")
+        live = c.live.get(x.tx_id)
+        # Read again: the note must not put an older state of the row back.
+        tx = c.leased(live.tx) if live is not None and live.logged else await c.get(x.tx_id)
+        if tx is None:
+            return
+        entry = HistoryEntry(
+            c.clock.now_us(), "branch.finished_late", x.branch, c.settings.node, result.reason or why
+        )
+        listed = tx.branch(x.branch)
+        touched: tuple[Branch, ...] = ()
+        if heuristic and tx.ended and listed is not None:
+            touched = (replace(listed, heuristic=True, reason=result.reason),)
+            tx = replace(tx, branches=tuple(touched[0] if b.id == x.branch else b for b in tx.branches))
+        c.log.write_lazily(
+            Change(ChangeKind.PROGRESS, tx, touched, tx.epoch, tx.epoch, forced=False, history=(entry,))
+        )
 
     # ---- housekeeping ----
 
     async def prune(self) -> int:
-        """Delete what retention allows to go: rows of the log, and markers in the resources."""
+        """Delete what retention allows to go from the log."""
         c = self._c
-        ttl_us = int(self._s.prune_s * 2_000_000)
-        if await self._leases.acquire("prune", c.settings.node, ttl_us) is None:
+        if await self._leases.acquire("prune", c.settings.node, self._prune_ttl_us) is None:
             return 0
         return await c.log.prune(c.settings.node, self._s.batch)
+
+    @property
+    def _prune_ttl_us(self) -> int:
+        return int(self._s.prune_s * 2_000_000)
+
+    def _pruner(self, finisher: Finisher) -> Callable[[], Awaitable[object]]:
+        async def prune() -> None:
+            duty = f"prune:{finisher.name}"
+            if await self._leases.acquire(duty, self._c.settings.node, self._prune_ttl_us) is not None:
+                await self.prune_markers(finisher)
+
+        return prune
+
+    async def prune_markers(self, finisher: Finisher) -> int:
+        """Delete a small batch of markers, each past its own P, of no transaction that is still on its way."""
+        c, windows = self._c, self._c.settings.windows
+        # P is retention after H. A marker does not say its transaction's deadline, but it was made after begin.
+        longest_us = self._s.deadline_max_us + windows.grace_us + _SLACK_US
+        before_us = await c.log.now_us() - longest_us - windows.retention_us
+        began_before_us = before_us + longest_us
+        after: str | None = None
+        while True:
+            # Normally there is none. A log row that has ended answers by itself; these may still need a marker.
+            page = await c.log.query(
+                Query(states=_ON_THEIR_WAY, created_before_us=began_before_us, after_tx_id=after)
+            )
+            for tx in page:
+                before_us = min(before_us, tx.deadline_us - longest_us)
+            if not page:
+                break
+            after = page[-1].tx_id
+        return await finisher.prune_markers(before_us, self._s.batch)

@@ -55,7 +55,8 @@ class PostgresFinisher:
         self._windows = windows
         self._schema = schema
         self._timeout_s = timeout_s
-        self._idle: list[asyncpg.Connection] = []
+        self._idle: list[tuple[asyncpg.Connection, str | None]] = []
+        """With the identity of the database that each was found to lead to."""
         self._slots = asyncio.Semaphore(width)
         self._closed = False
 
@@ -91,16 +92,14 @@ class PostgresFinisher:
     async def prune_markers(self, not_after_us: int, limit: int) -> int:
         """Delete a small batch of old markers."""
         async with self._session() as conn:
-            tag = await conn.execute(
-                pg.delete_old_markers(not_after_us, limit, self._schema), timeout=self._timeout_s
-            )
+            tag = await self._execute(conn, pg.delete_old_markers(not_after_us, limit, self._schema))
             return int(tag.rsplit(" ", 1)[-1])
 
     async def close(self) -> None:
         """Close all connections."""
         self._closed = True
         while self._idle:
-            await _close(self._idle.pop())
+            await _close(self._idle.pop()[0])
 
     # ---- set-up, by `txcoord resource check --fix` ----
 
@@ -108,7 +107,7 @@ class PostgresFinisher:
         """Make the tables, give the database an identity unless it has one; answer the one that it has."""
         async with self._session(check=False) as conn:
             for statement in [*pg.ddl(self._schema), pg.set_identity(identity, self._schema)]:
-                await conn.execute(statement, timeout=self._timeout_s)
+                await self._execute(conn, statement)
             return await self._identity_on(conn)
 
     async def settings(self) -> dict[str, str]:
@@ -122,27 +121,31 @@ class PostgresFinisher:
         )
         async with self._session(check=False) as conn:
             rows = await conn.fetch(
-                "SELECT name, setting FROM pg_settings WHERE name = ANY($1)", list(wanted)
+                "SELECT name, setting FROM pg_settings WHERE name = ANY($1)",
+                list(wanted),
+                timeout=self._timeout_s,
             )
             out = {r[0]: r[1] for r in rows}
-            out["in_recovery"] = str(await conn.fetchval("SELECT pg_is_in_recovery()")).lower()
+            out["in_recovery"] = str(
+                await conn.fetchval("SELECT pg_is_in_recovery()", timeout=self._timeout_s)
+            ).lower()
             return out
 
     # ---- one branch ----
 
     async def _finish_on(self, conn: asyncpg.Connection, xid: str, commit: bool) -> FinishResult:
         statement = pg.commit_prepared(xid) if commit else pg.rollback_prepared(xid)
+        wanted = pg.COMMIT_PREPARED_TAG if commit else pg.ROLLBACK_PREPARED_TAG
         self.statements += 1
         try:
-            tag = await conn.execute(statement, timeout=self._timeout_s)
+            tag = await self._execute(conn, statement)
         except asyncpg.PostgresError as error:
             meaning = pg.meaning(error.sqlstate)
             if meaning is pg.Reply.UNKNOWN_XID:
                 return await (self._gone_commit(conn, xid) if commit else self._gone_rollback(conn, xid))
-            if meaning is pg.Reply.REFUSED and await self._as_owner(conn, xid, statement):
+            if meaning is pg.Reply.REFUSED and await self._as_owner(conn, xid, statement, wanted):
                 return FinishResult(Finished.DONE)
             return FinishResult(Finished.RETRY, f"{meaning.name}: {error.sqlstate} {error}")
-        wanted = pg.COMMIT_PREPARED_TAG if commit else pg.ROLLBACK_PREPARED_TAG
         if tag != wanted:
             return FinishResult(Finished.RETRY, f"OTHER: expected the tag {wanted!r}, got {tag!r}")
         return FinishResult(Finished.DONE)
@@ -182,20 +185,21 @@ class PostgresFinisher:
             )
         return FinishResult(Finished.DONE)
 
-    async def _as_owner(self, conn: asyncpg.Connection, xid: str, statement: str) -> bool:
+    async def _as_owner(self, conn: asyncpg.Connection, xid: str, statement: str, wanted: str) -> bool:
         """Prepared by another role: finish it as that role, where we are a member of it."""
-        owner = await conn.fetchval("SELECT owner FROM pg_prepared_xacts WHERE gid = $1", xid)
+        owner = await conn.fetchval(
+            "SELECT owner FROM pg_prepared_xacts WHERE gid = $1", xid, timeout=self._timeout_s
+        )
         if owner is None:
             return False
         try:
-            await conn.execute('SET ROLE "' + owner.replace('"', '""') + '"')
-            await conn.execute(statement, timeout=self._timeout_s)
+            await self._execute(conn, 'SET ROLE "' + owner.replace('"', '""') + '"')
+            return await self._execute(conn, statement) == wanted
         except asyncpg.PostgresError as error:
             log.error("finish.not_permitted", resource=self.name, owner=owner, reason=str(error))
             return False
         finally:
-            await conn.execute("RESET ROLE")
-        return True
+            await self._execute(conn, "RESET ROLE")
 
     async def _probe_on(
         self, conn: asyncpg.Connection, tx_id: str, branch: str, op: str, not_after_us: int
@@ -206,11 +210,9 @@ class PostgresFinisher:
             if state is not None:
                 return Probed.COMMITTED if state == marker.DONE else Probed.NEVER
             try:
-                tag = await conn.execute(
-                    pg.probe(tx_id, branch, op, not_after_us, self._schema), timeout=self._timeout_s
-                )
+                tag = await self._execute(conn, pg.probe(tx_id, branch, op, not_after_us, self._schema))
             except asyncpg.PostgresError as error:
-                await conn.execute("ROLLBACK")
+                await self._execute(conn, "ROLLBACK")
                 meaning = pg.meaning(error.sqlstate)
                 if meaning is pg.Reply.DUPLICATE:
                     continue
@@ -223,30 +225,46 @@ class PostgresFinisher:
                 return Probed.NEVER
         return Probed.OPEN
 
+    async def _execute(self, conn: asyncpg.Connection, statement: str) -> str:
+        return str(await conn.execute(statement, timeout=self._timeout_s))
+
     # ---- connections ----
 
     @asynccontextmanager
     async def _session(self, *, check: bool = True) -> AsyncIterator[asyncpg.Connection]:
-        """A connection in autocommit, checked to be the right database. A broken one is thrown away."""
+        """A connection in autocommit; with ``check``, known to lead to the right database. A broken one is
+        thrown away."""
         async with self._slots:
-            conn = self._idle.pop() if self._idle else await self._connect(check)
+            conn, found = await self._take()
             clean = False
             try:
+                if check and self.expected_identity is not None and found != self.expected_identity:
+                    found = await self._identity_on(conn)
+                    self._compare(found)
                 yield conn
                 clean = not conn.is_in_transaction()
             except _UNREACHABLE as error:
+                # Those beside it are most likely as dead: they must not cost an attempt each.
+                self._forget_idle()
                 raise ResourceTrouble(
                     self.name, reasons.RESOURCE_UNREACHABLE, f"{type(error).__name__}: {error}"
                 ) from error
+            except asyncpg.UndefinedTableError as error:
+                raise self._not_prepared() from error
             except asyncpg.PostgresError as error:
                 raise ResourceTrouble(self.name, reasons.RESOURCE_UNREACHABLE, str(error)) from error
             finally:
                 if clean and not self._closed and not conn.is_closed():
-                    self._idle.append(conn)
+                    self._idle.append((conn, found))
                 else:
                     conn.terminate()
 
-    async def _connect(self, check: bool) -> asyncpg.Connection:
+    async def _take(self) -> tuple[asyncpg.Connection, str | None]:
+        """A connection, and the identity of its database if that was asked."""
+        while self._idle:
+            conn, found = self._idle.pop()
+            if not conn.is_closed():
+                return conn, found
         try:
             conn = await asyncpg.connect(
                 self._dsn,
@@ -255,38 +273,39 @@ class PostgresFinisher:
                 server_settings={"application_name": "txcoord-finisher"},
             )
         except _CREDENTIALS as error:
-            raise ResourceTrouble(self.name, "RESOURCE_CREDENTIALS", f"cannot log in: {error}") from error
+            raise ResourceTrouble(
+                self.name, reasons.RESOURCE_CREDENTIALS, f"cannot log in: {error}"
+            ) from error
         except (*_UNREACHABLE, asyncpg.PostgresError) as error:
             raise ResourceTrouble(
                 self.name, reasons.RESOURCE_UNREACHABLE, f"{type(error).__name__}: {error}"
             ) from error
-        if check and self.expected_identity is not None:
-            try:
-                found = await self._identity_on(conn)
-            except BaseException:
-                conn.terminate()
-                raise
-            if found != self.expected_identity:
-                conn.terminate()
-                raise ResourceTrouble(
-                    self.name,
-                    reasons.RESOURCE_MISMATCH,
-                    "this URL leads to another database than before: "
-                    f"identity {found}, the log remembers {self.expected_identity}",
-                )
-        return conn
+        return conn, None
 
-    async def _identity_on(self, conn: asyncpg.Connection) -> str:
-        try:
-            found = await conn.fetchval(pg.read_identity(self._schema), timeout=self._timeout_s)
-        except asyncpg.UndefinedTableError:
-            found = None
-        if found is None:
+    def _compare(self, found: str) -> None:
+        if found != self.expected_identity:
             raise ResourceTrouble(
                 self.name,
-                reasons.RESOURCE_NOT_PREPARED,
-                f"the database has no txcoord tables: run 'txcoord resource check {self.name} --fix'",
+                reasons.RESOURCE_MISMATCH,
+                "this URL leads to another database than before: "
+                f"identity {found}, the log remembers {self.expected_identity}",
             )
+
+    def _forget_idle(self) -> None:
+        while self._idle:
+            self._idle.pop()[0].terminate()
+
+    def _not_prepared(self) -> ResourceTrouble:
+        return ResourceTrouble(
+            self.name,
+            reasons.RESOURCE_NOT_PREPARED,
+            f"the database has no txcoord tables: run 'txcoord resource check {self.name} --fix'",
+        )
+
+    async def _identity_on(self, conn: asyncpg.Connection) -> str:
+        found = await conn.fetchval(pg.read_identity(self._schema), timeout=self._timeout_s)
+        if found is None:
+            raise self._not_prepared()
         return str(found)
 
 

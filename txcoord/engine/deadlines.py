@@ -1,0 +1,97 @@
+"""Deadlines: what is undecided and late is aborted.
+
+A transaction that may have been committed in one phase is decided by its own database, which has to be asked
+first. That may take long, or fail: it is done aside, so that no other deadline waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from ..core.errors import Refused
+from ..core.model import Tx
+from ..observe import logs
+from ..ports import LogUnavailable, Spawn, Task
+from .coordinator import Coordinator
+
+log = logs.get("txcoord.deadlines")
+
+_WIDTH = 4
+_PAUSE_S = 1.0
+
+
+class Deadlines:
+    """Aborts what is undecided past its deadline."""
+
+    def __init__(self, coordinator: Coordinator, *, batch: int, spawn: Spawn) -> None:
+        self._c = coordinator
+        self._batch = batch
+        self._spawn = spawn
+        self._asked: set[str] = set()
+        """Those that wait for their database's answer."""
+        self._due: dict[str, deque[Tx]] = {}
+        self._workers: dict[str, set[Task]] = {}
+
+    @property
+    def asking(self) -> int:
+        """How many wait for their database's answer."""
+        return len(self._asked)
+
+    async def sweep(self) -> int:
+        """Look at all that are late. How many there were."""
+        # The oldest come first: those that are being asked about must not hide the others.
+        late = await self._c.log.overdue(self._batch + len(self._asked))
+        ended = await asyncio.gather(
+            *(self._expire(tx) for tx in late if not tx.one_phase_resource), return_exceptions=True
+        )
+        for tx in late:
+            if tx.one_phase_resource and tx.tx_id not in self._asked:
+                self._ask(tx)
+        for error in ended:
+            if isinstance(error, BaseException):
+                raise error
+        return len(late)
+
+    def stop(self) -> None:
+        """End the workers."""
+        for workers in self._workers.values():
+            for worker in workers:
+                worker.cancel()
+
+    async def _expire(self, tx: Tx) -> bool:
+        """Expire one. Was there an answer? One bad row stops no other."""
+        try:
+            await self._c.expire(tx)
+        except Refused as refused:
+            log.warning("deadline.refused", tx_id=tx.tx_id, reason=refused.refusal.reason)
+            return False
+        except LogUnavailable:
+            raise
+        except Exception:
+            log.exception("deadline.failed", tx_id=tx.tx_id)
+            return False
+        return True
+
+    def _ask(self, tx: Tx) -> None:
+        name = tx.one_phase_resource
+        self._asked.add(tx.tx_id)
+        self._due.setdefault(name, deque()).append(tx)
+        workers = {w for w in self._workers.get(name, set()) if not w.done()}
+        if len(workers) < _WIDTH:
+            workers.add(self._spawn(self._work(name), f"deadline:{name}"))
+        self._workers[name] = workers
+
+    async def _work(self, name: str) -> None:
+        due = self._due[name]
+        while due:
+            tx = due.popleft()
+            try:
+                answered = await self._expire(tx)
+            except LogUnavailable:
+                answered = False
+            finally:
+                self._asked.discard(tx.tx_id)
+            if not answered:
+                # The next sweep brings it again; a database that does not answer is not stormed.
+                await self._c.clock.sleep(_PAUSE_S)
