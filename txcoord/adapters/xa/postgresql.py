@@ -273,9 +273,7 @@ class PostgresFinisher:
                 server_settings={"application_name": "txcoord-finisher"},
             )
         except _CREDENTIALS as error:
-            raise ResourceTrouble(
-                self.name, reasons.RESOURCE_CREDENTIALS, f"cannot log in: {error}"
-            ) from error
+            raise ResourceTrouble(self.name, "RESOURCE_CREDENTIALS", f"cannot log in: {error}") from error
         except (*_UNREACHABLE, asyncpg.PostgresError) as error:
             raise ResourceTrouble(
                 self.name, reasons.RESOURCE_UNREACHABLE, f"{type(error).__name__}: {error}"
