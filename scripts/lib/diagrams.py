@@ -8,9 +8,15 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
+from typing import get_args, get_origin
 
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
+
+from txcoord.config import Settings, show_duration
 from txcoord.core.lifecycle import BRANCH_NEXT, TX_NEXT, BranchEvent, TxEvent
 from txcoord.core.model import BranchState, Kind, TxState
 from txcoord_client.protocol import reasons
@@ -84,7 +90,65 @@ def _reason_part(name: str) -> list[str]:
     return lines[:-1]
 
 
-PAGES: Mapping[str, Callable[[str], list[str]]] = {"states.md": _state_part, "reasons.md": _reason_part}
+# What a setting's own description leaves to its name.
+_SETTINGS = {
+    "log_level": "Least level that is logged.",
+    "backoff.first": "Longest pause before the second attempt.",
+    "backoff.factor": "Growth from one attempt to the next.",
+    "backoff.cap": "Longest pause of all.",
+    "limits.payload": "Bytes of one payload or result.",
+    "limits.message": "Bytes of one gRPC message.",
+}
+
+
+def settings() -> list[tuple[str, str, str]]:
+    """Every setting: its dotted name, its default, what it is for."""
+    return list(_settings(Settings, ""))
+
+
+def _settings(model: type[BaseModel], above: str) -> Iterable[tuple[str, str, str]]:
+    for name, field in model.model_fields.items():
+        key, kind = above + (field.alias or name), field.annotation
+        if get_origin(kind) is dict:
+            key, kind = f"{key}.NAME", get_args(kind)[1]
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _settings(kind, f"{key}.")
+        else:
+            yield key, _default(field), field.description or _SETTINGS.get(key, "")
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if field.is_required():
+        return "must be given"
+    if isinstance(value, timedelta):
+        return f"`{show_duration(value)}`"
+    if isinstance(value, SecretStr):
+        return f"`{value.get_secret_value()}`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, int) and value >= 1024 and not value % 1024:
+        return f"`{value // 1024}KiB`"
+    return f"`{value}`" if value != "" else ""
+
+
+def variable(key: str) -> str:
+    """The environment variable of a setting."""
+    return "TXCOORD_" + key.upper().replace(".", "__")
+
+
+def _setting_part(name: str) -> list[str]:
+    lines = ["| setting | variable | default | what it is |", "|---|---|---|---|"]
+    return lines + [
+        f"| `{key}` | `{variable(key)}` | {default} | {text} |" for key, default, text in settings()
+    ]
+
+
+PAGES: Mapping[str, Callable[[str], list[str]]] = {
+    "states.md": _state_part,
+    "reasons.md": _reason_part,
+    "settings.md": _setting_part,
+}
 
 
 def current(text: str, part: Callable[[str], Iterable[str]]) -> str:
