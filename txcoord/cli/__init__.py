@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import console, resource, serve, settings
+from . import benchmark, console, dev, resource, serve, settings, tx
 
 app = typer.Typer(
     name="txcoord",
@@ -19,10 +19,13 @@ app = typer.Typer(
     epilog=console.EXIT_CODES,
     help="Distributed transactions: run a coordinator, look at what it does, mend what needs a person.",
 )
+app.command()(dev.dev)
 app.command()(serve.serve)
 app.command()(serve.migrate)
+app.add_typer(tx.app, name="tx")
 app.add_typer(resource.app, name="resource")
 app.add_typer(settings.app, name="config")
+app.add_typer(benchmark.app, name="bench")
 
 
 def _version(wanted: bool) -> None:

@@ -96,8 +96,14 @@ async def until_signal(node: Node, ready: Callable[[], Coroutine[Any, Any, None]
     wanted = asyncio.Event()
     stopping: asyncio.Task[None] | None = None
 
+    first_at = 0.0
+
     def on_signal(number: int) -> None:
-        if wanted.is_set():
+        nonlocal first_at
+        if not wanted.is_set():
+            first_at = loop.time()
+        elif loop.time() - first_at > 1.0:
+            # Not the echo of the first one: a terminal and a wrapper (timeout, uv run) both send it.
             log.warning("node.stopping_at_once", signal=signal.Signals(number).name)
             if stopping is not None:
                 stopping.cancel()

@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+_NAME = "logger_name"
 _FIRST = ("timestamp", "level", "event", "tx_id", "branch")
 
 
@@ -17,6 +18,7 @@ def configure(*, level: str = "INFO", json: bool = True) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _name_logger,
     ]
     last: list[Any]
     if json:
@@ -34,7 +36,7 @@ def configure(*, level: str = "INFO", json: bool = True) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, _name_logger],
+            foreign_pre_chain=shared,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
@@ -45,7 +47,8 @@ def configure(*, level: str = "INFO", json: bool = True) -> None:
 
 def get(name: str) -> structlog.typing.FilteringBoundLogger:
     """A logger that carries its module's name."""
-    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(logger=name)
+    # A lazy proxy: it may be made before `configure`. Its initial values may not be called "logger".
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(**{_NAME: name})
     return logger
 
 
@@ -57,6 +60,7 @@ def _in_order(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.t
 
 def _name_logger(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     record = event.get("_record")
-    if record is not None:
-        event["logger"] = record.name
+    name = event.pop(_NAME, None) if record is None else record.name
+    if name is not None:
+        event["logger"] = name
     return event

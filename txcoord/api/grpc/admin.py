@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ _APPLIES = {
     "skip": (BranchState.PARKED, BranchState.FINISHING, BranchState.UNDOING),
     "resolve": (BranchState.PARKED, BranchState.FINISHING, BranchState.UNDOING),
 }
+
+_OF_ONE = re.compile(r'\s*tx_id\s*=\s*"?([A-Za-z0-9_-]+)"?\s*')
 
 
 class AdminServicer(rpc.AdminServiceServicer):
@@ -69,6 +72,32 @@ class AdminServicer(rpc.AdminServiceServicer):
                 for r in self._resources()
             ]
         )
+
+    async def ListAudit(self, request: pb.ListAuditRequest, context: Any) -> Any:
+        async def run() -> pb.ListAuditResponse:
+            namespace = self._ops.namespace(request.namespace)
+            match = _OF_ONE.fullmatch(request.filter)
+            if match is None:
+                raise bad(
+                    reasons.NOT_SUPPORTED,
+                    'only the audit trail of one transaction is known: filter = tx_id = "…"',
+                    "UNIMPLEMENTED",
+                )
+            tx = await self._ops.find(namespace, "", match[1])
+            rows = await self._c.log.audits(tx.tx_id)
+            return pb.ListAuditResponse(
+                entries=[
+                    pb.AuditEntry(
+                        at_us=row.at_us, actor=row.actor, action=row.action, reason=row.reason, tx_id=tx.tx_id
+                    )
+                    for row in reversed(rows)
+                ]
+            )
+
+        try:
+            return await run()
+        except Exception as error:
+            await status.abort(context, status.refusal_of(error))
 
     async def _write(self, action: str, request: Any, context: Any, response_type: Any) -> Any:
         try:

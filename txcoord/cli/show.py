@@ -1,0 +1,196 @@
+"""Transactions for people and for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from txcoord_client._pb import common_pb2 as c
+
+from . import console
+
+_ENDED = frozenset(
+    {"READ_ONLY", "REFUSED", "DONE", "UNDONE", "SKIPPED", "RESOLVED"},
+)
+
+
+def state(tx: Any) -> str:
+    """The state as it is shown: what needs a person beside it."""
+    name = c.State.Name(tx.outcome.state).removeprefix("STATE_")
+    marks = []
+    if tx.outcome.parked:
+        marks.append("PARKED")
+    if tx.outcome.parked_deliveries:
+        marks.append(f"{tx.outcome.parked_deliveries} deliveries parked")
+    if tx.outcome.heuristic:
+        marks.append("HEURISTIC")
+    return f"{name} ({', '.join(marks)})" if marks else name
+
+
+def row(tx: Any, now_us: int) -> tuple[str, ...]:
+    """A line of the list."""
+    ended = sum(_branch_state(b) in _ENDED for b in tx.branches)
+    branches = f"{ended} of {len(tx.branches)}" if tx.branches else "-"
+    return (
+        tx.tx_id,
+        tx.gid or "-",
+        tx.spec.name or "-",
+        state(tx),
+        branches,
+        console.since(tx.created_us, now_us),
+        tx.outcome.reason,
+    )
+
+
+def as_dict(tx: Any, audit: list[Any] | None = None) -> dict[str, Any]:
+    """For ``--json``: names and times as everywhere, microseconds UTC."""
+    outcome = tx.outcome
+    found: dict[str, Any] = {
+        "tx_id": tx.tx_id,
+        "gid": tx.gid,
+        "namespace": tx.namespace,
+        "name": tx.spec.name,
+        "state": c.State.Name(outcome.state).removeprefix("STATE_"),
+        "decision": c.Decision.Name(outcome.decision).removeprefix("DECISION_") if outcome.decision else None,
+        "decided_by": _decided_by(outcome) or None,
+        "reason": outcome.reason,
+        "parked": outcome.parked,
+        "heuristic": outcome.heuristic,
+        "created_us": tx.created_us,
+        "deadline_us": outcome.deadline_us,
+        "decided_us": outcome.decided_us,
+        "ended_us": outcome.ended_us,
+        "owner": tx.owner,
+        "epoch": tx.epoch,
+        "labels": dict(tx.spec.labels),
+        "branches": [
+            {
+                "branch": b.spec.id,
+                "kind": c.Kind.Name(b.spec.kind).removeprefix("KIND_").lower(),
+                "resource": b.status.target,
+                "xid": b.spec.xa.xid,
+                "state": _branch_state(b),
+                "attempts": b.status.attempts,
+                "next_attempt_us": b.status.next_attempt_us,
+                "heuristic": b.status.heuristic,
+                "reason": b.status.message,
+            }
+            for b in tx.branches
+        ],
+    }
+    if audit is not None:
+        found["timeline"] = [
+            {"at_us": at, "event": event, "branch": branch, "by": by, "reason": reason}
+            for at, event, branch, by, reason in timeline(tx, audit)
+        ]
+    return found
+
+
+def page(tx: Any, audit: list[Any], now_us: int) -> None:
+    """Everything about one transaction."""
+    outcome = tx.outcome
+    lines = [
+        ("tx id", tx.tx_id),
+        ("gid", tx.gid),
+        ("name", tx.spec.name),
+        ("state", state(tx)),
+        ("decision", _decision(outcome)),
+        ("begun", _when(tx.created_us, now_us)),
+        ("deadline", _when(outcome.deadline_us, now_us)),
+        ("ended", _when(outcome.ended_us, now_us)),
+        ("owner", f"{tx.owner}, epoch {tx.epoch}" if tx.owner and not outcome.ended_us else ""),
+        ("labels", ", ".join(f"{k}={v}" for k, v in tx.spec.labels.items())),
+    ]
+    for name, value in lines:
+        if value:
+            console.out(f"{name:<10}{value}")
+    if tx.branches:
+        console.out("\nbranches")
+        for b in tx.branches:
+            console.out(f"  {_branch(b, now_us)}")
+    console.out("\ntime line")
+    for at, event, branch, by, reason in timeline(tx, audit):
+        where = f" branch {branch}" if branch else ""
+        who = f" by {by}" if by else ""
+        why = f": {reason}" if reason else ""
+        console.out(f"  {console.moment(at)}  {event}{where}{who}{why}")
+    waiting = waits_for(tx, now_us)
+    if waiting:
+        console.out("\nwaits for")
+        for line in waiting:
+            console.out(f"  {line}")
+
+
+def timeline(tx: Any, audit: list[Any]) -> list[tuple[int, str, str, str, str]]:
+    """What happened, oldest first: time, event, branch, by whom, why."""
+    outcome = tx.outcome
+    found = [(tx.created_us, "begun", "", "", "")]
+    if outcome.decided_us:
+        verb = c.Decision.Name(outcome.decision).removeprefix("DECISION_").lower()
+        found.append((outcome.decided_us, f"decided {verb}", "", _decided_by(outcome), outcome.reason))
+    found += [(h.at_us, h.event, h.branch, h.actor, h.message) for h in tx.history]
+    found += [(a.at_us, f"operator: {a.action}", a.branch, a.actor, a.reason) for a in audit]
+    if outcome.ended_us:
+        found.append((outcome.ended_us, c.State.Name(outcome.state)[6:].lower(), "", "", ""))
+    return sorted(found, key=lambda entry: entry[0])
+
+
+def waits_for(tx: Any, now_us: int) -> list[str]:
+    """Why it has not ended yet, and who can change that."""
+    outcome = tx.outcome
+    if outcome.ended_us and not outcome.parked_deliveries:
+        return []
+    if outcome.decision == c.DECISION_UNSPECIFIED:
+        when = console.since(outcome.deadline_us, now_us)
+        if outcome.deadline_us <= now_us:
+            return [f"its deadline passed {when}: the abort is on its way"]
+        return [f"the initiator's commit or rollback; its deadline is {when}, then it is aborted"]
+    lines = []
+    verb = "COMMIT PREPARED" if outcome.decision == c.DECISION_COMMIT else "ROLLBACK PREPARED"
+    for b in tx.branches:
+        name = f"branch {b.spec.id} on {b.status.target}"
+        if _branch_state(b) == "PARKED":
+            why = f" ({b.status.message})" if b.status.message else ""
+            lines.append(f"an operator: {name} is parked{why}. `txcoord tx retry|resolve|skip {tx.tx_id}`")
+        elif _branch_state(b) in ("FINISHING", "UNDOING"):
+            again = f", again {_due(b, now_us)}" if b.status.attempts else ""
+            why = f": {b.status.message}" if b.status.message else ""
+            lines.append(f"{verb} of {name}{again}{why}")
+    return lines
+
+
+def _due(b: Any, now_us: int) -> str:
+    return console.since(b.status.next_attempt_us, now_us) if b.status.next_attempt_us > now_us else "now"
+
+
+def _branch(b: Any, now_us: int) -> str:
+    kind = c.Kind.Name(b.spec.kind).removeprefix("KIND_").lower()
+    text = f"{b.spec.id:<6}{kind:<8}{b.status.target:<18}{_branch_state(b):<10}"
+    if b.status.heuristic:
+        text += " HEURISTIC"
+    if b.status.attempts:
+        text += f" {console.plural(b.status.attempts, 'attempt')}"
+    if b.status.message:
+        text += f": {b.status.message}"
+    return text.rstrip()
+
+
+def _branch_state(b: Any) -> str:
+    return c.BranchState.Name(b.status.state).removeprefix("BRANCH_STATE_")
+
+
+def _decided_by(outcome: Any) -> str:
+    if not outcome.decided_by:
+        return ""
+    return c.DecidedBy.Name(outcome.decided_by).removeprefix("DECIDED_BY_").lower()
+
+
+def _decision(outcome: Any) -> str:
+    if not outcome.decision:
+        return "none yet"
+    verb = c.Decision.Name(outcome.decision).removeprefix("DECISION_").lower()
+    why = f": {outcome.reason}" if outcome.reason else ""
+    return f"{verb}, by {_decided_by(outcome)}{why}"
+
+
+def _when(us: int, now_us: int) -> str:
+    return f"{console.moment(us)} ({console.since(us, now_us)})" if us else ""
