@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -20,7 +19,16 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-_PR_SET_PDEATHSIG = 1
+# Told to die with its parent by a launcher, not by a preexec_fn: that would fork, and a process with live gRPC
+# threads must not. 1 is PR_SET_PDEATHSIG (Linux; elsewhere nothing is asked for).
+_LAUNCHER = """
+import ctypes, os, sys
+try:
+    ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+except (OSError, AttributeError):
+    pass
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 class NotReady(Exception):
@@ -68,14 +76,13 @@ class Managed:
             return
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(
-                self.command,
+                [sys.executable, "-c", _LAUNCHER, *self.command],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
                 env={**os.environ, **self.env},
                 cwd=self.cwd,
-                preexec_fn=_die_with_parent,
             )
         _started.add(self)
         if wait_s:
@@ -204,11 +211,6 @@ def serving(address: str, timeout_s: float = 1.0) -> bool:
         except grpc.RpcError:
             return False
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-def _die_with_parent() -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 _started: set[Managed] = set()
