@@ -286,7 +286,9 @@ class SqlLog:
 def _repeatable(change: Change) -> bool:
     """Does writing it twice do the same as once? Then it is not looked for: its row may look the same without
     it, and what comes beside it (history) must not be lost."""
-    return change.kind in (ChangeKind.PROGRESS, ChangeKind.RELEASE_GID)
+    if change.kind is ChangeKind.PROGRESS:
+        return change.tx.epoch == change.expected_epoch
+    return change.kind is ChangeKind.RELEASE_GID
 
 
 def _answer(item: Item, result: WriteResult) -> None:

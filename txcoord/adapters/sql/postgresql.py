@@ -8,12 +8,13 @@ that is kept for it. Everything else goes through SQLAlchemy's pool.
 from __future__ import annotations
 
 import secrets
+import weakref
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import asyncpg
-from sqlalchemy import URL, Connection, text
+from sqlalchemy import URL, Connection, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -53,6 +54,7 @@ class PostgresStore:
         self._pool_size = pool_size
         self._engine: AsyncEngine | None = None
         self._flusher: asyncpg.Connection | None = None
+        self._pooled: weakref.WeakSet[asyncpg.Connection] = weakref.WeakSet()
         self._key = 0
         """Of the advisory lock that the flushing session holds while it lives."""
         self._lost: list[int] = []
@@ -74,6 +76,9 @@ class PostgresStore:
             pool_timeout=self._timeout_s,
             pool_pre_ping=True,  # it is not the hot path, and a restart of the database stays unnoticed
             connect_args={**self._limits(), "server_settings": settings},
+        )
+        event.listen(
+            self._engine.sync_engine, "connect", lambda conn, _: self._pooled.add(conn.driver_connection)
         )
         _, options = self._engine.dialect.create_connect_args(self._url)
         self._options = {
@@ -107,14 +112,16 @@ class PostgresStore:
                 flusher.terminate()
         if self._engine is not None:
             await self._engine.dispose()
+            self._engine = None
 
     def abandon(self) -> None:
         """Drop all connections, without a word to the server."""
         flusher, self._flusher = self._flusher, None
-        if flusher is not None:
-            flusher.terminate()
+        for conn in [*self._pooled, *([flusher] if flusher is not None else [])]:
+            conn.terminate()
         if self._engine is not None:
             self._engine.sync_engine.dispose(close=False)
+            self._engine = None
 
     def clock(self, conn: Connection) -> int:
         """The database's clock; not that of the transaction's start."""
