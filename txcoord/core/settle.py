@@ -30,6 +30,7 @@ from .model import (
     TxState,
 )
 
+_BY_HAND = (BranchState.PARKED, BranchState.SKIPPED, BranchState.RESOLVED)
 _PHASE_TWO = (TxState.COMMITTING, TxState.ABORTING)
 
 
@@ -110,9 +111,10 @@ def _lazy(old: Tx, new: Tx, moved: Branch, history: tuple[HistoryEntry, ...]) ->
 
     While all goes well a transaction writes one end record and nothing for each branch.
     """
-    if not new.ended and not history and all(b.attempts == 0 for b in new.branches):
+    # An end record without branches says that all went well: not where anything was tried twice, or by hand.
+    troubled = any(b.attempts or b.heuristic or b.state in _BY_HAND for b in new.branches)
+    if not new.ended and not history and not troubled:
         return None
-    troubled = any(b.attempts or b.heuristic for b in new.branches)
     touched: tuple[Branch, ...] = new.branches if troubled else ()
     if new.ended and not troubled:
         touched = tuple(b for b in new.branches if not RULES[b.kind].first_phase)

@@ -250,6 +250,7 @@ class Coordinator:
         if live is not None and live.logged:
             tx = live.tx
         now_us = self.clock.now_us()
+        looked = False
         for _ in range(_PATIENCE):
             verdict = decide(tx, event, now_us, self.settings.windows)
             probe = next((e for e in verdict.effects if isinstance(e, Probe)), None)
@@ -258,9 +259,11 @@ class Coordinator:
                 never, news = await self._prober.ask(verdict.tx, probe, event)
                 event = news or replace(event, probed=never)
                 continue
-            if verdict.change is None and tx is not None and self._rows.get(tx.tx_id) is tx:
-                # Remembered only: another node may have moved it on. What is answered must be so now.
-                tx = await self._reread(tx.tx_id, tx.namespace, gid)
+            unread = tx is None or self._rows.get(tx.tx_id) is tx
+            if verdict.change is None and not verdict.unlogged and unread and not looked:
+                # The log was not asked, or another node may have moved it on. What is answered must be so now.
+                looked = True
+                tx = await self._reread(verdict.tx.tx_id, verdict.tx.namespace, gid)
                 continue
             if verdict.refusal is not None:
                 raise Refused(verdict.refusal)

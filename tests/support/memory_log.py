@@ -1,0 +1,305 @@
+"""A log in memory, with the semantics of ``ports.Log``: what is durable is in :class:`Storage`, what a node
+still keeps to itself (its lazy writes) is in :class:`MemoryLog`, and dies with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from txcoord.core.model import (
+    Audit,
+    Change,
+    ChangeKind,
+    Decision,
+    HistoryEntry,
+    Tx,
+    Windows,
+    WriteResult,
+    Written,
+)
+from txcoord.core.settle import read_back
+from txcoord.ports import LogIdentity, LogUnavailable, Query
+
+LOG_ID = "0123456789"
+Done = Callable[[WriteResult], None]
+
+
+@dataclass
+class Storage:
+    """What survives every crash of a node. Several nodes may share one."""
+
+    clock: Callable[[], int]
+    windows: Windows = field(default_factory=Windows)
+    identity: LogIdentity = field(default_factory=lambda: LogIdentity(LOG_ID, 1))
+    rows: dict[str, Tx] = field(default_factory=dict)
+    histories: dict[str, list[HistoryEntry]] = field(default_factory=dict)
+    audit_rows: dict[str, list[Audit]] = field(default_factory=dict)
+    resources: dict[str, str] = field(default_factory=dict)
+    leases: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    down: bool = False
+    written: list[tuple[Change, Written]] = field(default_factory=list)
+    """Every change that was tried, for tests to look at."""
+
+    def check(self) -> None:
+        if self.down:
+            raise LogUnavailable("the log is down")
+
+    def apply(self, change: Change) -> WriteResult:
+        now_us = self.clock()
+        written = self._apply(change, now_us)
+        self.written.append((change, written))
+        return WriteResult(written, now_us)
+
+    def _apply(self, change: Change, now_us: int) -> Written:
+        new, old = change.tx, self.rows.get(change.tx.tx_id)
+        if change.not_after_us is not None and now_us > change.not_after_us:
+            return Written.TOO_LATE
+        match change.kind:
+            case ChangeKind.INSERT:
+                if old is not None or (new.gid and self.by_gid(new.namespace, new.gid)):
+                    return Written.CONFLICT
+                row = replace(new, branches=())
+            case ChangeKind.AMEND:
+                if old is None or old.version != change.expected_version or old.decision is not None:
+                    return Written.CONFLICT
+                row = replace(
+                    new,
+                    namespace=old.namespace,
+                    gid=old.gid,
+                    name=old.name,
+                    deadline_us=old.deadline_us,
+                    created_us=old.created_us,
+                    labels=old.labels,
+                    headers=old.headers,
+                    branches=old.branches,
+                )
+            case ChangeKind.PROGRESS | ChangeKind.OPERATE:
+                if old is None or old.epoch != change.expected_epoch or old.decision is None:
+                    return Written.CONFLICT
+                row = replace(
+                    old,
+                    state=new.state,
+                    ended_us=new.ended_us,
+                    epoch=new.epoch,
+                    owner=new.owner,
+                    lease_until_us=max(old.lease_until_us, new.lease_until_us),
+                )
+            case ChangeKind.RELEASE_GID:
+                if (
+                    old is None
+                    or old.decision is not Decision.ABORT
+                    or old.version != change.expected_version
+                ):
+                    return Written.CONFLICT
+                row = replace(old, gid="")
+        branches = {b.id: b for b in row.branches}
+        branches.update((b.id, b) for b in change.touched)
+        self.rows[new.tx_id] = replace(row, branches=tuple(branches.values()))
+        self.histories.setdefault(new.tx_id, []).extend(change.history)
+        if change.audit is not None:
+            self.audit_rows.setdefault(new.tx_id, []).append(change.audit)
+        return Written.OK
+
+    def by_gid(self, namespace: str, gid: str) -> Tx | None:
+        for row in self.rows.values():
+            if (row.namespace, row.gid) == (namespace, gid):
+                return read_back(row)
+        return None
+
+    def row(self, tx_id: str) -> Tx:
+        return read_back(self.rows[tx_id])
+
+
+class MemoryLog:
+    """``ports.Log`` of one node. ``lazy_s`` is when lazy writes are flushed if nothing else takes them along;
+    None: not before ``settle`` or a forced write."""
+
+    def __init__(self, storage: Storage, *, lazy_s: float | None = 0.02, latency_s: float = 0.0) -> None:
+        self.storage = storage
+        self.lazy_s = lazy_s
+        self.latency_s = latency_s
+        self.lose_replies = 0
+        """So many forced writes are written, and say LogUnavailable."""
+        self.forced_flushes = 0
+        self.lazy_flushes = 0
+        self._queue: list[tuple[Change, Done | asyncio.Future[WriteResult] | None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._dead = False
+
+    async def open(self) -> LogIdentity:
+        self.storage.check()
+        return self.storage.identity
+
+    async def close(self) -> None:
+        self._flush()
+
+    def abandon(self) -> None:
+        """Die: what was lazy is lost."""
+        self._dead = True
+        self._queue.clear()
+        self.lazy_s = None
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def write(self, change: Change) -> WriteResult:
+        # Once it is in the queue it is written, also when its caller leaves.
+        future: asyncio.Future[WriteResult] = asyncio.get_running_loop().create_future()
+        self._queue.append((change, future))
+        asyncio.get_running_loop().call_later(self.latency_s, self._flush)
+        return await future
+
+    def write_lazily(self, change: Change, done: Done | None = None) -> None:
+        self._queue.append((change, done))
+        self._arm()
+
+    def _arm(self) -> None:
+        if self.lazy_s is not None and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.lazy_s, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._flush()
+
+    def _flush(self) -> None:
+        """Write all in order; while the log is down what is lazy stays."""
+        if self._dead:
+            return
+        queue, self._queue = self._queue, []
+        forced = sum(isinstance(done, asyncio.Future) for _, done in queue)
+        self.forced_flushes += forced > 0
+        self.lazy_flushes += bool(queue) and not forced
+        for change, done in queue:
+            if self.storage.down:
+                if not isinstance(done, asyncio.Future):
+                    self._queue.append((change, done))
+                elif not done.done():
+                    done.set_exception(LogUnavailable("the log is down"))
+                continue
+            result = self.storage.apply(change)
+            if not isinstance(done, asyncio.Future):
+                if done is not None:
+                    done(result)
+            elif not done.done():
+                if self.lose_replies:
+                    self.lose_replies -= 1
+                    done.set_exception(LogUnavailable("the reply was lost"))
+                else:
+                    done.set_result(result)
+        if self._queue:
+            self._arm()
+
+    async def settle(self) -> None:
+        self.storage.check()
+        self._flush()
+
+    async def read(self, tx_ids: Sequence[str]) -> dict[str, Tx]:
+        await asyncio.sleep(self.latency_s)
+        self.storage.check()
+        return {i: self.storage.row(i) for i in tx_ids if i in self.storage.rows}
+
+    async def read_gid(self, namespace: str, gid: str) -> Tx | None:
+        await asyncio.sleep(self.latency_s)
+        self.storage.check()
+        return self.storage.by_gid(namespace, gid)
+
+    async def history(self, tx_id: str) -> list[HistoryEntry]:
+        return list(self.storage.histories.get(tx_id, []))
+
+    async def audits(self, tx_id: str) -> list[Audit]:
+        return list(self.storage.audit_rows.get(tx_id, []))
+
+    async def query(self, query: Query) -> list[Tx]:
+        self.storage.check()
+        q = query
+        found = [
+            row
+            for row in map(read_back, self.storage.rows.values())
+            if (q.namespace is None or row.namespace == q.namespace)
+            and (not q.states or row.state in q.states)
+            and (q.parked is None or (row.parked > 0) is q.parked)
+            and (q.heuristic is None or row.heuristic is q.heuristic)
+            and (q.resource is None or any(b.resource == q.resource for b in row.branches))
+            and (q.reason is None or row.reason.split(":")[0] == q.reason)
+            and (q.name is None or row.name == q.name)
+            and (q.created_before_us is None or row.created_us < q.created_before_us)
+            and (q.created_after_us is None or row.created_us > q.created_after_us)
+            and (q.after_tx_id is None or row.tx_id < q.after_tx_id)
+        ]
+        return sorted(found, key=lambda row: row.tx_id, reverse=True)[: q.limit]
+
+    async def overdue(self, limit: int) -> list[Tx]:
+        self.storage.check()
+        now_us = self.storage.clock()
+        late = [r for r in self.storage.rows.values() if r.decision is None and r.deadline_us < now_us]
+        return sorted(late, key=lambda row: (row.deadline_us, row.tx_id))[:limit]
+
+    async def claim(self, owner: str, lease_us: int, limit: int, *, all_of_owner: bool = False) -> list[Tx]:
+        await asyncio.sleep(0)
+        self.storage.check()
+        now_us = self.storage.clock()
+        free = [
+            r
+            for r in self.storage.rows.values()
+            if r.decision is not None
+            and not r.ended
+            and not r.shown_parked
+            and (r.lease_until_us < now_us or (all_of_owner and r.owner == owner))
+        ]
+        for row in sorted(free, key=lambda row: row.lease_until_us)[:limit]:
+            self.storage.rows[row.tx_id] = replace(
+                row, owner=owner, lease_until_us=now_us + lease_us, epoch=row.epoch + 1
+            )
+        taken = sorted(free, key=lambda row: row.lease_until_us)[:limit]
+        return [self.storage.row(row.tx_id) for row in taken]
+
+    async def renew(self, owner: str, tx_ids: Sequence[str], lease_us: int) -> None:
+        self.storage.check()
+        for tx_id in tx_ids:
+            row = self.storage.rows.get(tx_id)
+            if row is not None and row.owner == owner and not row.ended and not row.shown_parked:
+                until_us = self.storage.clock() + lease_us
+                self.storage.rows[tx_id] = replace(row, lease_until_us=until_us)
+
+    async def now_us(self) -> int:
+        self.storage.check()
+        return self.storage.clock()
+
+    async def resource_identity(self, name: str) -> str | None:
+        return self.storage.resources.get(name)
+
+    async def remember_resource(self, name: str, identity: str, *, replace: bool = False) -> str:
+        if replace:
+            self.storage.resources[name] = identity
+        return self.storage.resources.setdefault(name, identity)
+
+    async def prune(self, owner: str, limit: int) -> int:
+        now_us = self.storage.clock()
+        keep_until = self.storage.windows.keep_until
+        gone = [r.tx_id for r in self.storage.rows.values() if r.ended and keep_until(r.deadline_us) < now_us]
+        for tx_id in gone[:limit]:
+            del self.storage.rows[tx_id]
+        return len(gone[:limit])
+
+    async def flushes(self) -> tuple[int, int]:
+        return self.forced_flushes, self.lazy_flushes
+
+
+class MemoryLeases:
+    """``ports.Leases`` beside the storage."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    async def acquire(self, duty: str, owner: str, ttl_us: int) -> int | None:
+        now_us = self._storage.clock()
+        holder, token, until_us = self._storage.leases.get(duty, ("", 0, 0))
+        if holder not in ("", owner) and until_us > now_us:
+            return None
+        self._storage.leases[duty] = (owner, token + 1, now_us + ttl_us)
+        return token + 1
+
+    async def release(self, duty: str, owner: str) -> None:
+        holder, token, _ = self._storage.leases.get(duty, ("", 0, 0))
+        if holder == owner:
+            self._storage.leases[duty] = ("", token, 0)
