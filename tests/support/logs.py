@@ -33,7 +33,7 @@ from txcoord.core.model import (
     WriteResult,
     Written,
 )
-from txcoord.ports import LogIdentity
+from txcoord.ports import LogIdentity, LogUnavailable
 from txcoord.testing.postgres import PostgresServer
 
 S = 1_000_000
@@ -252,16 +252,25 @@ async def until_waiting(log: SqlLog, count: int) -> None:
         await asyncio.sleep(0)
 
 
-def lose_replies(log: SqlLog, count: int = 1, *, when: Callable[[], bool] = lambda: True) -> None:
-    """The next flushes that write something are written, but the node never hears of it."""
-    real: Callable[..., Any] = log.store.write
+def lose_replies(log: SqlLog, count: int = 1, *, then_away: bool = False) -> Callable[[], None]:
+    """The next flushes that write something are written, but the node never hears of it. ``then_away``: and
+    after them nothing can be written, until the function that this returns is called."""
+    store: Any = log.store
+    real = store.write
 
     async def write(rounds: list[Any], relaxed: bool) -> Any:
         nonlocal count
+        if not count and then_away:
+            raise LogUnavailable("away")
         flushed = await real(rounds, relaxed)
-        if count and rounds and when():
+        if count and rounds:
             count -= 1
             raise ReplyLost("the connection broke after COMMIT")
         return flushed
 
-    log.store.write = write  # type: ignore[method-assign, assignment]
+    store.write = write
+
+    def come_back() -> None:
+        store.write = real
+
+    return come_back
