@@ -94,8 +94,15 @@ class Gate(Generic[T]):
                 self._urgent -= urgent
                 if self.in_flush is not None:
                     await self.in_flush()
-                left = await self._flush([item for item, _ in taken], urgent > 0)
-                self._lazy_written += len(taken) - urgent - len(left)
+                left: list[T] = []
+                try:
+                    left = await self._flush([item for item, _ in taken], urgent > 0)
+                except BaseException:
+                    self._tell(None, failed=True)
+                    raise
+                finally:
+                    # What a flush that raises has taken is gone: nobody may wait for it.
+                    self._lazy_written += len(taken) - urgent - len(left)
                 if left:
                     self._pending.extendleft((item, False) for item in reversed(left))
                     self._pushed = False

@@ -27,8 +27,8 @@ def check(conn: Connection) -> None:
     if found == HEAD:
         return
     if found is None:
-        message = "there is no log here yet: run `txcoord migrate`"
-    elif found in REVISIONS:
+        raise absent()
+    if found in REVISIONS:
         message = f"this log has the older schema {found}, {HEAD} is needed: run `txcoord migrate`"
     else:
         message = (
@@ -36,3 +36,8 @@ def check(conn: Connection) -> None:
             " Use that version or a newer one"
         )
     raise SchemaMismatch(found, HEAD, message)
+
+
+def absent() -> SchemaMismatch:
+    """There is no log."""
+    return SchemaMismatch(None, HEAD, "there is no log here yet: run `txcoord migrate`")

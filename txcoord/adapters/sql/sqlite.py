@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from ...core.model import WriteResult, Written
 from ...ports import LogUnavailable
 from . import mapping as m
+from . import schema
 from .batch import Flushed, Item, Round
 from .store import FlushRefused, ReplyLost, T, Work, shown
 
@@ -51,6 +52,8 @@ class SqliteStore:
             raise LogUnavailable(
                 f"SQLite 3.35 or newer is needed for a log, this is {sqlite3.sqlite_version}"
             )
+        if self._path is not None and not self._path.exists():
+            raise schema.absent()
         try:
             self._writer = await _Session.start(self._connect, "txcoord-log-write", "IMMEDIATE")
             if self._path is None:
