@@ -115,7 +115,23 @@ async def _ask_commit(tx: Transaction, branches: list[c.Branch]) -> None:
             raise _unknown(tx, str(error)) from error
         await _abort_after(tx, error)
     else:
-        _conclude(tx, response.outcome)
+        _conclude(tx, await _followed(tx, response.outcome, until))
+
+
+async def _followed(tx: Transaction, out: c.Outcome, until: float) -> c.Outcome:
+    """Wait on where the coordinator's own limit of a wait was shorter than the time that is left."""
+    while out.pending and until - _now() > 1.0:
+        request = pb.WaitRequest(
+            items=[pb.WaitItem(tx_id=tx.tx_id, level=tx._wait)], wait_us=int((until - _now() - 0.05) * 1e6)
+        )
+        try:
+            response = await tx._runtime.wire.call("wait", request, until, tx_id=tx.tx_id, gid=tx.gid)
+        except TxcoordError:
+            break  # That it is decided is known already.
+        for result in response.results:
+            if not result.HasField("status"):
+                out = result.outcome
+    return out
 
 
 def _conclude(tx: Transaction, out: c.Outcome) -> None:

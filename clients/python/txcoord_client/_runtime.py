@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import weakref
 from collections.abc import Coroutine, Hashable
 from typing import Any, TypeVar
 
@@ -45,7 +44,8 @@ class Runtime:
         self._resources = resources
         self._tasks: set[asyncio.Task[Any]] = set()
         self._known: dict[str, pb.ResourceInfo] = {}
-        self._checked: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+        self._checked: dict[int, tuple[object, str]] = {}
+        """Engines and pools (kept, so that their ids stay theirs) and the resource that each was found to be."""
         self._hello: pb.HelloResponse | None = None
 
     # ---- hello ----
@@ -141,7 +141,7 @@ class Runtime:
     async def _check_identity(self, held: Held, source: Source) -> None:
         """Service and coordinator must mean the same database by a name; asked once for each engine."""
         owner = source.identity_of
-        if owner is not None and self._checked.get(owner) == source.resource:
+        if owner is not None and self._checked.get(id(owner), (None, ""))[1] == source.resource:
             return
         info = self._known[source.resource]
         if not info.identity:
@@ -156,7 +156,7 @@ class Runtime:
                 facts={"resource": source.resource, "here": found, "coordinator": info.identity},
             )
         if owner is not None and info.identity:
-            self._checked[owner] = source.resource
+            self._checked[id(owner)] = (owner, source.resource)
 
     async def _identity(self, held: Held, source: Source) -> str:
         try:

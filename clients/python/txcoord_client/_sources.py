@@ -17,6 +17,8 @@ class Resources:
     def __init__(self, resources: Mapping[str, Any]) -> None:
         self._names: dict[int, str] = {}
         self._kept: list[Any] = []
+        self._sources: dict[int, Source] = {}
+        """Of the engines and pools that were named: they are asked for again and again."""
         for name, target in resources.items():
             if not identifiers.is_name(name):
                 raise Rejected(
@@ -34,10 +36,15 @@ class Resources:
                 raise Rejected(
                     f"resources {known!r} and {name!r} are the same engine", reason=reasons.UNKNOWN_RESOURCE
                 )
-            self._kept.append(owner)  # An id means something only while its object lives.
+            # An id means something only while its object lives.
+            self._kept += [owner, target]
+            self._sources[id(target)] = _make(target, owner, name)
 
     def source(self, target: Any, resource: str = "") -> Source:
         """Where the connections of a target come from. Raises UnknownResource."""
+        known = self._sources.get(id(target))
+        if known is not None and resource in ("", known.resource):
+            return known
         owner = _owner(target)
         if owner is None and not _is_asyncpg(target, "Connection", "PoolConnectionProxy"):
             raise Rejected(f"g.xa() takes {_NEEDED}, not {type(target).__name__}")
@@ -50,9 +57,7 @@ class Resources:
                 "this database has no name: give it one in Coordinator(resources={'name': engine}), "
                 "or say g.xa(target, resource='name')"
             )
-        return (
-            _asyncpg_source(target, name) if _is_asyncpg(target) else _sqlalchemy_source(target, name, owner)
-        )
+        return _make(target, owner, name)
 
 
 _NEEDED = "a SQLAlchemy AsyncEngine, AsyncConnection or AsyncSession, or an asyncpg Pool or Connection"
@@ -78,6 +83,10 @@ def _owner(target: Any) -> Any:
 
         return sqlalchemy_.engine_of(target)
     return None
+
+
+def _make(target: Any, owner: Any, name: str) -> Source:
+    return _asyncpg_source(target, name) if _is_asyncpg(target) else _sqlalchemy_source(target, name, owner)
 
 
 def _asyncpg_source(target: Any, name: str) -> Source:

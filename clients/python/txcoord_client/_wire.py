@@ -69,7 +69,6 @@ class Wire:
         self._saying_hello: asyncio.Task[pb.HelloResponse] | None = None
         self._numbers = itertools.count(1)
         self._queue: deque[_Open] = deque()
-        self._open: dict[int, _Open] = {}
         self._kick: asyncio.Future[None] | None = None
         self._runner: asyncio.Task[None] | None = None
         self._closed = False
@@ -168,7 +167,6 @@ class Wire:
             raise Unavailable(str(lost), definite=False) from None
         finally:
             timer.cancel()
-            self._open.pop(number, None)
 
     def _wake(self) -> None:
         if self._runner is None or self._runner.done():
@@ -179,7 +177,8 @@ class Wire:
     async def _run(self) -> None:
         """One stream, as long as it lasts. The next operation after its end starts the next one."""
         call = self._stub.Session()
-        reader = asyncio.get_running_loop().create_task(self._read(call), name="txcoord.wire.read")
+        sent: dict[int, _Open] = {}
+        reader = asyncio.get_running_loop().create_task(self._read(call, sent), name="txcoord.wire.read")
         first = True
         trouble: BaseException | None = None
         try:
@@ -194,7 +193,7 @@ class Wire:
                     if self._hello is not None:
                         message.log_id = self._hello.log_id
                     first = False
-                self._take_into(message)
+                self._take_into(message, sent)
                 if message.operations:
                     self.messages_sent += 1
                     await call.write(message)
@@ -205,30 +204,30 @@ class Wire:
             call.cancel()
             reader.cancel()
             result = (await asyncio.gather(reader, return_exceptions=True))[0]
-            self._lose(result if isinstance(result, Exception) else trouble)
+            self._lose(sent, result if isinstance(result, Exception) else trouble)
             if self._queue and not self._closed:
                 self._wake()
 
-    def _take_into(self, message: pb.SessionRequest) -> None:
+    def _take_into(self, message: pb.SessionRequest, sent: dict[int, _Open]) -> None:
         while self._queue and len(message.operations) < self._max_operations:
             item = self._queue.popleft()
             if item.future.done():
                 continue  # Its caller has given up.
-            self._open[item.operation.op_id] = item
+            sent[item.operation.op_id] = item
             message.operations.append(item.operation)
 
-    async def _read(self, call: Any) -> None:
+    async def _read(self, call: Any, sent: dict[int, _Open]) -> None:
         while True:
             response = await call.read()
             if response is _EOF:
                 return
             self.clock.observe(response.log_time_us)
             for result in response.results:
-                item = self._open.get(result.op_id)
+                item = sent.pop(result.op_id, None)
                 if item is not None and not item.future.done():
                     item.future.set_result(result)
 
-    def _lose(self, error: BaseException | None) -> None:
+    def _lose(self, sent: dict[int, _Open], error: BaseException | None) -> None:
         """The stream is gone: whoever waits for an answer sends again."""
         refusal: TxcoordError | None = None
         text = "the stream to the coordinator ended"
@@ -239,7 +238,7 @@ class Wire:
                 self._hello = None
                 refusal = _refusals.error_of_call(error)
                 refusal.definite = False
-        for item in self._open.values():
+        for item in sent.values():
             if not item.future.done():
                 item.future.set_exception(refusal or _Lost(text))
                 item.future.exception()  # Its caller may have gone.

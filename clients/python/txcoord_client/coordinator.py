@@ -11,7 +11,7 @@ import os
 import random
 import secrets
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -240,7 +240,7 @@ class Coordinator:
         return self.current.xa(target, resource=resource)
 
     @contextmanager
-    def outside(self) -> Any:
+    def outside(self) -> Iterator[None]:
         """What runs inside is outside of the current transaction (NOT_SUPPORTED): audit rows that must stay."""
         token = self._current.set(None)
         try:

@@ -107,6 +107,10 @@ class Branch:
                     raise
                 try:
                     await check(self.held, self._source)
+                except BaseException:
+                    await self.held.release(False)
+                    raise
+                try:
                     await self.held.start(self._refuse_end)
                 except BaseException:
                     await self._discard()
