@@ -63,6 +63,7 @@ async def migrated(loaded: Settings) -> tuple[str | None, str]:
     from ..config import redacted
     from ..ports import LogUnavailable, SchemaMismatch
     from ..wiring import ExitCode, StartError
+    from ..wiring.node import log_down
 
     url = loaded.log.url.get_secret_value()
     try:
@@ -70,10 +71,7 @@ async def migrated(loaded: Settings) -> tuple[str | None, str]:
     except SchemaMismatch as error:
         raise StartError(ExitCode.SCHEMA, "SCHEMA_MISMATCH", f"the log {redacted(url)}: {error}") from error
     except LogUnavailable as error:
-        text = " ".join(str(error).split())
-        raise StartError(
-            ExitCode.UNAVAILABLE, "LOG_UNAVAILABLE", f"the log {redacted(url)} cannot be used: {text}"
-        ) from error
+        raise log_down(error) from error
 
 
 def configure_logs(loaded: Settings) -> None:

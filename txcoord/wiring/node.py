@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -23,11 +24,13 @@ from ..engine.coordinator import Coordinator, EngineSettings
 from ..engine.recovery import Recovery, RecoverySettings
 from ..observe import logs
 from ..ports import Failpoints, Leases, LogIdentity, LogUnavailable, ResourceStatus, SchemaMismatch
+from .claim import FileClaim
 from .errors import ExitCode, StartError
 from .resources import Resources
 
 log = logs.get("txcoord.node")
 
+_READY_S = 1.0
 _LEAVE_S = 1.0
 """How long what is left may take once nothing of ours is on its way any more."""
 
@@ -48,7 +51,9 @@ class Node:
             os.environ.get("TXCOORD_FAILPOINTS", "")
         )
         self._opened = False
-        self._leases: Leases = InProcessLeases(self.clock.now_us)
+        file = log_file(settings)
+        self._claim = FileClaim(file) if file is not None else None
+        self._leases: Leases = InProcessLeases(self.clock.now_us) if file is not None else SqlLeases(self.log)
         self._recovery: Recovery | None = None
         self._server: GrpcServer | None = None
         self._coordinator: Coordinator | None = None
@@ -86,18 +91,19 @@ class Node:
         except BaseException as error:
             await self.abandon()
             if isinstance(error, LogUnavailable):
-                raise _log_down(self.settings, error) from error
+                raise log_down(error) from error
             raise
 
     async def _start(self) -> None:
         _may_listen(self.host, self.port)
+        _must_exist(self.settings)
+        if self._claim is not None:
+            self._claim.take()
         identity = await connect(self.log, self.settings)
         self._opened = True
         self.clock.observe(await self.log.now_us())
         await self.resources.look_first()
         s = self.settings
-        if not self.settings.log.url.get_secret_value().startswith("sqlite"):
-            self._leases = SqlLeases(self.log)
         coordinator = Coordinator(
             self.log,
             self.resources.by_name,
@@ -140,9 +146,28 @@ class Node:
         except OSError as error:
             raise StartError(ExitCode.UNAVAILABLE, "ADDRESS_IN_USE", str(error)) from error
         self._server = server
+        self.tasks.spawn(self._keep_ready(server), "readiness")
         log.info(
             "node.started", node=s.node_name, address=self.address, log_id=identity.log_id, pid=os.getpid()
         )
+
+    async def _keep_ready(self, server: GrpcServer) -> None:
+        """Ready means: the log answers. Asking it also keeps the clock right while nothing is written."""
+        ready = True
+        while True:
+            await asyncio.sleep(_READY_S)
+            try:
+                self.clock.observe(await self.log.now_us())
+            except LogUnavailable as error:
+                if ready:
+                    log.error("node.not_ready", reason=str(error))
+                    await server.ready(False)
+                ready = False
+                continue
+            if not ready:
+                log.info("node.ready_again")
+                await server.ready(True)
+                ready = True
 
     # ---- stop ----
 
@@ -204,6 +229,8 @@ class Node:
             self._opened = False
             with contextlib.suppress(LogUnavailable):
                 await self.log.close()
+        if self._claim is not None:
+            self._claim.release()
 
 
 class CarefulLeases:
@@ -262,14 +289,31 @@ def open_log(settings: Settings) -> SqlLog:
     )
 
 
+def log_file(settings: Settings) -> Path | None:
+    """The file of a log on SQLite."""
+    url = settings.log.url.get_secret_value()
+    return Path(url.partition(":///")[2].partition("?")[0]) if url.startswith("sqlite") else None
+
+
+def _must_exist(settings: Settings) -> None:
+    file = log_file(settings)
+    if file is not None and not file.exists():
+        raise StartError(
+            ExitCode.SCHEMA,
+            "SCHEMA_MISMATCH",
+            f"there is no log at {file.absolute()} yet: run `txcoord migrate` (or set TXCOORD_LOG__URL)",
+        )
+
+
 async def connect(log_: SqlLog, settings: Settings) -> LogIdentity:
     """Connect to the log. Raises StartError that says what to do."""
+    _must_exist(settings)
     try:
         return await log_.open()
     except SchemaMismatch as error:
         raise StartError(ExitCode.SCHEMA, "SCHEMA_MISMATCH", _schema(settings, error)) from error
     except LogUnavailable as error:
-        raise _log_down(settings, error) from error
+        raise log_down(error) from error
 
 
 def finisher(settings: Settings, name: str) -> PostgresFinisher:
@@ -318,11 +362,9 @@ def _may_listen(host: str, port: int) -> None:
         ) from error
 
 
-def _log_down(settings: Settings, error: LogUnavailable) -> StartError:
-    url = redacted(settings.log.url.get_secret_value())
-    return StartError(
-        ExitCode.UNAVAILABLE, "LOG_UNAVAILABLE", f"the log {url} cannot be used: {_one_line(error)}"
-    )
+def log_down(error: LogUnavailable) -> StartError:
+    """The log cannot be used; its text names the log, without secrets."""
+    return StartError(ExitCode.UNAVAILABLE, "LOG_UNAVAILABLE", f"the log cannot be used: {_one_line(error)}")
 
 
 def _schema(settings: Settings, error: SchemaMismatch) -> str:

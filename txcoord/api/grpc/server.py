@@ -91,9 +91,14 @@ class GrpcServer:
             raise OSError(f"cannot listen on {host}:{port}: {error}") from error
         await server.start()
         self._server = server
-        for name in ("", *_SERVICES):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self.ready(True)
         return bound
+
+    async def ready(self, yes: bool) -> None:
+        """Say whether this node can work: an unready one is asked by nobody, and answers all the same."""
+        states = health_pb2.HealthCheckResponse
+        for name in ("", *_SERVICES):
+            await self._health.set(name, states.SERVING if yes else states.NOT_SERVING)
 
     async def stop(self, grace_s: float) -> None:
         """Stop taking, drain, leave."""
