@@ -147,7 +147,10 @@ class Coordinator:
 
     async def enlist(self, event: Enlist, *, begun: bool) -> Tx:
         """Add branches to an undecided transaction, forced."""
-        return await self._settle(event, await self._row(event.tx.tx_id, begun), gid=event.tx.gid)
+        await self._failpoints.reach("enlist.before_write")
+        tx = await self._settle(event, await self._row(event.tx.tx_id, begun), gid=event.tx.gid)
+        await self._failpoints.reach("enlist.after_write")
+        return tx
 
     async def commit(self, event: Commit) -> Tx:
         """Decide by the caller's wish and its branches' votes. Answers once the decision is durable."""
@@ -166,18 +169,27 @@ class Coordinator:
 
     async def one_phase_done(self, event: OnePhaseDone) -> Tx:
         """The initiator reports that its only branch was committed in one phase."""
-        return await self._settle(event, await self._row(event.tx.tx_id, True), gid=event.tx.gid)
+        await self._failpoints.reach("report.before_write")
+        tx = await self._settle(event, await self._row(event.tx.tx_id, True), gid=event.tx.gid)
+        await self._failpoints.reach("report.after_write")
+        return tx
 
     async def operate(self, tx_id: str, event: Operate) -> Tx:
         """An operator's order."""
         tx = await self.get(tx_id)
         if tx is None:
             raise Refused(Refusal("NOT_FOUND", "NOT_FOUND", f"there is no transaction {tx_id}"))
-        return await self._settle(event, tx)
+        await self._failpoints.reach("operate.before_write")
+        tx = await self._settle(event, tx)
+        await self._failpoints.reach("operate.after_write")
+        return tx
 
     async def expire(self, tx: Tx) -> Tx:
         """The deadline of an undecided transaction has passed."""
-        return await self._settle(DeadlinePassed(), tx)
+        await self._failpoints.reach("deadline.before_write")
+        tx = await self._settle(DeadlinePassed(), tx)
+        await self._failpoints.reach("deadline.after_write")
+        return tx
 
     async def fence(self, event: OrphanFound) -> Tx:
         """Fence an orphan: its ABORT row first."""
@@ -378,7 +390,10 @@ class Coordinator:
         if live is not None:
             live.tx = replace(live.tx, gid="")
         change = Change(ChangeKind.RELEASE_GID, replace(old, gid=""), expected_version=old.version)
-        return (await self.log.write(change)).written is Written.OK
+        await self._failpoints.reach("release_gid.before_write")
+        written = (await self.log.write(change)).written
+        await self._failpoints.reach("release_gid.after_write")
+        return written is Written.OK
 
     # ---- phase two ----
 

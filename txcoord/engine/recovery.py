@@ -270,7 +270,9 @@ class Recovery:
     ) -> None:
         """Finish a branch outside of phase two, and write that down."""
         c = self._c
+        await self._failpoints.reach("finish_late.before")
         result = await finisher.finish(xid, commit)
+        await self._failpoints.reach("finish_late.after")
         log.warning("branch.finished_late", tx_id=x.tx_id, branch=x.branch, why=why, result=result.finished)
         if result.finished is Finished.RETRY:
             return
