@@ -135,6 +135,7 @@ async def _look(loaded: Settings, names: list[str], fix: bool, replace_identity:
                 usable,
                 fix=fix,
                 replace_identity=replace_identity,
+                names=list(loaded.resources),
             )
             for name in names
         )

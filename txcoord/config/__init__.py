@@ -6,7 +6,7 @@ A variable wins over the file, an option of the command line over both. ``TXCOOR
 
 from .load import ConfigError, load, variables
 from .model import ResourceSettings, Settings, leaves
-from .values import is_loopback, microseconds, redacted, show_duration, split_listen
+from .values import is_loopback, microseconds, parse_duration, redacted, show_duration, split_listen
 
 __all__ = [
     "ConfigError",
@@ -16,6 +16,7 @@ __all__ = [
     "leaves",
     "load",
     "microseconds",
+    "parse_duration",
     "redacted",
     "show_duration",
     "split_listen",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -13,7 +14,7 @@ from txcoord_client.protocol import reasons
 from ..adapters.xa.postgresql import PostgresFinisher
 from ..config import ResourceSettings, redacted
 from ..ports import Log, ResourceTrouble
-from .resources import IN_RECOVERY, mismatch
+from .resources import IN_RECOVERY, mismatch, whose_identity
 
 
 @dataclass(slots=True)
@@ -58,10 +59,12 @@ async def diagnose(
     *,
     fix: bool = False,
     replace_identity: bool = False,
+    names: Iterable[str] = (),
 ) -> Diagnosis:
     """Look at one resource; with ``fix`` make its tables and identity, and remember it in the log.
 
-    ``log_`` None: the log cannot be had, so the identity cannot be compared or remembered.
+    ``log_`` None: the log cannot be had, so the identity cannot be compared or remembered. ``names`` are all
+    resources that the settings know.
     """
     found = Diagnosis(name, redacted(settings.url.get_secret_value()))
     try:
@@ -82,7 +85,7 @@ async def diagnose(
     _server(found, server)
     await _tables(found, finisher, fix)
     if found.identity and log_ is not None:
-        await _remembered(found, log_, fix, replace_identity)
+        await _remembered(found, log_, fix, replace_identity, names)
     await _rights(found, settings)
     return found
 
@@ -180,18 +183,23 @@ async def _tables(found: Diagnosis, finisher: PostgresFinisher, fix: bool) -> No
     found.add("tables", "ok", f"txcoord tables are there; identity {found.identity}")
 
 
-async def _remembered(found: Diagnosis, log_: Log, fix: bool, replace_identity: bool) -> None:
+async def _remembered(
+    found: Diagnosis, log_: Log, fix: bool, replace_identity: bool, names: Iterable[str]
+) -> None:
     remembered = await log_.resource_identity(found.name)
-    if remembered is None and fix:
+    whose = ""
+    if remembered != found.identity:
+        whose = await whose_identity(log_, found.identity, names)
+    if remembered is None and fix and not whose:
         remembered = await log_.remember_resource(found.name, found.identity)
         if remembered == found.identity:
             found.add("identity", "ok", "the log remembers its identity now")
             return
-    if remembered is None:
+    if remembered is None and not whose:
         found.add("identity", "ok", "the log has not seen it yet, and remembers it at the next start")
     elif remembered == found.identity:
         found.add("identity", "ok", "it is the database that the log remembers")
-    elif replace_identity:
+    elif replace_identity and not whose:
         await log_.remember_resource(found.name, found.identity, replace=True)
         found.add(
             reasons.RESOURCE_MISMATCH,
@@ -200,7 +208,7 @@ async def _remembered(found: Diagnosis, log_: Log, fix: bool, replace_identity: 
             fixed=True,
         )
     else:
-        found.add(reasons.RESOURCE_MISMATCH, "error", mismatch(found.name, found.identity, remembered))
+        found.add(reasons.RESOURCE_MISMATCH, "error", mismatch(found.name, found.identity, remembered, whose))
 
 
 async def _rights(found: Diagnosis, settings: ResourceSettings) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from txcoord_client.protocol import reasons
@@ -117,12 +117,16 @@ class ManagedResource:
         if trouble is None:
             trouble = self._twin(seen.identity, others)
         if trouble is None:
-            remembered = await log_.remember_resource(self.name, seen.identity)
-            if seen.identity == remembered:
-                self._finisher.expected_identity = remembered
-            else:
-                text = mismatch(self.name, seen.identity, remembered)
-                trouble = ResourceTrouble(self.name, reasons.RESOURCE_MISMATCH, text)
+            remembered = await log_.resource_identity(self.name)
+            if seen.identity != remembered:
+                whose = await whose_identity(log_, seen.identity, others)
+                if remembered is None and not whose:
+                    remembered = await log_.remember_resource(self.name, seen.identity)
+                if seen.identity != remembered:
+                    text = mismatch(self.name, seen.identity, remembered, whose)
+                    trouble = ResourceTrouble(self.name, reasons.RESOURCE_MISMATCH, text)
+        if trouble is None:
+            self._finisher.expected_identity = seen.identity
         if trouble is not None:
             problem = f"{trouble.reason}: {trouble.message}"
         if trouble is not None and known and trouble.reason == reasons.RESOURCE_UNREACHABLE:
@@ -146,12 +150,28 @@ class ManagedResource:
         return None
 
 
-def mismatch(name: str, found: str, remembered: str) -> str:
+async def whose_identity(log_: Log, identity: str, names: Iterable[str]) -> str:
+    """The name for which the log remembers this identity; empty for none of them."""
+    for name in names:
+        if await log_.resource_identity(name) == identity:
+            return name
+    return ""
+
+
+def mismatch(name: str, found: str, remembered: str | None, whose: str) -> str:
     """What to say, and how to mend it, when a name leads to another database than before."""
-    return (
-        f"its URL leads to the database with identity {found}, but the log remembers {remembered} for {name!r}. "
-        "Are URLs swapped, or is it another server? Put the URL right. If the database was replaced on purpose, "
-        f"and nothing of the old one is in doubt: `txcoord resource check {name} --fix --replace-identity`"
+    text = (
+        f"its URL leads to the database with identity {found}, but the log remembers "
+        f"{remembered or 'none'} for {name!r}. "
+    )
+    if whose:
+        return (
+            text
+            + f"That database is {whose!r}: the URLs of {name!r} and {whose!r} look swapped; put them right"
+        )
+    return text + (
+        "Is it another server? Put the URL right. If the database was replaced on purpose, and nothing of the old "
+        f"one is in doubt: `txcoord resource check {name} --fix --replace-identity`"
     )
 
 
