@@ -226,6 +226,32 @@ class TestBrokenConnections:
         assert await written(log, insert(tx)) == [OK]
 
 
+async def test_a_flush_goes_by_the_key_however_the_table_has_grown(
+    pg_place: Place, blocker: asyncpg.Connection
+) -> None:
+    """Plans are kept; one that was made for an empty table reads all of it."""
+    log = await pg_place.open()
+    now = await log.now_us()
+    tx = active(now, xa(state=BranchState.READY))
+    commit = decide(tx, Decision.COMMIT)
+    assert await written(log, insert(tx), commit, end(commit.tx)) == [OK] * 3
+    await put(log, *(active(now) for _ in range(3000)))
+    session = log.store._flusher  # type: ignore[attr-defined]
+
+    async def rows_read() -> int:
+        await session.execute("SELECT pg_stat_force_next_flush()")
+        read = await session.fetchval(
+            "SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_user_tables WHERE relname = 'txcoord_tx'"
+        )
+        return int(read)
+
+    last = active(now, xa(state=BranchState.READY))
+    commit = decide(last, Decision.COMMIT)
+    before = await rows_read()
+    assert await written(log, insert(last), commit, end(commit.tx)) == [OK] * 3
+    assert await rows_read() - before < 50
+
+
 async def _until_waiting_for_lock(conn: asyncpg.Connection) -> None:
     waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype IN ('relation', 'transactionid')"
     while not await conn.fetchval(waiting):
@@ -260,6 +286,18 @@ class TestDownAndBack:
         assert await get(log, kept.tx_id) == kept
         assert (await get(log, running.tx_id)).state is TxState.COMMITTED
         await place.close()
+
+    async def test_closing_while_it_is_down(self, pg_server: Callable[..., PostgresServer]) -> None:
+        server = pg_server()
+        await migrate(server.url())
+        log = await Place(server.url(), server).open(tick_s=3600)
+        running = committing(await log.now_us())
+        await put(log, running)
+        log.write_lazily(end(running))
+        server.kill9()
+        await log.close()
+        with pytest.raises(LogUnavailable):
+            await log.open()
 
     async def test_sqlite(self, tmp_path: Path) -> None:
         place = await sqlite_place(tmp_path)

@@ -7,6 +7,7 @@ that is kept for it. Everything else goes through SQLAlchemy's pool.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import weakref
 from collections.abc import Sequence
@@ -31,11 +32,16 @@ _NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 _NOW_STATEMENT = text(f"SELECT {_NOW}")
 _TROUBLE = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, SQLAlchemyError)
 _AGAIN = frozenset({"40001", "40P01", "55P03"})  # serialization, deadlock, lock not available
-# The content of a change is at fault: data, constraint, cardinality, limit of the program, syntax.
-_CONTENT = ("21", "22", "23", "42", "54")
+# The content of a change is at fault: data, constraint, cardinality, limit of the program.
+_CONTENT = ("21", "22", "23", "54")
 # Fatal, or not sure to be before the commit: the reply proves nothing.
 _NO_PROOF = ("08", "57P", "58", "XX", "F0")
-# The planner must never read the whole table, which may have grown a thousandfold since it was last measured.
+# A flush is planned once. What was planned for a small table reads all of it, and is forgotten as the table grows.
+_SIZE = "SELECT pg_relation_size('txcoord_tx') / 8192"
+_GROWN = 1000
+"""Pages: beyond this every plan goes by the key."""
+_LOOK_AFTER = 1024
+_LOOK_EVERY_S = 1.0
 _HOT = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
@@ -55,6 +61,9 @@ class PostgresStore:
         self._engine: AsyncEngine | None = None
         self._flusher: asyncpg.Connection | None = None
         self._pooled: weakref.WeakSet[asyncpg.Connection] = weakref.WeakSet()
+        self._planned_pages = 0
+        self._looked_at = 0.0
+        self._since_look = 0
         self._key = 0
         """Of the advisory lock that the flushing session holds while it lives."""
         self._lost: list[int] = []
@@ -75,7 +84,11 @@ class PostgresStore:
             max_overflow=0,
             pool_timeout=self._timeout_s,
             pool_pre_ping=True,  # it is not the hot path, and a restart of the database stays unnoticed
-            connect_args={**self._limits(), "server_settings": settings},
+            # Planned anew each time: a plan that was made when the table was small would stay for long.
+            connect_args={
+                **self._limits(),
+                "server_settings": {**settings, "plan_cache_mode": "force_custom_plan"},
+            },
         )
         event.listen(
             self._engine.sync_engine, "connect", lambda conn, _: self._pooled.add(conn.driver_connection)
@@ -164,10 +177,12 @@ class PostgresStore:
             raise self._unavailable(error) from error  # nothing has been sent
         for attempt in range(4):
             try:
+                if self._planned_pages < _GROWN:
+                    await self._replan(conn, sum(len(r.items) for r in rounds))
                 return await self._send(conn, prepared)
             except asyncpg.PostgresError as error:
                 code = error.sqlstate or ""
-                if conn.is_closed() or (code.startswith(_NO_PROOF) and code != "57014"):
+                if conn.is_closed() or code.startswith(_NO_PROOF):
                     self._drop(conn)
                     raise ReplyLost(str(error)) from error
                 if code in _AGAIN and attempt < 3:
@@ -239,7 +254,20 @@ class PostgresStore:
             conn.terminate()
             raise
         self._flusher = conn
+        self._planned_pages, self._looked_at = 0, 0.0
         return conn
+
+    async def _replan(self, conn: asyncpg.Connection, items: int) -> None:
+        """Forget the plans when the table has grown since they were made, here or by other nodes."""
+        now = asyncio.get_running_loop().time()
+        self._since_look += items
+        if self._since_look < _LOOK_AFTER and now - self._looked_at < _LOOK_EVERY_S:
+            return
+        self._since_look, self._looked_at = 0, now
+        pages: int = await conn.fetchval(_SIZE)
+        if pages > 2 * self._planned_pages + 8:
+            await conn.execute("DISCARD PLANS")
+            self._planned_pages = pages
 
     async def _outlive(self, conn: asyncpg.Connection, key: int) -> None:
         """Wait until the session that held this key is gone: then what it wrote can be read, and nothing of it
@@ -368,7 +396,8 @@ def _statement(present: tuple[bool, ...], relaxed: bool) -> str:
             f" WHERE {_NEVER_LATE} ON CONFLICT DO NOTHING {_RETURNING}",
         )
     if amend:
-        where = f"t.version = i.expected AND t.decision IS NULL AND {_NEVER_LATE}"
+        # Not "IS NULL": that would let the planner walk the index of undecided rows instead of going by the key.
+        where = f"t.version = i.expected AND coalesce(t.decision, '') = '' AND {_NEVER_LATE}"
         change("amended", update(m.AMEND, (m.EXPECTED, m.NOT_AFTER), where))
     if progress:
         where = "t.epoch = i.expected AND t.decision IS NOT NULL"
