@@ -139,6 +139,8 @@ class PostgresFinisher:
         self.statements += 1
         try:
             tag = await self._execute(conn, statement)
+        except asyncpg.PostgresConnectionError:
+            raise
         except asyncpg.PostgresError as error:
             meaning = pg.meaning(error.sqlstate)
             if meaning is pg.Reply.UNKNOWN_XID:
@@ -211,6 +213,8 @@ class PostgresFinisher:
                 return Probed.COMMITTED if state == marker.DONE else Probed.NEVER
             try:
                 tag = await self._execute(conn, pg.probe(tx_id, branch, op, not_after_us, self._schema))
+            except asyncpg.PostgresConnectionError:
+                raise
             except asyncpg.PostgresError as error:
                 await self._execute(conn, "ROLLBACK")
                 meaning = pg.meaning(error.sqlstate)
