@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from .._pb import common_pb2 as c
 from ..errors import Aborted, Rejected, ResourceBusy, TxcoordError
+from ..protocol import marker, reasons
 from ..protocol import postgresql as pg
-from ..protocol import reasons
 from ..protocol.xid import Xid
 from .held import Held, Source
 
@@ -135,6 +135,7 @@ class Branch:
         """Guard, marker and PREPARE in one message. Raises Failed; then the branch is rolled back, or its stage
         is UNKNOWN."""
         try:
+            _in_time(until)
             async with asyncio.timeout_at(until):
                 await self._flush()
                 if not self.held.wrote and await self.held.fetch_value(pg.IS_READ_ONLY):
@@ -160,6 +161,7 @@ class Branch:
     async def commit_one_phase(self, until: float) -> None:
         """Commit the transaction's only branch. Raises Failed; stage UNKNOWN: ask by tombstone."""
         try:
+            _in_time(until)
             async with asyncio.timeout_at(until):
                 await self._flush()
                 if not self.held.wrote and await self.held.fetch_value(pg.IS_READ_ONLY):
@@ -225,7 +227,7 @@ class Branch:
             )
         elif sqlstate == "40P01":
             failed = Failed(reasons.DEADLOCK, str(error))
-        elif meaning in _REASONS:
+        elif meaning in _REASONS and not _of_another_table(error, meaning):
             reason = _REASONS[meaning]
             failed = Failed(reason, f"{self.resource!r}: {_HINTS.get(reason, str(error))}")
         elif sqlstate and meaning is not pg.Reply.UNREACHABLE:
@@ -298,6 +300,19 @@ def sqlstate_of(error: BaseException | None) -> str:
         error = getattr(error, "orig", None) or error.__cause__
         seen += 1
     return ""
+
+
+def _in_time(until: float) -> None:
+    # A time-out that has passed already would cancel the statement only once it is on its way.
+    if asyncio.get_running_loop().time() >= until:
+        raise TimeoutError
+
+
+def _of_another_table(error: BaseException, meaning: pg.Reply) -> bool:
+    """Is it a deferred constraint of the application that fails at the end, and not the marker's?"""
+    if meaning not in (pg.Reply.DUPLICATE, pg.Reply.TOO_LATE):
+        return False
+    return getattr(error, "table_name", marker.TABLE) not in (None, marker.TABLE)
 
 
 def _is_driver(error: BaseException) -> bool:
