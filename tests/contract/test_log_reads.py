@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from tests.support.logs import (
     S,
     aborted,
     active,
+    amend,
     committing,
     end,
     get,
@@ -49,6 +52,43 @@ class TestReading(LogContract):
         ids = [t.tx_id for t in txs]
         assert await log.read([*ids, *ids, new_id()]) == {t.tx_id: t for t in txs}
         assert await log.read([]) == {}
+
+    async def test_reads_of_many_callers_become_one(self, log: SqlLog) -> None:
+        now = await log.now_us()
+        txs = [active(now, xa()) for _ in range(20)]
+        await put(log, *txs)
+        store: Any = log.store
+        real, count = store.reading, 0
+
+        async def reading(work: Any) -> Any:
+            nonlocal count
+            count += 1
+            return await real(work)
+
+        store.reading = reading
+        asked = [[t.tx_id] for t in txs] + [["no tx id"], [txs[0].tx_id, new_id()]]
+        found = await asyncio.gather(*(log.read(ids) for ids in asked))
+        assert found == [{t.tx_id: t} for t in txs] + [{}, {txs[0].tx_id: txs[0]}]
+        assert count == 1
+
+    async def test_a_row_and_its_branches_belong_together(self, place: Place, log: SqlLog) -> None:
+        """Whoever reads while others write sees a version with the branches of that version."""
+        other = await place.open()
+        tx = active(await log.now_us(), xa(reason="1"))
+        await put(log, tx)
+
+        async def write() -> None:
+            at = tx
+            for version in range(2, 60):
+                new = replace(at, version=version, branches=(xa(reason=str(version)),))
+                assert await written(log, amend(at, new, *new.branches)) == [Written.OK]
+                at = new
+
+        writing = asyncio.create_task(write())
+        while not writing.done():
+            seen = await get(other, tx.tx_id)
+            assert seen.branches[0].reason == str(seen.version)
+        await writing
 
     async def test_more_than_a_statement_holds(self, log: SqlLog) -> None:
         now = await log.now_us()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,7 @@ from tests.support.logs import (
     xa,
 )
 from txcoord.adapters.sql.log import SqlLog
+from txcoord.adapters.sql.postgresql import PostgresStore
 from txcoord.core.model import (
     Audit,
     Branch,
@@ -407,6 +409,20 @@ class TestLazy(LogContract):
         again = await place.open()
         assert (await get(again, tx.tx_id)).ended
 
+    async def test_not_synced_alone_and_synced_with_others(self, log: SqlLog) -> None:
+        now = await log.now_us()
+        tx, later = committing(now), committing(now)
+        await put(log, tx, later)
+        await lazily(log, end(tx))
+        assert await _synchronous(log) in (
+            "1",
+            "on",
+        )  # NORMAL; on PostgreSQL it is off for that transaction only
+        ended = lazily(log, end(later))
+        await put(log, active(now))
+        assert (await ended).written is OK
+        assert await _synchronous(log) in ("2", "on")  # FULL
+
     async def test_a_listener_that_raises_hurts_nobody(self, log: SqlLog) -> None:
         now = await log.now_us()
         tx = committing(now)
@@ -418,3 +434,12 @@ class TestLazy(LogContract):
         log.write_lazily(end(tx), listener)
         await log.settle()
         assert await written(log, insert(active(now))) == [OK]
+
+
+async def _synchronous(log: SqlLog) -> str:
+    """What the flushing connection's commits wait for."""
+    store: Any = log.store
+    if isinstance(store, PostgresStore):
+        return str(await store._flusher.fetchval("SHOW synchronous_commit"))  # type: ignore[union-attr]
+    row = await store._writer.run(lambda: store._writer.raw.execute("PRAGMA synchronous").fetchone())
+    return str(row[0])

@@ -6,6 +6,9 @@ import asyncio
 import itertools
 import secrets
 from collections.abc import Callable, Sequence
+from typing import Any
+
+from txcoord_client.protocol.identifiers import is_tx_id
 
 from ...coalesce import Gate
 from ...core.model import Audit, Change, ChangeKind, HistoryEntry, Tx, Windows, WriteResult, Written
@@ -23,6 +26,9 @@ _DAY_US = 86_400_000_000
 _TRIES = 3
 _PATIENCE_S = 0.5
 """Between tries to write what is lazy while the database is away."""
+
+
+_Read = tuple[Sequence[str], asyncio.Future[dict[str, Tx]]]
 
 
 def store_for(url: str, *, statement_timeout_s: float = 10.0, pool_size: int = 4) -> Store:
@@ -50,13 +56,14 @@ class SqlLog:
         self.lazy_flushes = 0
         self.store = store_for(url, statement_timeout_s=statement_timeout_s, pool_size=pool_size)
         self.gate: Gate[Item] = Gate(self._flush, tick=self._tick)
+        self._reads: Gate[_Read] = Gate(self._read_together, tick=self._tick)
         self._in_memory = parse_url(url).get_backend_name() == "sqlite" and path_of(parse_url(url)) is None
         self._windows = windows
         self._detail_retention_us = detail_retention_us
         self._tick_s = tick_s
         self._away = False
         self._open = False
-        self._waiting: set[asyncio.Future[WriteResult]] = set()
+        self._waiting: set[asyncio.Future[Any]] = set()
         # Two processes may write about one transaction in one microsecond: each counts from elsewhere.
         self._ordinals = itertools.count(secrets.randbits(46) << 16, 1 << 8)
 
@@ -82,6 +89,7 @@ class SqlLog:
         """Flush what is lazy, then disconnect."""
         left = await self.gate.close() if self._open else []
         self._open = False
+        self._reads.abandon()
         if left:
             log.warning("log.lazy_lost", count=len(left), reason="the log is away; recovery repeats them")
         self._fail_waiting("the log is closed")
@@ -91,6 +99,7 @@ class SqlLog:
         """Drop everything at once, as a crash would. Who waits for a write hears that its fate is unknown."""
         self._open = False
         self.gate.abandon()
+        self._reads.abandon()
         self.store.abandon()
         self._fail_waiting("the log was abandoned")
 
@@ -220,8 +229,37 @@ class SqlLog:
     # ---- reading ----
 
     async def read(self, tx_ids: Sequence[str]) -> dict[str, Tx]:
-        """Rows with their branches, those that exist."""
-        return await self.store.reading(lambda c: reading.read(c, tx_ids))
+        """Rows with their branches, those that exist. Reads of many callers become one."""
+        if not self._open:
+            raise LogUnavailable("the log is not open")
+        future: asyncio.Future[dict[str, Tx]] = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        self._reads.add((tx_ids, future), urgent=True)
+        try:
+            return await future
+        finally:
+            self._waiting.discard(future)
+
+    async def _read_together(self, reads: list[_Read], _: bool) -> list[_Read]:
+        # What is no tx id cannot be here, and must not spoil the reads of others.
+        wanted = {tx_id for tx_ids, _ in reads for tx_id in tx_ids if is_tx_id(tx_id)}
+        found: dict[str, Tx] = {}
+        trouble = ""
+        try:
+            found = await self.store.reading(lambda c: reading.read(c, wanted))
+        except LogUnavailable as error:
+            trouble = str(error)
+        except Exception as error:
+            log.exception("log.read_failed")
+            trouble = f"{type(error).__name__}: {error}"
+        for tx_ids, future in reads:
+            if future.done():
+                continue
+            if trouble:
+                future.set_exception(LogUnavailable(trouble))
+            else:
+                future.set_result({tx_id: found[tx_id] for tx_id in tx_ids if tx_id in found})
+        return []
 
     async def read_gid(self, namespace: str, gid: str) -> Tx | None:
         """The transaction that a gid names now."""

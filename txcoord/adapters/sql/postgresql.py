@@ -16,7 +16,7 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy import URL, Connection, event, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from ...core.model import WriteResult, Written
@@ -83,7 +83,6 @@ class PostgresStore:
             pool_size=self._pool_size,
             max_overflow=0,
             pool_timeout=self._timeout_s,
-            pool_pre_ping=True,  # it is not the hot path, and a restart of the database stays unnoticed
             # Planned anew each time: a plan that was made when the table was small would stay for long.
             connect_args={
                 **self._limits(),
@@ -141,27 +140,34 @@ class PostgresStore:
         return int(conn.execute(_NOW_STATEMENT).scalar_one())
 
     async def reading(self, work: Work[T]) -> T:
-        """Run ``work`` as one transaction."""
+        """Run ``work`` on one snapshot: a row and its branches belong together."""
         return await self._run(work, None)
 
     async def changing(self, work: Work[T], *, relaxed: bool = False) -> T:
         """Run ``work`` as one transaction."""
-        return await self._run(work, "off" if relaxed else "on")
+        return await self._run(work, _OFF if relaxed else _ON_IF_OFF.format(local="true"))
 
-    async def _run(self, work: Work[T], synchronous: str | None) -> T:
-        if self._engine is None:
-            raise LogUnavailable("the log is not open")
-        try:
-            async with self._engine.connect() as conn:
-                if synchronous == "off":
-                    await conn.execute(text("SET LOCAL synchronous_commit = off"))
-                elif synchronous == "on":
-                    await conn.execute(text(_ON_IF_OFF.format(local="true")))
-                out = await conn.run_sync(work)
-                await conn.commit()
-                return out
-        except _TROUBLE as error:
-            raise self._unavailable(error) from error
+    async def _run(self, work: Work[T], first: str | None) -> T:
+        for again in (True, False):
+            begun = False
+            if self._engine is None:
+                raise LogUnavailable("the log is not open")
+            try:
+                async with self._engine.connect() as conn:
+                    if first is None:
+                        await conn.execution_options(isolation_level="REPEATABLE READ")
+                    else:
+                        await conn.execute(text(first))
+                        begun = True
+                    out = await conn.run_sync(work)
+                    await conn.commit()
+                    return out
+            except _TROUBLE as error:
+                # A pooled connection may be stale since the database was restarted: then all are made anew.
+                stale = isinstance(error, DBAPIError) and error.connection_invalidated
+                if not (stale and again and not begun):
+                    raise self._unavailable(error) from error
+        raise AssertionError("unreachable")
 
     # ---- the flush ----
 
@@ -311,6 +317,7 @@ class PostgresStore:
         return LogUnavailable(f"{shown(self._url)}: {type(error).__name__}: {error}")
 
 
+_OFF = "SET LOCAL synchronous_commit = off"
 _ON_IF_OFF = (
     "SELECT set_config('synchronous_commit', 'on', {local})"
     " WHERE current_setting('synchronous_commit') = 'off'"

@@ -1,0 +1,93 @@
+"""What was answered OK is there after a crash, of the node or of the database, at any moment."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.databases import PG17, PG18
+from tests.support.logs import WINDOWS, Place, active, insert, sqlite_place, xa
+from txcoord.adapters.sql.log import SqlLog
+from txcoord.adapters.sql.migrate import migrate
+from txcoord.core.model import Written
+from txcoord.ports import LogUnavailable
+from txcoord.testing.postgres import PostgresServer
+
+WRITERS = 16
+ENOUGH = 300
+
+
+async def write_on(log: SqlLog, answered: Callable[[str], None]) -> None:
+    """Write, and tell each OK, until the log is away."""
+    now = await log.now_us()
+
+    async def one() -> None:
+        while True:
+            tx = active(now, xa("1"), xa("2"))
+            try:
+                result = await log.write(insert(tx))
+            except LogUnavailable:
+                return
+            assert result.written is Written.OK
+            answered(tx.tx_id)
+
+    await asyncio.gather(*(one() for _ in range(WRITERS)))
+
+
+async def assert_all_there(log: SqlLog, tx_ids: list[str]) -> None:
+    found = await log.read(tx_ids)
+    assert set(found) == set(tx_ids)
+    assert {len(tx.branches) for tx in found.values()} == {2}
+
+
+@pytest.mark.parametrize("flavour", [PG18, PG17])
+async def test_the_database_is_killed(pg_server: Callable[..., PostgresServer], flavour: str) -> None:
+    server = pg_server(flavour)
+    await migrate(server.url())
+    place = Place(server.url(), server)
+    log = await place.open()
+    answered: list[str] = []
+    enough = asyncio.Event()
+
+    def answer(tx_id: str) -> None:
+        answered.append(tx_id)
+        if len(answered) >= ENOUGH:
+            enough.set()
+
+    writing = asyncio.create_task(write_on(log, answer))
+    await enough.wait()
+    await asyncio.to_thread(server.kill9)
+    await writing
+    server.start()
+    await assert_all_there(log, answered)
+    await place.close()
+
+
+async def test_the_node_is_killed(tmp_path: Path) -> None:
+    place = await sqlite_place(tmp_path)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", __name__, place.url, stdout=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert process.stdout is not None
+    answered = [(await process.stdout.readline()).decode().strip() for _ in range(ENOUGH)]
+    process.kill()
+    rest = (await process.stdout.read()).decode()
+    answered += rest.split("\n")[:-1]  # the last line may be half a line
+    await process.wait()
+    await assert_all_there(await place.open(), answered)
+    await place.close()
+
+
+async def _main(url: str) -> None:
+    log = SqlLog(url, windows=WINDOWS)
+    await log.open()
+    await write_on(log, lambda tx_id: print(tx_id, flush=True))
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(sys.argv[1]))
