@@ -7,6 +7,51 @@ from dataclasses import dataclass, field
 
 import asyncpg
 
+COMMITTED = "committed"
+ABORTED = "aborted"
+REFUSED = "refused"
+"""A business no; to whoever asks again the transaction is aborted."""
+FAILED = "failed"
+"""This call did nothing. (An earlier one, of which nothing was heard, may have.)"""
+UNKNOWN = "unknown"
+FINAL = frozenset({COMMITTED, ABORTED, REFUSED})
+
+
+@dataclass(slots=True)
+class Payment:
+    """A payment that a client asked for, and everything that it was told, in order."""
+
+    gid: str
+    op: str
+    source: int
+    target: int
+    cents: int
+    answers: list[str] = field(default_factory=list)
+    whys: list[str] = field(default_factory=list)
+    """What came with each answer, for people."""
+
+    @property
+    def told(self) -> str:
+        """What the client believes in the end: a fact if it ever was told one."""
+        for answer in self.answers:
+            if answer in FINAL:
+                return answer
+        return FAILED if self.answers and set(self.answers) == {FAILED} else UNKNOWN
+
+    @property
+    def doubted(self) -> bool:
+        """Was there a time when the client did not know?"""
+        return UNKNOWN in self.answers or not self.answers
+
+    def wanted(self) -> list[tuple[str, int, int]]:
+        """The journal rows that it leaves when it is done, once."""
+        first, second = {
+            "send_payment": ("checking", "savings"),
+            "withdraw_savings": ("savings", "checking"),
+            "move_checking": ("checking", "checking"),
+        }[self.op]
+        return sorted([(first, self.source, -self.cents), (second, self.target, self.cents)])
+
 
 @dataclass(slots=True)
 class Verdict:
@@ -14,13 +59,14 @@ class Verdict:
 
     money_before: int
     money_after: int
-    checking: int
-    savings: int
-    in_both: int = 0
+    sums: dict[str, int]
+    done: int = 0
     one_phase: int = 0
+    """Done within one database."""
     told: Counter[str] = field(default_factory=Counter)
-    unknown_committed: int = 0
-    unknown_aborted: int = 0
+    doubted: Counter[str] = field(default_factory=Counter)
+    """Payments of which a client once knew nothing, by what it was told in the end."""
+    unknown_done: int = 0
     prepared_left: int = 0
     foreign_left: int = 0
     anomalies: list[str] = field(default_factory=list)
@@ -31,77 +77,73 @@ class Verdict:
         return not self.anomalies
 
 
-@dataclass(frozen=True, slots=True)
-class Payment:
-    """A payment that a client asked for, and the last thing it was told."""
-
-    gid: str
-    op: str
-    cents: int
-    told: str
-
-
 async def check(
-    checking: asyncpg.Connection,
-    savings: asyncpg.Connection,
+    databases: dict[str, asyncpg.Connection],
     payments: dict[str, Payment],
-    money_before: int,
+    cents_each: int,
     foreign: list[str],
 ) -> Verdict:
-    """Compare. ``foreign`` are prepared transactions of somebody else that must still be there."""
-    sums = [int(await db.fetchval("SELECT sum(balance) FROM account")) for db in (checking, savings)]
-    verdict = Verdict(money_before, sum(sums), *sums)
-    if verdict.money_after != money_before:
-        verdict.anomalies.append(f"money: {money_before} cents before, {verdict.money_after} after")
-    rows: dict[str, list[tuple[str, int]]] = {}
-    for name, db in (("checking", checking), ("savings", savings)):
-        for gid, delta in await db.fetch("SELECT gid, delta FROM journal"):
-            rows.setdefault(gid, []).append((name, delta))
+    """Compare. Each account had ``cents_each``; ``foreign`` prepared transactions must still be there."""
+    sums = {
+        name: int(await db.fetchval("SELECT sum(balance) FROM account")) for name, db in databases.items()
+    }
+    accounts = sum([await db.fetchval("SELECT count(*) FROM account") for db in databases.values()])
+    verdict = Verdict(accounts * cents_each, sum(sums.values()), sums)
+    if verdict.money_after != verdict.money_before:
+        verdict.anomalies.append(f"money: {verdict.money_before} cents before, {verdict.money_after} after")
+    rows: dict[str, list[tuple[str, int, int]]] = {}
+    for name, db in databases.items():
+        for gid, account, delta in await db.fetch("SELECT gid, account, delta FROM journal"):
+            rows.setdefault(gid, []).append((name, account, delta))
+        await _balances(verdict, name, db, cents_each)
     for gid, found in rows.items():
         if gid not in payments:
-            verdict.anomalies.append(f"{gid}: nobody asked for it")
-            continue
-        complaint = _torn(payments[gid], sorted(found))
-        if complaint:
-            verdict.anomalies.append(f"{gid}: {complaint}: {found}")
-    for gid, payment in payments.items():
-        done = gid in rows
-        verdict.told[payment.told] += 1
-        if payment.told == "committed" and not done:
-            verdict.anomalies.append(f"{gid}: told committed, and it is nowhere")
-        elif payment.told in ("aborted", "refused", "failed") and done:
-            verdict.anomalies.append(f"{gid}: told {payment.told}, and it is there")
-        elif payment.told == "unknown":
-            verdict.unknown_committed += done
-            verdict.unknown_aborted += not done
-        verdict.in_both += done and payment.op != "move_checking"
-        verdict.one_phase += done and payment.op == "move_checking"
-    await _prepared(verdict, checking, savings, foreign)
+            verdict.anomalies.append(f"{gid}: nobody asked for it: {found}")
+        elif sorted(found) != payments[gid].wanted():
+            verdict.anomalies.append(f"{gid}: half done, or more than once: {found}")
+    for payment in payments.values():
+        _told(verdict, payment, done=payment.gid in rows)
+    await _prepared(verdict, databases, foreign)
     return verdict
 
 
-def _torn(payment: Payment, found: list[tuple[str, int]]) -> str:
-    cents = payment.cents
-    wanted = {
-        "send_payment": [("checking", -cents), ("savings", cents)],
-        "withdraw_savings": [("checking", cents), ("savings", -cents)],
-        "move_checking": [("checking", -cents), ("checking", cents)],
-    }[payment.op]
-    return "" if found == sorted(wanted) else "half done, or done more than once"
+async def _balances(verdict: Verdict, name: str, db: asyncpg.Connection, cents_each: int) -> None:
+    """Every account must hold what its journal says."""
+    wrong = await db.fetch(
+        "SELECT a.id, a.balance, coalesce(j.total, 0) FROM account a LEFT JOIN"
+        " (SELECT account, sum(delta) AS total FROM journal GROUP BY account) j ON j.account = a.id"
+        " WHERE a.balance <> $1 + coalesce(j.total, 0)",
+        cents_each,
+    )
+    for account, balance, total in wrong:
+        verdict.anomalies.append(f"account {account} in {name}: {balance}, but its journal says {total:+}")
 
 
-async def _prepared(
-    verdict: Verdict, checking: asyncpg.Connection, savings: asyncpg.Connection, foreign: list[str]
-) -> None:
+def _told(verdict: Verdict, payment: Payment, *, done: bool) -> None:
+    told = payment.told
+    verdict.told[told] += 1
+    if payment.doubted:
+        verdict.doubted[told] += 1
+    verdict.done += done
+    verdict.one_phase += done and payment.op == "move_checking"
+    verdict.unknown_done += done and told == UNKNOWN
+    if told == COMMITTED and not done:
+        verdict.anomalies.append(f"{payment.gid}: told committed, and it is nowhere")
+    elif told in (ABORTED, REFUSED, FAILED) and done:
+        verdict.anomalies.append(f"{payment.gid}: told {told}, and it is there")
+    facts = {COMMITTED if answer == COMMITTED else ABORTED for answer in payment.answers if answer in FINAL}
+    if len(facts) > 1:
+        verdict.anomalies.append(f"{payment.gid}: told two stories: {payment.answers}")
+
+
+async def _prepared(verdict: Verdict, databases: dict[str, asyncpg.Connection], foreign: list[str]) -> None:
     left: list[str] = []
-    for db in (checking, savings):
-        left += [
-            row[0]
-            for row in await db.fetch("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")
-        ]
-    verdict.prepared_left = sum(gid not in foreign for gid in left)
-    verdict.foreign_left = sum(gid in foreign for gid in left)
-    if verdict.prepared_left:
-        verdict.anomalies.append(f"{verdict.prepared_left} left prepared: {left[:3]}")
+    for db in databases.values():
+        left += [row[0] for row in await db.fetch("SELECT gid FROM pg_prepared_xacts")]
+    ours = [gid for gid in left if gid not in foreign]
+    verdict.prepared_left = len(ours)
+    verdict.foreign_left = len(left) - len(ours)
+    if ours:
+        verdict.anomalies.append(f"{len(ours)} left prepared: {ours[:3]}")
     if verdict.foreign_left != len(foreign):
         verdict.anomalies.append("a foreign prepared transaction was touched")

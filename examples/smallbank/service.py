@@ -33,7 +33,7 @@ from txcoord_client import (
 TIMEOUT_S = 6.0
 _TAKE = text("UPDATE account SET balance = balance - :cents WHERE id = :id AND balance >= :cents")
 _GIVE = text("UPDATE account SET balance = balance + :cents WHERE id = :id")
-_JOURNAL = text("INSERT INTO journal (gid, delta) VALUES (:gid, :cents)")
+_JOURNAL = text("INSERT INTO journal (gid, account, delta) VALUES (:gid, :id, :cents)")
 
 
 class InsufficientFunds(Exception):
@@ -78,12 +78,12 @@ async def _take(db: AsyncConnection, gid: str, account: int, cents: int) -> None
     done = await db.execute(_TAKE, {"id": account, "cents": cents})
     if done.rowcount != 1:
         raise InsufficientFunds
-    await db.execute(_JOURNAL, {"gid": gid, "cents": -cents})
+    await db.execute(_JOURNAL, {"gid": gid, "id": account, "cents": -cents})
 
 
 async def _give(db: AsyncConnection, gid: str, account: int, cents: int) -> None:
     await db.execute(_GIVE, {"id": account, "cents": cents})
-    await db.execute(_JOURNAL, {"gid": gid, "cents": cents})
+    await db.execute(_JOURNAL, {"gid": gid, "id": account, "cents": cents})
 
 
 async def answer(bank: Bank, request: dict[str, Any]) -> dict[str, str]:

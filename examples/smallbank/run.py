@@ -1,0 +1,136 @@
+"""One run: a world, its clients, its blows, and the check in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Coroutine
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import asyncpg
+
+from .chaos import plan, strike
+from .check import Verdict, check
+from .clients import Clients
+from .show import Screen
+from .world import DATABASES, World
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run is to do. All that is drawn comes from the seed."""
+
+    seed: int
+    log: str
+    payments: int
+    """At least so many."""
+    kills: int
+    clients: int
+    accounts: int = 500
+    pause_s: tuple[float, float] = (0.3, 1.5)
+    keep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of it."""
+
+    clients: Clients
+    verdict: Verdict
+    kills: Counter[str]
+    start_s: float
+    busy_s: float
+    settled_s: float
+
+
+async def run(wanted: Plan, screen: Screen) -> Result:
+    """The whole of it. Evidence is kept when something is wrong."""
+    rng = random.Random(wanted.seed)
+    begun = time.monotonic()
+    world = World(log=wanted.log, accounts=wanted.accounts, keep=wanted.keep)
+    async with world:
+        start_s = time.monotonic() - begun
+        screen.say(
+            f"{len(world.servers)} PostgreSQL servers, a coordinator and a service are up after {start_s:.1f} s; "
+            f"{world.money / 100:,.2f} in {2 * wanted.accounts:,} accounts"
+        )
+        clients = Clients(world.service.address, wanted.accounts, rng.random(), f"pay-{wanted.seed}")
+        try:
+            busy_s = await _work(wanted, world, clients, rng, screen)
+            settled_s = await world.settled()
+            verdict = await _verdict(world, clients)
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            _keep(world, clients, screen)
+            raise
+        if not verdict.good:
+            _keep(world, clients, screen)
+        return Result(clients, verdict, world.kills, start_s, busy_s, settled_s)
+
+
+async def _work(wanted: Plan, world: World, clients: Clients, rng: random.Random, screen: Screen) -> float:
+    blows = plan(rng, wanted.kills, world.victims, wanted.pause_s)
+    begun = screen.begun = time.monotonic()
+    with screen:
+        killer = asyncio.ensure_future(strike(world, blows, screen.event))
+        work = asyncio.ensure_future(
+            clients.run(wanted.clients, lambda: len(clients.payments) < wanted.payments or not killer.done())
+        )
+        try:
+            while not (work.done() and killer.done()):
+                screen.progress(clients, world)
+                await asyncio.wait({work, killer}, timeout=0.2)
+                for task in (killer, work):
+                    if task.done():
+                        task.result()
+        finally:
+            for task in (killer, work):
+                task.cancel()
+            await asyncio.gather(killer, work, return_exceptions=True)
+        screen.progress(clients, world)
+    return time.monotonic() - begun
+
+
+async def _verdict(world: World, clients: Clients) -> Verdict:
+    async with contextlib.AsyncExitStack() as stack:
+        databases = {}
+        for name in DATABASES:
+            databases[name] = await asyncpg.connect(world.servers[name].url(driver="postgresql"))
+            stack.push_async_callback(databases[name].close)
+        verdict = await check(databases, clients.payments, world.cents_each, world.foreign)
+    verdict.anomalies += [f"the coordinator's alarm: {line[:300]}" for line in world.alarms()[:5]]
+    return verdict
+
+
+def _keep(world: World, clients: Clients, screen: Screen) -> None:
+    world.keep = True
+    history = world.folder / "payments.jsonl"
+    with history.open("w") as out:
+        out.writelines(json.dumps(asdict(payment)) + "\n" for payment in clients.payments.values())
+    screen.say(f"[red]logs, data and {history.name} are kept in {world.folder}")
+
+
+def main_loop(work: Coroutine[Any, Any, int]) -> int:
+    """Run it to its exit status. SIGINT and SIGTERM end it, and nothing is left running."""
+
+    async def guarded() -> int:
+        task = asyncio.ensure_future(work)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, task.cancel)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            print("interrupted: stopped everything", flush=True)
+            return INTERRUPTED
+
+    return asyncio.run(guarded())

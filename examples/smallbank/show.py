@@ -1,0 +1,155 @@
+"""What a run looks like: its progress, on a terminal or piped, and its summary."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from .check import ABORTED, COMMITTED, FAILED, REFUSED, UNKNOWN, Payment, Verdict
+from .clients import Clients
+from .world import World
+
+_WHY = {
+    "APPLICATION_ERROR": "a database was down while it worked",
+    "DEADLINE": "its service or coordinator had died, and the deadline decided",
+    "CONNECTION_LOST": "a database died at the end of the work",
+    "SERIALIZATION_FAILURE": "serialization failure",
+    "DEADLOCK": "deadlock, also across the two databases",
+    "RESOURCE_BUSY": "no connection to a database until the deadline",
+    "ORPHAN": "prepared, then its service died",
+}
+
+
+class Screen:
+    """One line that changes on a terminal; piped, a line now and then. What happens is a line of its own."""
+
+    def __init__(self, kills: int, every_s: float, *, events: bool = True) -> None:
+        terminal = sys.stdout.isatty()
+        self.console = Console(width=None if terminal else 120, highlight=False)
+        self.begun = time.monotonic()
+        self._kills = kills
+        self._every_s = every_s
+        self._events = events
+        self._last = 0.0
+        self._live = Live(console=self.console, refresh_per_second=8, transient=True) if terminal else None
+
+    def __enter__(self) -> Screen:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, soft_wrap=True)
+
+    def event(self, text: str) -> None:
+        """Something happened now."""
+        if self._events:
+            self.say(f"{self._now()}  [yellow]{text}[/]")
+
+    def progress(self, clients: Clients, world: World) -> None:
+        """How far it is."""
+        told = clients.told
+        line = (
+            f"{self._now()}  {len(clients.payments):,} payments: {told[COMMITTED]:,} committed, "
+            f"{told[ABORTED]:,} aborted, {told[REFUSED]:,} refused; "
+            f"{world.kills.total()} of {self._kills} kills"
+        )
+        if self._live is not None:
+            down = f"  down: {', '.join(sorted(world.down))}" if world.down else ""
+            self._live.update(line + down)
+        elif time.monotonic() - self._last >= self._every_s:
+            self._last = time.monotonic()
+            self.say(line)
+
+    def _now(self) -> str:
+        return f"{time.monotonic() - self.begun:6.1f} s"
+
+
+def money(cents: int) -> str:
+    """For people."""
+    return f"{cents / 100:,.2f}"
+
+
+def summary(clients: Clients, verdict: Verdict, kills: Counter[str], busy_s: float, waited_s: float) -> Table:
+    """What became of everything."""
+    told, doubted = verdict.told, verdict.doubted
+    sums = " + ".join(f"{name} {money(cents)}" for name, cents in verdict.sums.items())
+    rows = [
+        ("money before", money(verdict.money_before)),
+        ("money after", f"{money(verdict.money_after)}  ({sums})"),
+        ("kills survived (SIGKILL)", f"{kills.total()}: {_counts(kills)}"),
+        (
+            "payments asked for",
+            f"{len(clients.payments):,} in {busy_s:.0f} s; asked again {clients.repeats:,} times; "
+            f"the longest wait for an answer was {clients.longest_s:.1f} s",
+        ),
+        ("told committed", f"{told[COMMITTED]:,}: every one is there, complete, and once"),
+        (
+            "  of all that is there",
+            f"{verdict.done:,}, of them {verdict.one_phase:,} within one database (one-phase)",
+        ),
+        ("told refused (no funds)", f"{told[REFUSED]:,}: none is there"),
+        ("told aborted", f"{told[ABORTED]:,}: none is there"),
+        *((f"  {count:,}", why) for why, count in _reasons(clients.payments.values()).most_common()),
+    ]
+    if told[FAILED]:
+        rows.append(("gave up before any commit", f"{told[FAILED]:,}: none is there"))
+    in_doubt = doubted.total()
+    rows += [
+        (
+            "were in doubt for a while",
+            f"{in_doubt:,}: {doubted[COMMITTED]:,} turned out committed, "
+            f"{doubted[ABORTED] + doubted[REFUSED]:,} aborted"
+            + (
+                f"; {doubted[UNKNOWN]:,} still unknown to their clients "
+                f"({verdict.unknown_done:,} are there, complete)"
+                if doubted[UNKNOWN]
+                else "; none is left"
+            ),
+        ),
+        ("left prepared", f"{verdict.prepared_left} of ours, {waited_s:.1f} s after the last answer"),
+        ("foreign prepared ones", f"{verdict.foreign_left}, untouched"),
+    ]
+    table = Table(title="What became of it", show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for name, text in rows:
+        table.add_row(name, text)
+    return table
+
+
+def conclusion(verdict: Verdict) -> Iterable[str]:
+    """In one line; and if all is not well, what is wrong."""
+    if verdict.good:
+        yield "[bold green]Nothing was lost, doubled, torn or left behind, and every client was told the truth."
+        return
+    yield f"[bold red]{len(verdict.anomalies)} anomalies:"
+    for line in verdict.anomalies[:20]:
+        yield f"  {line}"
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counter.items()))
+
+
+def _reasons(payments: Iterable[Payment]) -> Counter[str]:
+    """Why the aborted ones were: in words."""
+    out: Counter[str] = Counter()
+    for payment in payments:
+        if payment.told == ABORTED:
+            code = payment.whys[payment.answers.index(ABORTED)]
+            out[
+                "a database was down while it worked" if FAILED in payment.answers else _WHY.get(code, code)
+            ] += 1
+    return out
