@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.databases import PG17, PG18
+from tests.support.databases import PG17, PG18, Databases, database_of
 from tests.support.logs import WINDOWS, Place, active, insert, sqlite_place, xa
 from txcoord.adapters.sql.log import SqlLog
 from txcoord.adapters.sql.migrate import migrate
@@ -80,6 +80,37 @@ async def test_the_node_is_killed(tmp_path: Path) -> None:
     answered += rest.split("\n")[:-1]  # the last line may be half a line
     await process.wait()
     await assert_all_there(await place.open(), answered)
+    await place.close()
+
+
+async def test_another_log_at_the_same_url(pg18: PostgresServer, pg_database: Databases) -> None:
+    """A backup was restored as a new incarnation, say: a node that ran before must not write there."""
+    url = pg_database(pg18)
+    await migrate(url)
+    place = Place(url)
+    log = await place.open()
+    database = database_of(url)
+    pg18.sql("UPDATE txcoord_log_identity SET incarnation = 2", database)
+    pg18.sql(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        f" WHERE datname = '{database}' AND pid <> pg_backend_pid()"
+    )
+    with pytest.raises(LogUnavailable, match="another log"):
+        await log.write(insert(active(1)))
+    await log.close()
+    assert (await log.open()).incarnation == 2
+    await place.close()
+
+
+async def test_a_file_that_was_replaced(tmp_path: Path) -> None:
+    place = await sqlite_place(tmp_path)
+    log = await place.open()
+    for name in ("log.db", "log.db-wal", "log.db-shm"):
+        (tmp_path / name).rename(tmp_path / f"old-{name}")
+    for _ in range(2):
+        with pytest.raises(LogUnavailable):
+            await log.write(insert(active(1)))
+        await migrate(place.url)
     await place.close()
 
 

@@ -82,6 +82,7 @@ class SqlLog:
         except BaseException:
             await self.store.close()
             raise
+        self.store.expect(identity)
         self._open = True
         return identity
 

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from ...core.model import WriteResult, Written
 from ...observe import logs
-from ...ports import LogUnavailable
+from ...ports import LogIdentity, LogUnavailable
 from . import mapping as m
 from .batch import Flushed, Item, Round
 from .store import FlushRefused, ReplyLost, T, Work, shown
@@ -61,6 +61,7 @@ class PostgresStore:
         self._engine: AsyncEngine | None = None
         self._flusher: asyncpg.Connection | None = None
         self._pooled: weakref.WeakSet[asyncpg.Connection] = weakref.WeakSet()
+        self._expected: LogIdentity | None = None
         self._planned_pages = 0
         self._looked_at = 0.0
         self._since_look = 0
@@ -114,8 +115,13 @@ class PostgresStore:
             await self.close()
             raise
 
+    def expect(self, identity: LogIdentity) -> None:
+        """Each new connection for flushes makes sure of it."""
+        self._expected = identity
+
     async def close(self) -> None:
         """Disconnect."""
+        self._expected = None
         flusher, self._flusher = self._flusher, None
         if flusher is not None:
             try:
@@ -250,6 +256,10 @@ class PostgresStore:
                 raise LogUnavailable(
                     f"{shown(self._url)} is a replica: a log is read and written on its primary"
                 )
+            if self._expected is not None:
+                row = await conn.fetchrow("SELECT log_id, incarnation FROM txcoord_log_identity")
+                if row is None or tuple(row) != (self._expected.log_id, self._expected.incarnation):
+                    raise LogUnavailable(f"{shown(self._url)} is another log than before: restart this node")
             await conn.execute(_ON_IF_OFF.format(local="false"))
             for key in list(self._lost):
                 await self._outlive(conn, key)

@@ -20,7 +20,7 @@ from sqlalchemy import URL, Connection, Engine, StaticPool, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from ...core.model import WriteResult, Written
-from ...ports import LogUnavailable
+from ...ports import LogIdentity, LogUnavailable
 from . import mapping as m
 from . import schema
 from .batch import Flushed, Item, Round
@@ -43,6 +43,7 @@ class SqliteStore:
         self._url = url
         self._timeout_s = statement_timeout_s
         self._path = path_of(url)
+        self._file = 0
         self._writer: _Session | None = None
         self._reader: _Session | None = None
 
@@ -55,6 +56,7 @@ class SqliteStore:
         if self._path is not None and not self._path.exists():
             raise schema.absent()
         try:
+            self._file = 0 if self._path is None else self._path.stat().st_ino
             self._writer = await _Session.start(self._connect, "txcoord-log-write", "IMMEDIATE")
             if self._path is None:
                 self._reader = self._writer  # a database in memory belongs to its connection
@@ -63,6 +65,9 @@ class SqliteStore:
         except _TROUBLE as error:
             await self.close()
             raise self._unavailable(error) from error
+
+    def expect(self, identity: LogIdentity) -> None:
+        """The open file cannot become another one; that it is still the one at its path, each flush looks."""
 
     async def close(self) -> None:
         """Disconnect."""
@@ -106,11 +111,17 @@ class SqliteStore:
         if session is None:
             raise LogUnavailable("the log is not open")
         try:
-            return await session.run(lambda: _flush(session, rounds, relaxed))
+            return await session.run(lambda: self._flush_here(session, rounds, relaxed))
         except (*_CONTENT, OverflowError, TypeError, ValueError, AttributeError) as error:
             raise FlushRefused(f"{type(error).__name__}: {error}") from error
         except _TROUBLE as error:
             raise self._unavailable(error) from error
+
+    def _flush_here(self, session: _Session, rounds: Sequence[Round], relaxed: bool) -> Flushed:
+        # Moved away, or replaced by a backup: what is written to the open file now would be lost.
+        if self._path is not None and self._path.stat().st_ino != self._file:
+            raise OSError(f"{self._path} was replaced while it was open: restart this node")
+        return _flush(session, rounds, relaxed)
 
     def _connect(self) -> sqlite3.Connection:
         target = ":memory:" if self._path is None else f"{self._path.absolute().as_uri()}?mode=rw"

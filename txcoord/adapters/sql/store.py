@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar
 
 from sqlalchemy import URL, Connection, make_url
 
+from ...ports import LogIdentity
 from .batch import Flushed, Round
 
 T = TypeVar("T")
@@ -26,6 +27,10 @@ class Store(Protocol):
 
     async def open(self) -> None:
         """Connect, and refuse what cannot be a log."""
+        ...
+
+    def expect(self, identity: LogIdentity) -> None:
+        """Write to this log only, whatever is at the URL later (another database, a restored backup)."""
         ...
 
     async def close(self) -> None: ...
