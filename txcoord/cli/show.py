@@ -127,8 +127,14 @@ def timeline(tx: Any, audit: list[Any]) -> list[tuple[int, str, str, str, str]]:
     if outcome.decided_us:
         verb = c.Decision.Name(outcome.decision).removeprefix("DECISION_").lower()
         found.append((outcome.decided_us, f"decided {verb}", "", _decided_by(outcome), outcome.reason))
+    orders = {(h.event.removeprefix("operator."), h.actor, h.message) for h in tx.history}
     found += [(h.at_us, h.event, h.branch, h.actor, h.message) for h in tx.history]
-    found += [(a.at_us, f"operator: {a.action}", a.branch, a.actor, a.reason) for a in audit]
+    found += [
+        # An order is in the history too, with its branch; the audit trail may be kept for longer.
+        (a.at_us, f"operator.{a.action}", a.branch, a.actor, a.reason)
+        for a in audit
+        if (a.action, a.actor, a.reason) not in orders
+    ]
     if outcome.ended_us:
         found.append((outcome.ended_us, c.State.Name(outcome.state)[6:].lower(), "", "", ""))
     return sorted(found, key=lambda entry: entry[0])

@@ -47,9 +47,7 @@ class Node:
         self.resources = Resources(
             [finisher(settings, name) for name in settings.resources], self.log, self.clock
         )
-        self._failpoints = failpoints_ or failpoints.from_environment(
-            os.environ.get("TXCOORD_FAILPOINTS", "")
-        )
+        self._failpoints = failpoints_ or _failpoints()
         self._opened = False
         file = log_file(settings)
         self._claim = FileClaim(file) if file is not None else None
@@ -327,6 +325,13 @@ def finisher(settings: Settings, name: str) -> PostgresFinisher:
         width=resource.width,
         timeout_s=resource.timeout.total_seconds(),
     )
+
+
+def _failpoints() -> Failpoints:
+    try:
+        return failpoints.from_environment(os.environ.get("TXCOORD_FAILPOINTS", ""))
+    except ValueError as error:
+        raise StartError(ExitCode.CONFIG, "BAD_FAILPOINT", f"TXCOORD_FAILPOINTS: {error}") from error
 
 
 def _api(settings: Settings) -> ApiSettings:
