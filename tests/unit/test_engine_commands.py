@@ -362,6 +362,9 @@ def test_a_gid_is_taken_over_from_an_aborted_attempt_only() -> None:
                     Begin(second), retry_of=first.tx_id, may_take_over=frozenset({"DEADLINE"})
                 )
             assert refused_reason(refused) == "ALREADY_ABORTED"
+            with pytest.raises(Refused) as refused:
+                await node.coordinator.begin(Begin(second), retry_of=second.tx_id)
+            assert refused_reason(refused) == "ALREADY_ABORTED", "another attempt has it"
             again = await node.coordinator.begin(
                 Begin(second), retry_of=first.tx_id, may_take_over=frozenset({"DEADLOCK"})
             )
