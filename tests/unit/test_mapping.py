@@ -1,0 +1,182 @@
+"""Between the wire and the core: bad input is refused with a reason of its own, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from txcoord.api.grpc import mapping
+from txcoord.api.grpc.mapping import Limits, Reader
+from txcoord.core.errors import Refused
+from txcoord.core.model import Branch, BranchState, DecidedBy, Decision, Kind, Tx, TxState
+from txcoord_client._pb import common_pb2 as c
+from txcoord_client.protocol import reasons
+from txcoord_client.protocol.xid import Xid
+
+NOW = 1_700_000_000_000_000
+DEADLINE = NOW + 30_000_000
+LOG = "0123456789"
+TX = "018bcfe56800765183171ff4a6a3a450"
+LIMITS = Limits(payload=100, branches=5, labels=2, headers=50, deadline_max_us=60_000_000)
+READER = Reader(limits=LIMITS, log_id=LOG, resources=["a", "b"], now_us=lambda: NOW)
+
+
+def pb(id: str = "1", resource: str = "a", vote: c.Vote = c.VOTE_PREPARED, **changes: object) -> c.Branch:
+    x = Xid(LOG, DEADLINE, TX, id if id else "1")
+    x = replace(x, **changes)  # type: ignore[arg-type]
+    return c.Branch(id=id, kind=c.KIND_XA, vote=vote, xa=c.XaPart(resource=resource, xid=str(x)))
+
+
+def read(
+    *branches: c.Branch,
+    namespace: str = "shop",
+    tx_id: str = TX,
+    gid: str = "",
+    deadline_us: int = DEADLINE,
+    spec: c.TransactionSpec | None = None,
+    result: bytes = b"",
+) -> Tx:
+    return READER.tx(namespace, tx_id, gid, deadline_us, spec, branches, result)
+
+
+def refused(error: pytest.ExceptionInfo[Refused]) -> str:
+    assert error.value.refusal.definite
+    assert error.value.refusal.message
+    return error.value.refusal.reason
+
+
+@pytest.mark.parametrize(
+    ("vote", "state"),
+    [
+        (c.VOTE_UNSPECIFIED, BranchState.OPEN),
+        (c.VOTE_PREPARED, BranchState.READY),
+        (c.VOTE_READ_ONLY, BranchState.READ_ONLY),
+        (c.VOTE_NO, BranchState.REFUSED),
+    ],
+)
+def test_a_branch(vote: c.Vote, state: BranchState) -> None:
+    (branch,) = read(pb(vote=vote)).branches
+    assert branch == Branch("1", Kind.XA, state, "a", str(Xid(LOG, DEADLINE, TX, "1")))
+
+
+def test_every_vote_has_a_meaning() -> None:
+    assert set(mapping._VOTED) == set(c.Vote.values())
+
+
+BAD: dict[str, tuple[str, dict[str, object], Iterable[c.Branch]]] = {
+    "no tx id": (reasons.BAD_TX_ID, {"tx_id": ""}, ()),
+    "capitals": (reasons.BAD_TX_ID, {"tx_id": TX.upper()}, ()),
+    "bad gid": (reasons.BAD_GID, {"gid": "a b"}, ()),
+    "long gid": (reasons.BAD_GID, {"gid": "x" * 49}, ()),
+    "no deadline": (reasons.BAD_REQUEST, {"deadline_us": 0}, ()),
+    "negative deadline": (reasons.BAD_REQUEST, {"deadline_us": -1}, ()),
+    "too far": (reasons.DEADLINE_TOO_FAR, {"deadline_us": NOW + 62_000_001}, ()),
+    "large result": (reasons.TOO_LARGE, {"result": b"x" * 101}, ()),
+    "many labels": (reasons.TOO_LARGE, {"spec": c.TransactionSpec(labels={"a": "", "b": "", "c": ""})}, ()),
+    "large headers": (reasons.TOO_LARGE, {"spec": c.TransactionSpec(headers={"a": "x" * 50})}, ()),
+    "long name": (reasons.TOO_LARGE, {"spec": c.TransactionSpec(name="x" * 201)}, ()),
+    "unknown one-phase": (reasons.UNKNOWN_RESOURCE, {"spec": c.TransactionSpec(one_phase_resource="z")}, ()),
+    "bad branch": (reasons.BAD_BRANCH, {}, [pb("x")]),
+    "branch twice": (reasons.BAD_BRANCH, {}, [pb(), pb()]),
+    "no kind": (reasons.BAD_BRANCH, {}, [c.Branch(id="1")]),
+    "another kind": (reasons.NOT_SUPPORTED, {}, [c.Branch(id="1", kind=c.KIND_TCC)]),
+    "unknown resource": (reasons.UNKNOWN_RESOURCE, {}, [pb(resource="z")]),
+    "foreign xid": (
+        reasons.BAD_XID,
+        {},
+        [c.Branch(id="1", kind=c.KIND_XA, xa=c.XaPart(resource="a", xid="x"))],
+    ),
+    "another log": (reasons.BAD_XID, {}, [pb(log_id="vvvvvvvvvv")]),
+    "another deadline": (reasons.BAD_XID, {}, [pb(deadline_us=DEADLINE + 1)]),
+    "another tx": (reasons.BAD_XID, {}, [pb(tx_id="f" * 32)]),
+    "another branch": (reasons.BAD_XID, {}, [pb(branch="2")]),
+    "many branches": (reasons.TOO_LARGE, {}, [pb(str(i)) for i in range(6)]),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_has_a_reason_of_its_own(what: str) -> None:
+    reason, arguments, branches = BAD[what]
+    with pytest.raises(Refused) as error:
+        read(*branches, **arguments)  # type: ignore[arg-type]
+    assert refused(error) == reason
+
+
+def test_limits_are_inclusive() -> None:
+    spec = c.TransactionSpec(name="x" * 200, labels={"a": "1", "b": "2"}, headers={"h": "x" * 45})
+    tx = read(*(pb(str(i)) for i in range(5)), deadline_us=DEADLINE, spec=spec, result=b"x" * 100)
+    assert len(tx.branches) == 5
+    assert read(deadline_us=NOW + 62_000_000).deadline_us == NOW + 62_000_000
+
+
+@pytest.mark.parametrize(("name", "ok"), [("", True), ("shop", True), ("a b", False), ("x" * 64, False)])
+def test_namespaces(name: str, ok: bool) -> None:
+    if ok:
+        assert READER.namespace(name) == (name or "default")
+        return
+    with pytest.raises(Refused) as error:
+        READER.namespace(name)
+    assert refused(error) == reasons.BAD_NAMESPACE
+
+
+@given(st.text(max_size=60), st.text(max_size=60), st.integers(-(2**63), 2**63 - 1), st.text(max_size=80))
+def test_nothing_from_outside_crashes_the_reader(tx_id: str, gid: str, deadline_us: int, xid: str) -> None:
+    branch = c.Branch(id="1", kind=c.KIND_XA, xa=c.XaPart(resource="a", xid=xid))
+    for arguments in ({"tx_id": tx_id}, {"gid": gid}, {"deadline_us": deadline_us}):
+        with suppress(Refused):
+            read(branch, **arguments)  # type: ignore[arg-type]
+
+
+# ---- outcomes ----
+
+
+@pytest.mark.parametrize(
+    ("table", "enum"),
+    [
+        (mapping.STATE, TxState),
+        (mapping.DECISION, Decision),
+        (mapping.DECIDED_BY, DecidedBy),
+        (mapping.BRANCH_STATE, BranchState),
+        (mapping.KIND, Kind),
+    ],
+)
+def test_the_wire_has_a_word_for_everything(table: dict[object, int], enum: type) -> None:
+    assert set(table) == set(enum)  # type: ignore[call-overload]
+    assert len(set(table.values())) == len(table)
+    assert 0 not in table.values(), "0 is unspecified"
+
+
+@pytest.mark.parametrize("state", TxState)
+@pytest.mark.parametrize("decision", [None, *Decision])
+def test_an_outcome_never_says_more_than_is_so(state: TxState, decision: Decision | None) -> None:
+    tx = Tx(TX, "shop", DEADLINE, state=state, decision=decision, reason="DEADLINE")
+    out = mapping.outcome(tx)
+    assert (out.state == c.STATE_COMMITTED) is (state is TxState.COMMITTED)
+    assert (out.state == c.STATE_ABORTED) is (state is TxState.ABORTED)
+    assert (out.decision == c.DECISION_UNSPECIFIED) is (decision is None)
+    assert out.retriable is (decision is Decision.ABORT)
+
+
+def test_what_a_person_must_see_is_in_the_outcome() -> None:
+    branches = (
+        Branch("1", Kind.XA, BranchState.DONE, "a"),
+        Branch("2", Kind.XA, BranchState.PARKED, "b", reason="HEURISTIC: by hand", heuristic=True),
+        Branch("3", Kind.MESSAGE, BranchState.PARKED, "c", reason="REFUSED"),
+    )
+    tx = Tx(TX, "shop", DEADLINE, state=TxState.COMMITTING, decision=Decision.COMMIT, branches=branches)
+    out = mapping.outcome(tx)
+    assert (out.heuristic, out.parked, out.parked_deliveries) == (True, 1, 1)
+    assert [(b.branch, b.reason, b.message) for b in out.branches] == [
+        ("2", "HEURISTIC", "HEURISTIC: by hand"),
+        ("3", "REFUSED", "REFUSED"),
+    ]
+    assert len(mapping.outcome(tx, all_branches=True).branches) == 3
+    assert mapping.outcome(tx, named=True).tx_id == TX
+    shown = mapping.transaction(tx)
+    assert [b.spec.id for b in shown.branches] == ["1", "2", "3"]
+    assert shown.branches[0].spec.xa.resource == "a"
