@@ -144,6 +144,8 @@ def _check_write(world: World, new: Tx) -> None:
             must(world.marker != "tomb" or not world.one_phase or world.commit_sent, "commit after tombstone")
         elif new.decision is Decision.ABORT and new.decided_by is DecidedBy.CLIENT:
             must(world.now <= W, "no requested ABORT is written after W")
+        elif new.decided_by is DecidedBy.SCANNER:
+            must(world.now > H, "no fence before deadline and grace")
 
 
 # ---- what holds of any verdict ----
@@ -280,7 +282,8 @@ def say(world: World, event: Event, mode: str) -> World:
 
 def news(world: World, event: BranchFinished | BranchFailed | HeuristicSeen | Operate, mode: str) -> World:
     """Phase two, or an operator, has news. Lost: the process dies before it writes."""
-    tx = world.live or world.row
+    # An order may come over another node, which has read the row some time ago.
+    tx = world.stale if mode == "stale" and isinstance(event, Operate) else (world.live or world.row)
     if tx is None:
         return world
     verdict = decide(tx, event, world.now, WINDOWS)
@@ -294,6 +297,8 @@ def news(world: World, event: BranchFinished | BranchFailed | HeuristicSeen | Op
         world, written = write(world, verdict.change)
         if written is not Written.OK:
             return replace(world, live=None)
+    at_rest = world.row is not None and world.row.shown_parked
+    must(at_rest or not verdict.tx.shown_parked, "at rest, and the log does not say so")
     return replace(world, live=verdict.tx)
 
 

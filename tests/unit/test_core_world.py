@@ -29,6 +29,15 @@ XA_SHORT = {
 }
 
 
+PHASE_TWO = {
+    name: action
+    for name, action in XA.items()
+    if name in {"read", "crash", "commit", "finished 1", "finished 2", "failed 1", "heuristic 2"}
+    or name in {"retry 1", "park 1", "skip 1", "resolve 1"}
+}
+DECIDED = step(World(), XA, "commit", "ok")
+
+
 def search(start: World, actions: dict[str, Action], depth: int) -> tuple[int, int]:
     """Every history of ``depth`` steps, each distinct world once. How many worlds and steps there were."""
     all_moves = moves(actions)
@@ -61,6 +70,7 @@ def search(start: World, actions: dict[str, Action], depth: int) -> tuple[int, i
     ("start", "actions", "depth"),
     [
         pytest.param(World(), XA_SHORT, 6, id="xa"),
+        pytest.param(DECIDED, PHASE_TWO, 6, id="phase two"),
         pytest.param(World(one_phase=True), ONE_PHASE, 7, id="one-phase"),
     ],
 )

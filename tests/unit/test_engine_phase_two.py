@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -303,8 +304,9 @@ def test_who_has_lost_a_row_forgets_it() -> None:
     run(main())
 
 
-def test_a_long_stuck_row_stays_with_its_node() -> None:
-    """Its lease is renewed while attempts fail, so that nodes do not take it from each other."""
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_long_stuck_row_stays_with_its_node(hangs: bool) -> None:
+    """Its lease is renewed, with failures to write and without, so that nodes do not take it from each other."""
 
     async def main() -> None:
         async with a_shop() as shop:
@@ -313,10 +315,36 @@ def test_a_long_stuck_row_stays_with_its_node() -> None:
             await other.start()
             tx = shop.tx()
             shop.b.down = True
+            if hangs:
+                shop.b.hold = asyncio.Event()
             await node.commit(tx, *shop.prepared(tx))
             await asyncio.sleep(300)
             row = shop.storage.row(tx.tx_id)
             assert (row.owner, row.epoch) == ("n1", 1)
+
+    run(main())
+
+
+def test_leases_of_what_ends_soon_are_not_renewed() -> None:
+    async def main() -> None:
+        async with a_shop() as shop:
+            node = shop.node()
+            renewed: list[int] = []
+            renew = node.log.renew
+
+            async def counting(owner: str, tx_ids: Sequence[str], lease_us: int) -> None:
+                renewed.append(len(tx_ids))
+                await renew(owner, tx_ids, lease_us)
+
+            node.log.renew = counting  # type: ignore[method-assign]
+            await node.start()
+            shop.a.latency_s = 0.5
+            for _ in range(100):
+                tx = shop.tx()
+                await node.commit(tx, *shop.prepared(tx))
+                await asyncio.sleep(0.1)
+            await asyncio.wait_for(node.coordinator.live.drained(), 10)
+            assert not renewed
 
     run(main())
 

@@ -42,6 +42,8 @@ class Live:
     tx: Tx
     logged: bool = True
     """False: an abort that no row says; its progress is not written either."""
+    lease_until_us: int = 0
+    """Until when it is surely ours: written with the row, or renewed since."""
     waiters: dict[asyncio.Future[Tx], WaitLevel] = field(default_factory=dict)
 
 
@@ -73,6 +75,7 @@ class LiveSet:
                 live.logged = logged
             if live.waiters:
                 self._tell(live)
+        live.lease_until_us = max(live.lease_until_us, tx.lease_until_us)
         return live
 
     def drop(self, tx_id: str) -> None:

@@ -146,12 +146,16 @@ class Recovery:
     # ---- take-over ----
 
     async def take_over(self) -> int:
-        """Renew our leases, then take over rows whose lease has run out."""
+        """Renew our leases that are half over, then take over rows whose lease has run out."""
         c = self._c
-        # A row that only an operator can move on is not among them: it is nobody's.
-        ours = [live.tx.tx_id for live in c.live if live.logged]
-        if ours:
-            await c.log.renew(c.settings.node, ours, c.settings.lease_us)
+        # Most end before half of their lease is over. A row at rest is not among them: it is nobody's.
+        now_us, lease_us = c.clock.now_us(), c.settings.lease_us
+        soon_us = now_us + max(lease_us // 2, int(self._s.takeover_s * 2_500_000))
+        old = [live for live in c.live if live.logged and live.lease_until_us < soon_us]
+        if old:
+            await c.log.renew(c.settings.node, [live.tx.tx_id for live in old], lease_us)
+            for live in old:
+                live.lease_until_us = now_us + lease_us
         return await self._take_over(all_of_owner=False)
 
     async def _take_over(self, *, all_of_owner: bool) -> int:
