@@ -6,13 +6,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from tests.support.fake_database import FakeDatabase
 from tests.support.memory_log import Storage
 from tests.support.node import Node, new_tx, xa
 from tests.support.virtual import VirtualClock
+from txcoord.core.errors import Refused
 from txcoord.core.model import Branch, Tx, Windows
 
 WINDOWS = Windows()
+
+
+def refused_reason(error: pytest.ExceptionInfo[Refused]) -> str:
+    return error.value.refusal.reason
 
 
 class Shop:
