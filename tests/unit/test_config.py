@@ -243,3 +243,11 @@ def test_every_setting_has_a_variable() -> None:
     for key, _ in leaves(load()):
         assert "TXCOORD_" + key.upper().replace(".", "__") in names
     assert "TXCOORD_RESOURCES__<name>__URL" in names
+
+
+def test_a_nodes_name_is_its_own_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(listen="127.0.0.1:1").node_name == load(listen="127.0.0.1:2").node_name
+    monkeypatch.setenv("TXCOORD_LOG__URL", "postgresql://u@h/log")
+    assert load(listen="127.0.0.1:1").node_name != load(listen="127.0.0.1:2").node_name
+    monkeypatch.setenv("TXCOORD_NODE__NAME", "alpha")
+    assert load().node_name == "alpha"

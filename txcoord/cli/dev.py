@@ -48,9 +48,6 @@ def dev(
 
 def _run(folder: Path, listen: str, databases: int, memory: bool, config: Path | None, begun: float) -> None:
     os.environ.setdefault("TXCOORD_LOG_LEVEL", "WARNING")
-    # PostgreSQL starts meanwhile, and must from this thread: it ends with the thread that started it.
-    warm_up = threading.Thread(target=importlib.import_module, args=("txcoord.wiring",), daemon=True)
-    warm_up.start()
     # What was configured is kept: the throw-away databases come on top.
     server = _start_postgres(folder, databases) if databases else None
     try:
@@ -88,6 +85,10 @@ def _names(databases: int) -> list[str]:
 def _start_postgres(folder: Path, databases: int) -> PostgresServer:
     from ..testing.postgres import PostgresError, PostgresServer
 
+    # Meanwhile a thread loads what the node needs. PostgreSQL has to be started from this one: it ends with
+    # the thread that started it. Nothing else may be imported before the two are together again.
+    loading = threading.Thread(target=importlib.import_module, args=("txcoord.wiring",))
+    loading.start()
     try:
         data = folder / "postgres"
         if not data.exists():
@@ -101,6 +102,8 @@ def _start_postgres(folder: Path, databases: int) -> PostgresServer:
         return server
     except PostgresError as error:
         console.fail(console.UNAVAILABLE, f"PostgreSQL: {error}")
+    finally:
+        loading.join()
 
 
 async def _make_tables(loaded: Settings, names: list[str]) -> None:
