@@ -16,6 +16,9 @@ from .mapping import bad
 from .operations import Operations
 
 _LONG_S = 3600.0
+_TURNS = 3
+"""Turns of the loop before results leave: what is ready in them travels along. Not a timer: an idle loop turns at
+once."""
 
 
 class CoordinatorServicer(rpc.CoordinatorServiceServicer):
@@ -221,6 +224,8 @@ class Outbox:
                 return None
             self._waiting = asyncio.get_running_loop().create_future()
             await self._waiting
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
         self._nudged = False
         results, self._results = self._results, []
         return results
