@@ -116,7 +116,7 @@ def test_a_replaced_database_is_taken_only_on_demand(
     desk.env |= resource("accounts", pg_database(pg18))
     mismatch = findings(desk, "accounts", "--fix", code=7)["RESOURCE_MISMATCH"]
     assert "--replace-identity" in str(mismatch["message"])
-    assert "needs --fix" in desk.run("resource", "check", "--replace-identity", code=2).stderr
+    assert "needs the resource's name" in desk.run("resource", "check", "--replace-identity", code=2).stderr
     asked = desk.run("resource", "check", "accounts", "--fix", "--replace-identity", code=2)
     assert "will not be finished. Go on? Say --yes" in asked.stderr
     desk.run("resource", "check", "accounts", "--fix", "--replace-identity", "--yes")

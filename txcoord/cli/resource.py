@@ -84,8 +84,9 @@ def check(
     if not chosen:
         console.fail(console.CONFIG, "no resource is in the settings: TXCOORD_RESOURCES__<name>__URL")
     if replace_identity:
-        if not fix or not names:
-            console.fail(console.USAGE, "--replace-identity needs --fix and the resource's name")
+        if not names:
+            console.fail(console.USAGE, "--replace-identity needs the resource's name")
+        fix = True
         console.confirm(
             f"Branches still prepared in the database that {', '.join(chosen)} led to before will not be finished. "
             "Go on?",
@@ -158,7 +159,7 @@ def _twins(found: list[Diagnosis]) -> None:
                 "error",
                 f"it has the identity of {seen[one.identity]!r}: one database under two names, or a copy of it",
                 "if it is a copy: DELETE FROM txcoord_identity;",
-                f"then: txcoord resource check {one.name} --fix --replace-identity",
+                f"then: txcoord resource check {one.name} --replace-identity",
             )
         elif one.identity:
             seen[one.identity] = one.name

@@ -43,9 +43,7 @@ class _Part(BaseModel):
 class NodeSettings(_Part):
     """This process among its like."""
 
-    name: str = Field(
-        "", description="Name of this node; must be its own. default: made from host name and port."
-    )
+    name: str = Field("", description="Name of this node; must be its own. Default: host name and port.")
     drain_timeout: Duration = Field(
         timedelta(seconds=10), description="At SIGTERM: how long phase two of what is live may still take."
     )

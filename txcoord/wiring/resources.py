@@ -145,7 +145,7 @@ class ManagedResource:
                     reasons.RESOURCE_MISMATCH,
                     f"it has the identity {found} of resource {other.name!r}: both URLs lead to one database, or "
                     "one is a copy of the other. A copy gets its own identity by `DELETE FROM txcoord_identity` and "
-                    f"`txcoord resource check {self.name} --fix --replace-identity`",
+                    f"`txcoord resource check {self.name} --replace-identity`",
                 )
         return None
 
@@ -171,7 +171,7 @@ def mismatch(name: str, found: str, remembered: str | None, whose: str) -> str:
         )
     return text + (
         "Is it another server? Put the URL right. If the database was replaced on purpose, and nothing of the old "
-        f"one is in doubt: `txcoord resource check {name} --fix --replace-identity`"
+        f"one is in doubt: `txcoord resource check {name} --replace-identity`"
     )
 
 
