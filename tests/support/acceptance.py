@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -32,6 +33,7 @@ QUICK: Mapping[str, str] = {
     "BACKOFF__CAP": "250ms",
 }
 """As the defaults, only faster: a test should not wait for the sake of waiting."""
+ROOT = Path(__file__).resolve().parents[2]
 INSERT = "INSERT INTO note (body) VALUES (:body)"
 
 _numbers = itertools.count(1)
@@ -104,7 +106,11 @@ class Site:
             folder,
             resources={db.name: self.valves[db.name].url if valves else db.url for db in databases},
             log_url=log_url,
-            settings={**QUICK, **(settings or {})},
+            settings={
+                **QUICK,
+                **{f"RESOURCES__{db.name}__TIMEOUT": "2s" for db in databases},
+                **(settings or {}),
+            },
             name=name,
         )
 
@@ -129,11 +135,19 @@ class Site:
         self.prepare()
         self.coordinator.start()
 
-    def restart(self, failpoints: str = "") -> None:
+    def restart(self, failpoints: str = "", *, wait_s: float = 30.0) -> None:
         """Kill it if it lives, and start it again, to be killed at these points."""
         self.coordinator.kill9()
         self.coordinator.env["TXCOORD_FAILPOINTS"] = failpoints
-        self.coordinator.start()
+        self.coordinator.start(wait_s=wait_s)
+
+    async def lives(self, *moments: str) -> None:
+        """Start it again and again: each life ends at its moment, but for one more after them."""
+        for moment in moments:
+            await asyncio.to_thread(self.restart, moment if "=" in moment else f"{moment}=kill", wait_s=0)
+            await eventually(lambda: not self.coordinator.running, within=40, what=f"it died at {moment}")
+            assert self.coordinator.exit_code == -9, self.coordinator.tail()
+        await asyncio.to_thread(self.restart)
 
     def stop(self) -> None:
         self.coordinator.stop()
@@ -157,10 +171,11 @@ class Site:
 class Client:
     """The SDK on a site, as a service has it."""
 
-    def __init__(self, site: Site, **options: Any) -> None:
+    def __init__(self, site: Site, *, urls: Mapping[str, str] | None = None, **options: Any) -> None:
         self.site = site
+        urls = {**{db.name: db.url for db in site.databases}, **(urls or {})}
         self.engines: dict[str, AsyncEngine] = {
-            db.name: create_async_engine(db.url, pool_size=10, max_overflow=0) for db in site.databases
+            name: create_async_engine(url, pool_size=10, max_overflow=0) for name, url in urls.items()
         }
         self.coord = Coordinator(site.address, resources=self.engines, **options)
 
@@ -202,6 +217,19 @@ class Client:
         await self.coord.close()
         for engine in self.engines.values():
             await engine.dispose()
+
+
+def service(site: Site, *arguments: str, port: int = 0) -> Managed:
+    """A process of `tests.support.acceptance_service` on a site, not started. With a port it serves there."""
+    own = ["serve", str(port)] if port else ["once", *arguments]
+    databases = [f"{db.name}={db.url}" for db in site.databases]
+    return Managed(
+        "service",
+        [sys.executable, "-m", "tests.support.acceptance_service", *own, site.address, *databases],
+        log=site.folder / "service.log",
+        address=f"127.0.0.1:{port}",
+        cwd=ROOT,
+    )
 
 
 @asynccontextmanager

@@ -207,6 +207,18 @@ def told(outcome: c.Outcome) -> tuple[str, str, str]:
     )
 
 
+async def answer_to_commit(tx: RawTx, *branches: c.Branch) -> tuple[str, str, str]:
+    """State, decider and reason that whoever asks for commit is told, as an answer or as a refusal."""
+    try:
+        return told(await tx.commit(*branches))
+    except grpc.aio.AioRpcError as error:
+        refusal = refusal_of(error)
+        assert refusal.definite, refusal
+        outcome = (await tx.get()).outcome
+        assert refusal.reason == outcome.reason, refusal
+        return told(outcome)
+
+
 async def round_trips(wire: Wire) -> None:
     """The coordinator has had time for everything that was asked before."""
     for _ in range(20):
