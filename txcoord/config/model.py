@@ -67,7 +67,6 @@ class ResourceSettings(_Part):
     """A database on which the coordinator finishes branches."""
 
     url: ResourceUrl = Field(description="postgresql://user:password@host:5432/database")
-    schema_name: str = Field("public", alias="schema", description="Where the txcoord tables are.")
     width: int = Field(8, ge=1, le=100, description="Connections at most.")
     timeout: Duration = Field(timedelta(seconds=5), description="Of one statement on it.")
 
@@ -107,13 +106,14 @@ class RetentionSettings(_Part):
     """How long what is kept; see *Windows* in the docs."""
 
     detail: Duration = Field(timedelta(days=7), description="Branches and history of ended transactions.")
-    markers: Duration = Field(timedelta(days=30), description="Marker rows in the resources.")
-    rows: Duration = Field(timedelta(days=90), description="The bare row of a tx id and its gid.")
+    rows: Duration = Field(
+        timedelta(days=90), description="The bare row of a tx id and its gid, and after it the marker rows."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> RetentionSettings:
-        if not self.detail < self.markers < self.rows:
-            raise ValueError("detail < markers < rows must hold, or a late repetition could act twice")
+        if not self.detail < self.rows:
+            raise ValueError("detail < rows must hold, or a late repetition could act twice")
         if self.rows < timedelta(minutes=2):
             raise ValueError("rows must be at least 2m: a statement of the log may take that long")
         return self

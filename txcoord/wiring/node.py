@@ -321,7 +321,6 @@ def finisher(settings: Settings, name: str) -> PostgresFinisher:
         name,
         resource.url.get_secret_value(),
         windows=windows(settings),
-        schema=resource.schema_name,
         width=resource.width,
         timeout_s=resource.timeout.total_seconds(),
     )
