@@ -107,8 +107,14 @@ class Recovery:
 
     async def start(self) -> None:
         """Take this node's own rows of before its restart back, then start the loops."""
-        while await self._take_over(all_of_owner=True):
-            pass
+        known: set[str] = set()
+        while True:
+            rows, _ = await self._claim(all_of_owner=True)
+            # What ended meanwhile is still there until its lazy end record is: taking it again and again would
+            # never let that be written.
+            if len(rows) < self._s.batch or not known.isdisjoint(tx.tx_id for tx in rows):
+                break
+            known.update(tx.tx_id for tx in rows)
         self._loop("deadlines", self._s.deadline_sweep_s, self.sweep_deadlines)
         self._loop("takeover", self._s.takeover_s, self.take_over)
         self._loop("prune", self._s.prune_s, self.prune)
@@ -159,6 +165,10 @@ class Recovery:
         return await self._take_over(all_of_owner=False)
 
     async def _take_over(self, *, all_of_owner: bool) -> int:
+        return (await self._claim(all_of_owner=all_of_owner))[1]
+
+    async def _claim(self, *, all_of_owner: bool) -> tuple[list[Tx], int]:
+        """A batch of rows, and how many of them are new here."""
         c = self._c
         rows = await c.log.claim(
             c.settings.node, c.settings.lease_us, self._s.batch, all_of_owner=all_of_owner
@@ -173,7 +183,7 @@ class Recovery:
                 log.exception("takeover.failed", tx_id=tx.tx_id)
         if fresh:
             log.info("takeover", rows=fresh)
-        return fresh
+        return rows, fresh
 
     # ---- scan ----
 
