@@ -30,7 +30,9 @@ log = logs.get("txcoord.log.postgresql")
 
 _NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 _NOW_STATEMENT = text(f"SELECT {_NOW}")
-_TROUBLE = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, SQLAlchemyError)
+# asyncpg says InternalClientError of a connection on which the server has said goodbye.
+_CLIENT = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+_TROUBLE = (*_CLIENT, asyncpg.PostgresError, SQLAlchemyError)
 _AGAIN = frozenset({"40001", "40P01", "55P03"})  # serialization, deadlock, lock not available
 # The content of a change is at fault: data, constraint, cardinality, limit of the program.
 _CONTENT = ("21", "22", "23", "54")
@@ -206,7 +208,7 @@ class PostgresStore:
                 raise self._unavailable(error) from error
             except asyncpg.DataError as error:
                 raise FlushRefused(str(error)) from error  # refused before it was sent
-            except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
+            except _CLIENT as error:
                 self._drop(conn)
                 raise ReplyLost(f"{type(error).__name__}: {error}") from error
             except BaseException:

@@ -23,7 +23,14 @@ from ...ports import Finished, FinishResult, PreparedBranch, Probed, ResourceTro
 
 log = logs.get("txcoord.xa.postgresql")
 
-_UNREACHABLE = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError)
+# asyncpg says InternalClientError of a connection on which the server has said goodbye.
+_UNREACHABLE = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+)
 _CREDENTIALS = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
 
 
