@@ -80,7 +80,9 @@ class ClientInterceptor(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[t
         if code is grpc.StatusCode.OK:
             tx._call_voted(context.branch, _vote(await call.trailing_metadata()))
         else:
-            tx._call_failed(context.branch, f"{code.name}: {await call.details()}")
+            # Its vote, where there is one, has the reason: whether another try may help depends on that.
+            vote = _vote(await call.trailing_metadata())
+            tx._call_failed(context.branch, f"{code.name}: {await call.details()}", vote)
         return call
 
 

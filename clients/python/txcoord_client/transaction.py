@@ -181,9 +181,12 @@ class Transaction:
         if vote.rollback_only:
             self.set_rollback_only(vote.reason or reasons.BRANCH_REFUSED, vote.message or f"{what} voted no")
 
-    def _call_failed(self, number: str, why: str) -> None:
-        """No reply, or an error: what it did there is unknown."""
+    def _call_failed(self, number: str, why: str, vote: c.CallVote | None = None) -> None:
+        """No reply, or an error: what it did there is unknown, unless it brings a no that says why."""
         what = self._outstanding.get(number, "a call")
+        if vote is not None and vote.rollback_only and (vote.tx_id, vote.branch) == (self.tx_id, number):
+            self._call_voted(number, vote)
+            return
         self.set_rollback_only(reasons.VOTE_MISSING, f"{what} failed: {why}")
 
     # ---- end: see _finish ----
