@@ -130,6 +130,27 @@ def test_one_bad_row_stops_neither_sweep_nor_take_over() -> None:
     run(main())
 
 
+def test_a_restart_takes_all_its_rows_back_once() -> None:
+    """More than a batch, and ends that are slow to be written: claiming again would outrun them for ever."""
+
+    async def main() -> None:
+        async with a_shop() as shop:
+            node = shop.node()
+            shop.a.hold = asyncio.Event()
+            for _ in range(250):
+                tx = shop.tx()
+                await node.commit(tx, *shop.prepared(tx))
+            await shop.kill(node)
+            shop.a.hold.set()
+            again = shop.node(lazy_s=2.0, recovery=RecoverySettings(batch=100))
+            await asyncio.wait_for(again.start(), 5)
+            await eventually(lambda: all(r.ended for r in shop.storage.rows.values()), within_s=8)
+            assert len(shop.a.committed) == len(shop.b.committed) == 250
+            assert max(r.epoch for r in shop.storage.rows.values()) <= 4
+
+    run(main())
+
+
 # ---- the scanner ----
 
 
