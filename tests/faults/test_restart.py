@@ -1,0 +1,42 @@
+"""A coordinator that comes back takes up what it had."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.faults.crashing import Died, Points
+from tests.faults.enumeration import Places, come_to_rest
+from tests.faults.scenarios import Connections, Place, Run
+from txcoord.core.events import Commit
+from txcoord.core.model import Tx
+
+_MANY = 40
+
+
+async def test_its_own_rows_are_taken_back_once(places: Places) -> None:
+    """Some have ended, and only the record of it is not written yet. Claiming them again and again would outrun
+    that record for ever."""
+    connections = Connections()
+    place = Place(places.logs[0], places.databases, places.foreign, connections)
+    run = Run(place, Points(("commit.after_write", _MANY)))
+    process = await run.up()
+    decided: list[Tx] = []
+    try:
+        while not process.dead.is_set():
+            tx = run.tx(gid=None)
+            branches = (await run.work(tx, "1", "a"), await run.work(tx, "2", "b"))
+            decided.append(tx)
+            try:
+                await process.call(process.coordinator.commit(Commit(replace(tx, branches=branches))))
+            except Died:
+                break
+        await come_to_rest(run)
+        rows = await run.ask(lambda c: c.log.read([tx.tx_id for tx in decided]))
+    finally:
+        assert run.process is not None
+        await run.process.bury()
+        connections.close()
+    assert len(decided) == _MANY
+    assert all(row.ended for row in rows.values())
+    # The decision, one claim, the end. (Some have ended before: without a claim.)
+    assert {row.epoch for row in rows.values()} in ({3}, {2, 3})
