@@ -91,3 +91,10 @@ def test_what_is_written_by_the_rules_is_read_as_meant(parts: dict[str, object])
     assert got.parked is parts.get("parked")
     assert got.name == parts.get("name")
     assert [s.name for s in got.states] == parts.get("state", [])
+
+
+def test_a_quoted_and_does_not_split_a_term() -> None:
+    query = parse('name = "buy AND sell" AND parked')
+    assert (query.name, query.parked) == ("buy AND sell", True)
+    with pytest.raises(Refused):
+        parse("age > 99999999999999999999d")

@@ -31,6 +31,8 @@ class Refusal:
 class Refused(Exception):
     """A refusal on its way to the edge."""
 
-    def __init__(self, refusal: Refusal) -> None:
+    def __init__(self, refusal: Refusal, outcome: object = None) -> None:
         super().__init__(f"{refusal.reason}: {refusal.message}")
         self.refusal = refusal
+        self.outcome = outcome
+        """What the edge tells of the transaction beside the refusal, in its own form."""

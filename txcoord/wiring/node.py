@@ -129,6 +129,7 @@ class Node:
             settings=RecoverySettings(
                 scan_s=s.recovery.scan_interval.total_seconds(),
                 takeover_s=min(1.0, s.recovery.lease.total_seconds() / 4),
+                deadline_max_us=microseconds(s.deadline.max),
             ),
             spawn=self.tasks.spawn,
             failpoints=self._failpoints,
@@ -204,7 +205,8 @@ class Node:
                 if left:
                     log.warning("node.left_to_others", rows=len(left))
                     await self.log.renew(node, left, 0)
-                for duty in ["prune", *(f"scan:{name}" for name in self.resources.by_name)]:
+                names = self.resources.by_name
+                for duty in ("prune", *(f"{what}:{name}" for what in ("scan", "prune") for name in names)):
                     await self._leases.release(duty, node)
         except (LogUnavailable, TimeoutError) as error:
             log.warning("log.unavailable", duty="hand_over", reason=str(error))

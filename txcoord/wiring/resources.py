@@ -89,7 +89,8 @@ class ManagedResource:
 
     def _known(self) -> Finisher:
         if self.trouble is not None:
-            raise self.trouble
+            # The same object again and again: without what it gathered on its way the last time.
+            raise self.trouble.with_traceback(None)
         return self._finisher
 
     # ---- getting to know it ----

@@ -111,6 +111,9 @@ async def _ask_commit(tx: Transaction, branches: list[c.Branch]) -> None:
     except OutcomeUnknown as error:
         raise _unknown(tx, error.message) from error
     except TxcoordError as error:
+        if error.outcome is not None and error.outcome.aborted:
+            tx.outcome = error.outcome
+            raise _aborted(tx) from error
         if not error.definite:
             raise _unknown(tx, str(error)) from error
         await _abort_after(tx, error)

@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from . import outcome as outcomes
 from ._pb import common_pb2 as c
 from .errors import (
     AlreadyAborted,
@@ -36,6 +37,13 @@ _TRY_AGAIN = frozenset(
 
 def error_of(status: c.Status, *, tx_id: str = "", gid: str = "") -> TxcoordError:
     """The error that a refusal in a Session or Batch means."""
+    error = _error_of(status, tx_id, gid)
+    if status.HasField("outcome"):
+        error.outcome = outcomes.from_pb(status.outcome, tx_id=error.tx_id, gid=gid)
+    return error
+
+
+def _error_of(status: c.Status, tx_id: str, gid: str) -> TxcoordError:
     facts = dict(status.facts)
     reason, message = status.reason, status.message
     tx_id = facts.get("tx_id", tx_id)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from .outcome import Outcome
 from .protocol import reasons
 
 
@@ -51,6 +52,8 @@ class TxcoordError(Exception):
         self.tx_id = tx_id
         self.gid = gid
         self.facts = dict(facts or {})
+        self.outcome: Outcome | None = None
+        """What the coordinator told of the transaction beside its refusal."""
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"

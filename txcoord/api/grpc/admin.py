@@ -97,13 +97,13 @@ class AdminServicer(rpc.AdminServiceServicer):
         try:
             return await run()
         except Exception as error:
-            await status.abort(context, status.refusal_of(error))
+            await status.abort(context, error)
 
     async def _write(self, action: str, request: Any, context: Any, response_type: Any) -> Any:
         try:
             effects, more = await self._operate(action, request)
         except Exception as error:
-            await status.abort(context, status.refusal_of(error))
+            await status.abort(context, error)
         if response_type is pb.ResolveResponse:
             return response_type(effects=effects)
         return response_type(effects=effects, more=more)

@@ -14,8 +14,10 @@ _TERM = re.compile(
     r"""\s*(?P<field>[a-z_.]+)\s*(?:(?P<op>=|>|<)\s*(?:"(?P<quoted>[^"]*)"|(?P<bare>[^\s"]+)))?\s*""",
     re.IGNORECASE,
 )
+# Not inside quotes: an even number of them follows.
+_AND = re.compile(r"""\s+AND\s+(?=(?:[^"]*"[^"]*")*[^"]*$)""", re.IGNORECASE)
 _UNIT_US = {"ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
-_AGE = re.compile(r"(\d+)(ms|s|m|h|d)")
+_AGE = re.compile(r"(\d{1,6})(ms|s|m|h|d)")
 KNOWN = 'state = COMMITTING, parked, heuristic, age > 10m, age < 1h, resource = "x", reason = "X", name = "x"'
 
 
@@ -28,7 +30,7 @@ def parse(
     equal: dict[str, str] = {}
     before_us: int | None = None
     after_us: int | None = None
-    for term in re.split(r"\s+AND\s+", text.strip(), flags=re.IGNORECASE) if text.strip() else []:
+    for term in _AND.split(text.strip()) if text.strip() else []:
         match = _TERM.fullmatch(term)
         if match is None:
             raise _bad(term)

@@ -14,7 +14,7 @@ from txcoord_client.protocol import identifiers, reasons
 from ... import __version__
 from ...core.errors import Refusal, Refused
 from ...core.events import Begin, Commit, Enlist, OnePhaseDone, Rollback
-from ...core.model import Branch, BranchState, Kind, Tx
+from ...core.model import Branch, BranchState, DecidedBy, Decision, Kind, Tx
 from ...engine.coordinator import Coordinator, expired
 from ...engine.live import WaitLevel, reached
 from ...ports import ResourceStatus
@@ -171,6 +171,17 @@ class Operations:
             request.result,
         )
         done = await self._c.commit(Commit(tx, request.begun or bool(request.gid)))
+        if done.decision is Decision.ABORT and done.decided_by is not DecidedBy.BRANCH:
+            # Not by its own votes: somebody, or the deadline, was faster.
+            raise Refused(
+                Refusal(
+                    "FAILED_PRECONDITION",
+                    done.reason or reasons.ALREADY_ABORTED,
+                    f"the transaction was aborted by {done.decided_by}: it cannot be committed any more",
+                    facts={"tx_id": done.tx_id},
+                ),
+                self._outcome(done, request.wait),
+            )
         done = await self._waited(done, request.wait, request.wait_us, most_s)
         return pb.CommitResponse(outcome=self._outcome(done, request.wait))
 
@@ -240,12 +251,14 @@ class Operations:
             else:
                 task = asyncio.ensure_future(self._c.wait(tx, _LEVEL[item.level], limit_s))
                 waiting[task] = (index, item)
-        if waiting and not response.results and limit_s > 0:
-            await asyncio.wait(waiting, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-        for task, (index, item) in waiting.items():
-            if task.done() and task.exception() is None and reached(task.result(), _LEVEL[item.level]):
-                response.results.append(self._wait_result(index, item, task.result()))
-            else:
+        try:
+            if waiting and not response.results and limit_s > 0:
+                await asyncio.wait(waiting, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            for task, (index, item) in waiting.items():
+                if task.done() and task.exception() is None and reached(task.result(), _LEVEL[item.level]):
+                    response.results.append(self._wait_result(index, item, task.result()))
+        finally:
+            for task in waiting:
                 task.cancel()
         return response
 

@@ -84,7 +84,7 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
         try:
             response = await work
         except Exception as error:
-            await status.abort(context, status.refusal_of(error))
+            await status.abort(context, error)
         response.log_time_us = self._now_us()
         return response
 
@@ -120,7 +120,7 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
                 yield pb.SessionResponse(results=results, log_time_us=self._now_us(), draining=self.draining)
             error = reader.exception() if reader.done() and not reader.cancelled() else None
             if isinstance(error, Refused):
-                await status.abort(context, error.refusal)
+                await status.abort(context, error)
         finally:
             self._sessions.discard(outbox)
             reader.cancel()
@@ -158,7 +158,7 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
             request = getattr(op, name)
             response = await run(request, self._ops.namespace(request.namespace or namespace), most_s)
         except Exception as error:
-            return pb.OperationResult(op_id=op.op_id, status=status.to_pb(status.refusal_of(error)))
+            return pb.OperationResult(op_id=op.op_id, status=status.of(error))
         return pb.OperationResult(op_id=op.op_id, **{name: response})
 
     def _check_count(self, count: int) -> None:

@@ -35,9 +35,15 @@ def refusal_of(error: Exception) -> Refusal:
     return Refusal("INTERNAL", "INTERNAL", f"a bug: {type(error).__name__}: {error}", False)
 
 
-def to_pb(refusal: Refusal) -> c.Status:
-    """For a Batch or Session."""
+def of(error: Exception) -> c.Status:
+    """What an operation in a Batch or Session is answered when it raised this."""
+    return to_pb(refusal_of(error), getattr(error, "outcome", None))
+
+
+def to_pb(refusal: Refusal, outcome: c.Outcome | None = None) -> c.Status:
+    """A refusal, with what is known of the transaction."""
     return c.Status(
+        outcome=outcome,
         code=grpc.StatusCode[refusal.code].value[0],
         reason=refusal.reason,
         message=refusal.message,
@@ -47,13 +53,14 @@ def to_pb(refusal: Refusal) -> c.Status:
     )
 
 
-async def abort(context: Any, refusal: Refusal) -> NoReturn:
-    """For a unary call."""
+async def abort(context: Any, error: Exception) -> NoReturn:
+    """End a unary call whose operation raised this."""
+    refusal = refusal_of(error)
     code = grpc.StatusCode[refusal.code]
     rich = status_pb2.Status(code=code.value[0], message=refusal.message)
     info = error_details_pb2.ErrorInfo(reason=refusal.reason, domain=DOMAIN, metadata=dict(refusal.facts))
     info.metadata["definite"] = "true" if refusal.definite else "false"
-    details = [info, to_pb(refusal)]
+    details = [info, to_pb(refusal, getattr(error, "outcome", None))]
     if refusal.retry_after_us:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMicroseconds(refusal.retry_after_us)
