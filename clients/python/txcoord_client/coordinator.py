@@ -406,8 +406,9 @@ class Scope:
             known = await self._coordinator.get(tx_id=error.tx_id)
             error.result = known.result if known is not None else b""
             raise
-        except TxcoordError as error:
-            if not error.definite and error.reason != reasons.IN_PROGRESS:
+        except (TxcoordError, asyncio.CancelledError) as error:
+            definite = isinstance(error, TxcoordError) and error.definite
+            if not definite and getattr(error, "reason", "") != reasons.IN_PROGRESS:
                 # It may be there: don't leave the gid taken until the deadline.
                 tx.set_rollback_only(reasons.APPLICATION_ERROR, "begin was not answered")
                 runtime.spawn(_finish.end(tx, error), f"txcoord.rollback:{tx.tx_id}")
