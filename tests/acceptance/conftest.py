@@ -21,7 +21,7 @@ def new_databases(databases: Databases, *servers: PostgresServer) -> list[Db]:
     """A fresh database on each server."""
     made = [
         Db(name, server, databases(server))
-        for name, server in zip(("accounts", "ledger"), servers, strict=True)
+        for name, server in zip(("accounts", "ledger", "third"), servers, strict=False)
     ]
     for db in made:
         db.make_table()
