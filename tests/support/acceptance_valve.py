@@ -55,6 +55,13 @@ class Valve:
         finally:
             self._loop.call_soon_threadsafe(self._open, hold)
 
+    @contextmanager
+    def watching(self, text: str) -> Iterator[Hold]:
+        """Count requests that contain ``text``, and hold none."""
+        with self.holding(text) as watch:
+            self._loop.call_soon_threadsafe(watch.opened.set)
+            yield watch
+
     def close(self) -> None:
         """Cut all connections, and end."""
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
