@@ -66,7 +66,7 @@ async def run(wanted: Plan, screen: Screen) -> Result:
         try:
             busy_s = await _work(wanted, world, clients, rng, screen)
             settled_s = await world.settled()
-            verdict = await _verdict(world, clients)
+            verdict = await verdict_of(world, clients)
         except asyncio.CancelledError:
             raise
         except BaseException:
@@ -100,7 +100,8 @@ async def _work(wanted: Plan, world: World, clients: Clients, rng: random.Random
     return time.monotonic() - begun
 
 
-async def _verdict(world: World, clients: Clients) -> Verdict:
+async def verdict_of(world: World, clients: Clients) -> Verdict:
+    """What the checker says, and the coordinator's own alarms."""
     async with contextlib.AsyncExitStack() as stack:
         databases = {}
         for name in DATABASES:

@@ -23,6 +23,7 @@ _WHY = {
     "DEADLOCK": "deadlock, also across the two databases",
     "RESOURCE_BUSY": "no connection to a database until the deadline",
     "ORPHAN": "prepared, then its service died",
+    "SETTLED": "the reply to its commit was lost, and asking found that nothing was committed",
 }
 
 
