@@ -36,7 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--payments", type=int, default=3_000, help="how many, at least (%(default)s)")
+    parser.add_argument("--payments", type=int, default=4_000, help="how many, at least (%(default)s)")
     parser.add_argument("--kills", type=int, default=16, help="how many SIGKILLs (%(default)s)")
     parser.add_argument("--seed", type=int, help="who dies when, and who pays whom (random, and printed)")
     parser.add_argument(
@@ -47,9 +47,17 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep logs and data in the end")
     args = parser.parse_args()
     seed = secrets.randbelow(1_000_000) if args.seed is None else args.seed
-    return main_loop(
-        demo(Plan(seed, args.log, args.payments, args.kills, args.clients, args.accounts, keep=args.keep))
+    plan = Plan(
+        seed,
+        args.log,
+        args.payments,
+        args.kills,
+        args.clients,
+        args.accounts,
+        pause_s=(0.8, 2.5),
+        keep=args.keep,
     )
+    return main_loop(demo(plan))
 
 
 if __name__ == "__main__":
