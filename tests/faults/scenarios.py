@@ -323,7 +323,9 @@ async def orphan(run: Run) -> Decision:
     branches = [await run.work(tx, "1", "a"), await run.work(tx, "2", "b")]
     await run.past(run.windows.marker_until(tx.deadline_us))
     await run.scan()
-    await run.commit(tx, *branches, begun=False)  # Too late: the abort is in the log.
+    fence = await run.ask(lambda c: c.get(tx.tx_id))
+    assert fence is not None, "rolled back, and no row says so"
+    await run.commit(tx, *branches, begun=False)  # Too late.
     return Decision.ABORT
 
 
