@@ -153,6 +153,24 @@ async def test_a_deadline_too_far_away_or_none_at_all(client: Client, wire: Wire
     assert wire.hello.limits.max_deadline_us == 24 * 3600 * S
 
 
+async def test_one_bad_operation_of_a_batch_fails_alone(wire: Wire, site: Site) -> None:
+    good, bad = wire.tx(new_gid()), wire.tx("no gid")
+    operations = [
+        pb.Operation(
+            op_id=number, begin=pb.BeginRequest(tx_id=tx.tx_id, gid=tx.gid, deadline_us=tx.deadline_us)
+        )
+        for number, tx in ((1, bad), (2, good))
+    ]
+    operations.append(pb.Operation(op_id=3))
+    response = await wire.call("Batch", pb.BatchRequest(operations=operations))
+    results = {r.op_id: r for r in response.results}
+    assert (results[1].status.reason, results[1].status.definite) == ("BAD_GID", True)
+    assert told(results[2].begin.outcome)[0] == "ACTIVE"
+    assert results[3].status.reason == "NOT_SUPPORTED"
+    good.begun = True
+    await good.rollback()
+
+
 # ---- resources ----
 
 

@@ -214,7 +214,7 @@ async def answer_to_commit(tx: RawTx, *branches: c.Branch) -> tuple[str, str, st
     except grpc.aio.AioRpcError as error:
         refusal = refusal_of(error)
         assert refusal.definite, refusal
-        outcome = (await tx.get()).outcome
+        outcome = await tx.reached(c.WAIT_LEVEL_COMMITTED)  # a refusal waits for nothing
         assert refusal.reason == outcome.reason, refusal
         return told(outcome)
 
