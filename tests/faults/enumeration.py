@@ -29,12 +29,16 @@ class Places:
 
     async def enumerate(self, scenario: Scenario, crashes: Sequence[Sequence[Hit]]) -> list[Run]:
         """One run for each of ``crashes``."""
+        return await self.run([(scenario, crash) for crash in crashes])
+
+    async def run(self, jobs: Sequence[tuple[Scenario, Sequence[Hit]]]) -> list[Run]:
+        """One run for each, side by side as far as there are logs."""
         free = asyncio.Queue[Place]()
         connections = Connections()
         for url in self.logs:
             free.put_nowait(Place(url, self.databases, self.foreign, connections))
 
-        async def one(crash: Sequence[Hit]) -> Run:
+        async def one(scenario: Scenario, crash: Sequence[Hit]) -> Run:
             place = await free.get()
             try:
                 for _ in range(_TRIES):
@@ -49,7 +53,7 @@ class Places:
                 free.put_nowait(place)
 
         try:
-            return await asyncio.gather(*(one(crash) for crash in crashes))
+            return await asyncio.gather(*(one(*job) for job in jobs))
         finally:
             connections.close()
 
