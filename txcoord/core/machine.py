@@ -340,7 +340,9 @@ def _one_phase_done(tx: Tx | None, event: OnePhaseDone, now_us: int, windows: Wi
     if not alone:
         effects = (*effects, Alarm("one_phase_not_alone", detail="other branches were enlisted beside it"))
     # The database has decided already: this row only repeats it, so no limit of time applies.
-    return Verdict(done, _change(tx, done, None), effects)
+    # Without a row and a gid nobody depends on it: losing it loses no truth.
+    change = replace(_change(tx, done, None), forced=tx is not None or bool(done.gid))
+    return Verdict(done, change, effects)
 
 
 def _deadline(tx: Tx, event: DeadlinePassed, now_us: int) -> Verdict:
