@@ -122,8 +122,8 @@ async def test_256_callers_over_two_default_pools_in_opposite_orders(site: Site)
         await engine.dispose()
 
 
-async def test_callers_of_one_pool_that_need_two_of_its_connections(site: Site, client: Client) -> None:
-    """Their own local work beside the branch is theirs to bound; two branches on one engine are one connection."""
+async def test_later_blocks_on_an_engine_take_no_second_connection(site: Site, client: Client) -> None:
+    """More callers than the pool has connections, each with two blocks on it: they go on with the one they have."""
     body = new_gid()
 
     async def one() -> None:
