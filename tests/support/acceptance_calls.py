@@ -48,7 +48,7 @@ class Pair:
 
     async def stub(self, address: str, method: str = "Do") -> Callable[..., Any]:
         channel = await self.stack.enter_async_context(
-            grpc.aio.insecure_channel(address, interceptors=[self.caller.coord.client_interceptor()])
+            grpc.aio.insecure_channel(address, interceptors=self.caller.coord.client_interceptors())
         )
         return channel.unary_unary(f"/Notes/{method}")
 

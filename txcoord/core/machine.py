@@ -296,11 +296,14 @@ def _rollback(tx: Tx | None, event: Rollback, now_us: int, windows: Windows) -> 
         probe = _probe_needed(tx, event.resources)
         if probe is not None:
             return Verdict(tx or asked, effects=(probe,))
+    by = event.by
+    if by is DecidedBy.CLIENT and any(b.state is BranchState.REFUSED for b in asked.branches):
+        by = DecidedBy.BRANCH  # The client only carries its no.
     if tx is None and event.sealed and not event.logged and not asked.gid:
-        undone = _decided(asked, Decision.ABORT, event.by, event.reason, now_us)
+        undone = _decided(asked, Decision.ABORT, by, event.reason, now_us)
         return Verdict(undone, effects=settle.effects_of(undone), unlogged=True)
     base = asked if tx is None else replace(tx, branches=_union(tx.branches, asked.branches)[0])
-    return _write(tx, base, Decision.ABORT, event.by, event.reason, now_us, windows)
+    return _write(tx, base, Decision.ABORT, by, event.reason, now_us, windows)
 
 
 def _probe_needed(tx: Tx | None, resources: tuple[str, ...]) -> Probe | None:

@@ -57,6 +57,7 @@ from ..ports import (
 from .live import LiveSet, WaitLevel, reached
 from .one_phase import Prober
 from .phase_two import PhaseTwo
+from .strays import Strays
 
 log = logs.get("txcoord.coordinator")
 
@@ -109,6 +110,7 @@ class Coordinator:
             failpoints=failpoints,
             interval_s=settings.probe_interval_s,
         )
+        self._strays = Strays(self.finishers, spawn=spawn, alarm=self.alarm)
         self.phase_two = PhaseTwo(
             finishers,
             clock=clock,
@@ -157,6 +159,7 @@ class Coordinator:
         await self._failpoints.reach("commit.before_write")
         tx = await self._settle(event, await self._row(event.tx.tx_id, event.begun), gid=event.tx.gid)
         await self._failpoints.reach("commit.after_write")
+        self._strays.undo(tx, event.tx.branches)
         return tx
 
     async def rollback(self, event: Rollback, *, begun: bool) -> Tx:
@@ -165,6 +168,7 @@ class Coordinator:
         row = await self._row(event.tx.tx_id, begun or not event.sealed)
         tx = await self._settle(event, row, gid=event.tx.gid)
         await self._failpoints.reach("rollback.after_write")
+        self._strays.undo(tx, event.tx.branches)
         return tx
 
     async def one_phase_done(self, event: OnePhaseDone) -> Tx:

@@ -235,7 +235,8 @@ async def rollback(tx: Transaction) -> None:
     needed = (
         tx._begun or bool(tx._remote) or any(b.stage in (Stage.PREPARED, Stage.UNKNOWN) for b in tx._local)
     )
-    tx.outcome = Outcome(State.ABORTED, tx.tx_id, tx.gid, "client", tx._rollback_only)
+    by = "branch" if any(b.failure is not None for b in tx._local) else "client"
+    tx.outcome = Outcome(State.ABORTED, tx.tx_id, tx.gid, by, tx._rollback_only)
     if needed and tx.initiator:
         await _tell_rollback(tx, sealed=True)
     await release(tx, False)
@@ -243,7 +244,9 @@ async def rollback(tx: Transaction) -> None:
 
 async def _tell_rollback(tx: Transaction, *, sealed: bool) -> None:
     runtime = tx._runtime
-    branches = [b.to_pb() for b in tx._local if b.stage is not Stage.ROLLED_BACK] + list(tx._remote.values())
+    # One that could not be prepared says no; one that was only rolled back says nothing.
+    said = [b for b in tx._local if b.stage is not Stage.ROLLED_BACK or b.failure is not None]
+    branches = [b.to_pb() for b in said] + list(tx._remote.values())
     request = pb.RollbackRequest(
         tx_id=tx.tx_id,
         deadline_us=tx.deadline_us,

@@ -283,10 +283,10 @@ class Coordinator:
 
     # ---- other services ----
 
-    def client_interceptor(self) -> interceptors.ClientInterceptor:
-        """For ``grpc.aio.insecure_channel(target, interceptors=[…])``: calls on that channel carry the current
-        transaction, and their replies must bring a vote."""
-        return interceptors.ClientInterceptor(self)
+    def client_interceptors(self) -> list[Any]:
+        """For ``grpc.aio.insecure_channel(target, interceptors=…)``: unary calls on that channel carry the current
+        transaction, and their replies must bring a vote. Streaming calls inside a transaction are refused."""
+        return interceptors.for_client(self)
 
     def server_interceptor(self) -> interceptors.ServerInterceptor:
         """For ``grpc.aio.server(interceptors=[…])``: handlers run inside the caller's transaction, their branches

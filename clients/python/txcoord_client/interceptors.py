@@ -86,6 +86,48 @@ class ClientInterceptor(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[t
         return call
 
 
+def for_client(home: Home) -> list[Any]:
+    """One interceptor for each kind of call: grpc.aio uses an object for one kind only."""
+    return [ClientInterceptor(home), _NoUnaryStream(home), _NoStreamUnary(home), _NoStreamStream(home)]
+
+
+class _NoStream:
+    """A stream has no one reply that a vote could ride on: refused inside a transaction, never sent without it."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+
+    def _refuse(self, details: grpc.aio.ClientCallDetails) -> None:
+        if self._home.current_or_none() is not None:
+            raise Rejected(
+                f"{details.method!r} is a streaming call: it cannot carry the transaction. Use `coord.outside()` for a "
+                "call that is not part of it",
+                reason=reasons.NOT_SUPPORTED,
+            )
+
+
+class _NoUnaryStream(_NoStream, grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[type-arg]
+    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        self._refuse(client_call_details)
+        return await continuation(client_call_details, request)
+
+
+class _NoStreamUnary(_NoStream, grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[type-arg]
+    async def intercept_stream_unary(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        self._refuse(client_call_details)
+        return await continuation(client_call_details, request_iterator)
+
+
+class _NoStreamStream(_NoStream, grpc.aio.StreamStreamClientInterceptor):  # type: ignore[type-arg]
+    async def intercept_stream_stream(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        self._refuse(client_call_details)
+        return await continuation(client_call_details, request_iterator)
+
+
 class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Runs handlers inside the caller's transaction."""
 

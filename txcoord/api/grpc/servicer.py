@@ -21,6 +21,12 @@ _TURNS = 3
 once."""
 
 
+def _longest(left_s: float | None) -> float:
+    """How long an operation may wait. Past the call's own deadline gRPC answers DEADLINE_EXCEEDED; the transaction
+    goes on."""
+    return _LONG_S if left_s is None else left_s + 1.0
+
+
 class CoordinatorServicer(rpc.CoordinatorServiceServicer):
     """Answers what services and SDKs ask."""
 
@@ -74,8 +80,7 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
 
         async def run() -> Any:
             self._refuse_when_draining()
-            # A little less than the call's deadline, so that the answer still arrives.
-            most_s = _LONG_S if left is None else max(left - 0.05, 0.001)
+            most_s = _longest(left)
             return await self._ops.by_name[name](request, self._ops.namespace(request.namespace), most_s)
 
         return await self._guarded(run(), context)
@@ -97,7 +102,7 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
             self._check_count(len(request.operations))
             alone = len(request.operations) == 1
             left = context.time_remaining()
-            most_s = max((left or _LONG_S) - 0.05, 0.001) if alone else 0.0
+            most_s = _longest(left) if alone else 0.0
             results = await asyncio.gather(
                 *(self._operation(op, request.namespace, most_s) for op in request.operations)
             )
