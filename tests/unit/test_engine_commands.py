@@ -376,6 +376,36 @@ def test_a_gid_is_taken_over_from_an_aborted_attempt_only() -> None:
     run(main())
 
 
+def test_what_was_prepared_for_an_aborted_transaction_is_undone_when_its_caller_tells() -> None:
+    """The deadline aborted a row that knew of no branch; no scan is needed to free the locks."""
+
+    async def main() -> None:
+        async with a_shop() as shop:
+            node = shop.node()
+            for tell in (node.commit, node.rollback):
+                tx = shop.tx(gid=f"order-{tell.__name__}", deadline_s=1.0)
+                await node.begin(tx)
+                branches = shop.prepared(tx)
+                await asyncio.sleep(2.0)
+                await node.coordinator.expire(shop.storage.row(tx.tx_id))
+                told = await tell(tx, *branches, begun=True)
+                assert (told.decision, told.decided_by) == (Decision.ABORT, DecidedBy.DEADLINE)
+                await eventually(lambda: not shop.a.prepared and not shop.b.prepared)
+
+    run(main())
+
+
+def test_a_branch_that_says_no_is_who_decided() -> None:
+    async def main() -> None:
+        async with a_shop() as shop:
+            node = shop.node()
+            tx = shop.tx()
+            told = await node.rollback(tx, xa(tx, "1", "a", BranchState.REFUSED), sealed=True)
+            assert told.decided_by is DecidedBy.BRANCH
+
+    run(main())
+
+
 def _once(action):  # type: ignore[no-untyped-def]
     done = []
 
