@@ -172,3 +172,14 @@ def test_the_picture_of_the_readme_is_well_formed() -> None:
 def test_the_example_of_the_readme_is_short() -> None:
     code = next(blocks(ROOT / "README.md", "python"))
     assert len([line for line in code.splitlines() if line.strip()]) <= 25
+
+
+_CODE = re.compile(r"""(?:reason=|default_reason = |ExitCode\.\w+, |Trouble\([^,()]+, )"([A-Z][A-Z_]+)\"""")
+
+
+def test_every_reason_code_in_the_code_is_explained() -> None:
+    page = (ROOT / "docs" / "reference" / "reasons.md").read_text(encoding="utf-8")
+    sources = [*(ROOT / "txcoord").rglob("*.py"), *(ROOT / "clients" / "python").rglob("*.py")]
+    used = {code for path in sources for code in _CODE.findall(path.read_text(encoding="utf-8"))}
+    assert len(used) > 5
+    assert sorted(code for code in used - {"OTHER"} if f"`{code}`" not in page) == []
