@@ -120,14 +120,16 @@ async def test_a_failed_statement_whose_error_is_swallowed_is_no_vote(db: Databa
     assert db.notes == []
 
 
+@pytest.mark.parametrize("noticed", [True, False])
 @pytest.mark.parametrize("stray", ["COMMIT", "ROLLBACK", "COMMIT; BEGIN", "ROLLBACK; BEGIN"])
-async def test_a_stray_end_inside_the_branch_is_caught(db: Database, stray: str) -> None:
+async def test_a_stray_end_inside_the_branch_is_caught(db: Database, stray: str, noticed: bool) -> None:
+    """Also where no statement was noticed that writes: after a stray COMMIT it looks as if nothing was written."""
     branch = db.branch()
     conn = await opened(branch)
     raw = (await conn.get_raw_connection()).driver_connection
     await insert(conn, 1, "one")
     await raw.execute(stray)
-    branch.held.wrote = True  # type: ignore[misc]
+    branch.held.wrote = noticed  # type: ignore[misc]
     with pytest.raises(Failed) as caught:
         await branch.prepare(until())
     assert caught.value.reason == "GUARD"

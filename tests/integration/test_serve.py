@@ -181,10 +181,11 @@ def test_wrong_settings_are_all_shown(tmp_path: Path) -> None:
 
 
 def test_the_log_must_be_there(tmp_path: Path) -> None:
-    said = one_line(Desk(tmp_path).run("serve", code=5).stderr)
+    free = {"TXCOORD_LISTEN": f"127.0.0.1:{free_port()}"}  # somebody may have the default port
+    said = one_line(Desk(tmp_path, free).run("serve", code=5).stderr)
     assert said.startswith("SCHEMA_MISMATCH: there is no log at ")
     assert "txcoord migrate" in said
-    down = {"TXCOORD_LOG__URL": "postgresql://u:hunter2@127.0.0.1:1/log"}
+    down = {**free, "TXCOORD_LOG__URL": "postgresql://u:hunter2@127.0.0.1:1/log"}
     for command in ("serve", "migrate"):
         said = one_line(Desk(tmp_path, down).run(command, code=4).stderr)
         assert said.startswith("LOG_UNAVAILABLE: the log cannot be used: ")
@@ -192,7 +193,7 @@ def test_the_log_must_be_there(tmp_path: Path) -> None:
 
 
 def test_a_newer_and_an_older_schema_are_refused(tmp_path: Path) -> None:
-    desk = Desk(tmp_path)
+    desk = Desk(tmp_path, {"TXCOORD_LISTEN": f"127.0.0.1:{free_port()}"})
     assert desk.run("migrate").stderr.startswith("log sqlite+aiosqlite:///txcoord.db: schema none -> ")
     assert "is current" in desk.run("migrate").stderr
     with sqlite3.connect(tmp_path / "txcoord.db") as db:

@@ -133,6 +133,11 @@ class Runtime:
         await branch.release(committed)
         self._leave(branch, holder)
 
+    async def drop_branch(self, branch: Branch, holder: Hashable) -> None:
+        """Undo a branch that nobody will end."""
+        await branch.rollback(asyncio.get_running_loop().time() + 2.0)
+        await self.release_branch(branch, holder, False)
+
     def _leave(self, branch: Branch, holder: Hashable) -> None:
         if branch.admitted and branch.pool is not None:
             branch.admitted = False

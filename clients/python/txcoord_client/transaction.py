@@ -10,6 +10,7 @@ from typing import Any
 from ._pb import common_pb2 as c
 from ._runtime import Runtime
 from ._xa.branch import Branch, Stage, reason_of
+from ._xa.held import Source
 from .errors import NoTransaction, Rejected
 from .outcome import Outcome
 from .protocol import identifiers, reasons
@@ -111,22 +112,34 @@ class Transaction:
     async def _enter_xa(self, target: Any, resource: str) -> Branch:
         self._must_be_active()
         source = self._runtime.source(target, resource)
-        branch = self._branches.get(source.key)
-        if branch is None:
-            branch = self._branches[source.key] = self._new_branch(source)
-        async with branch.opening:
-            if branch.stage is Stage.NEW:
-                try:
-                    await self._runtime.open_branch(branch, source, self, self._until)
-                except BaseException:
-                    if branch.stage is Stage.NEW:
-                        self._branches.pop(source.key, None)
-                    raise
-        self._must_be_active()
-        if branch.stage is not Stage.OPEN:
-            raise Rejected(f"the branch on {branch.resource!r} has ended", reason=reasons.GUARD)
-        branch.blocks += 1
-        return branch
+        while True:
+            branch = self._branches.get(source.key)
+            if branch is None:
+                branch = self._branches[source.key] = self._new_branch(source)
+            async with branch.opening:
+                self._must_be_active()
+                if self._branches.get(source.key) is not branch:
+                    continue  # Whoever was opening it has failed: it would end with nobody.
+                if branch.stage is Stage.NEW:
+                    await self._open(branch, source)
+                if branch.stage is not Stage.OPEN:
+                    raise Rejected(f"the branch on {branch.resource!r} has ended", reason=reasons.GUARD)
+                branch.blocks += 1
+                return branch
+
+    async def _open(self, branch: Branch, source: Source) -> None:
+        try:
+            await self._runtime.open_branch(branch, source, self, self._until)
+        except BaseException:
+            self._branches.pop(source.key, None)
+            raise
+        if self._over:
+            # It ended without this branch, and will not see to it any more.
+            self._branches.pop(source.key, None)
+            await self._runtime.shielded(
+                self._runtime.drop_branch(branch, self), f"txcoord.drop:{self.tx_id}"
+            )
+            self._must_be_active()
 
     def _leave_xa(self, branch: Branch, error: BaseException | None) -> None:
         branch.blocks -= 1
@@ -135,7 +148,7 @@ class Transaction:
                 reason_of(error), f"{type(error).__name__} left the block on {branch.resource!r}: {error}"
             )
 
-    def _new_branch(self, source: Any) -> Branch:
+    def _new_branch(self, source: Source) -> Branch:
         number = self._next_number()
         xid = Xid(self._runtime.log_id, self.deadline_us, self.tx_id, number)
         return Branch(number, source, xid, self.deadline_us + self._runtime.grace_us)
@@ -199,6 +212,11 @@ class Transaction:
                 self.set_rollback_only(
                     reasons.APPLICATION_ERROR,
                     f"a block on {branch.resource!r} was still open when the transaction ended",
+                )
+            elif branch.opening.locked():
+                self.set_rollback_only(
+                    reasons.APPLICATION_ERROR,
+                    f"a block on {branch.resource!r} was about to begin when the transaction ended",
                 )
         for what in self._outstanding.values():
             self.set_rollback_only(reasons.VOTE_MISSING, f"{what} has not voted")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from typing import TypeVar
@@ -19,6 +20,9 @@ from ..protocol.xid import Xid
 from .held import Held, Source
 
 T = TypeVar("T")
+log = logging.getLogger("txcoord.client")
+_RELEASE_S = 3.0
+"""A driver's pool may ask the database on release; one that does not answer holds nothing up."""
 
 
 class Stage(Enum):
@@ -138,10 +142,7 @@ class Branch:
             _in_time(until)
             async with asyncio.timeout_at(until):
                 await self._flush()
-                if not self.held.wrote and await self.held.fetch_value(pg.IS_READ_ONLY):
-                    await self.held.execute("ROLLBACK")
-                    self.held.forget_transaction()
-                    self.stage = Stage.READ_ONLY
+                if await self._dropped_out():
                     return
                 sql = pg.prepare(self.xid.tx_id, self.number, str(self.xid), self._not_after_us)
                 self.stage = Stage.UNKNOWN
@@ -164,10 +165,7 @@ class Branch:
             _in_time(until)
             async with asyncio.timeout_at(until):
                 await self._flush()
-                if not self.held.wrote and await self.held.fetch_value(pg.IS_READ_ONLY):
-                    await self.held.execute("ROLLBACK")
-                    self.held.forget_transaction()
-                    self.stage = Stage.READ_ONLY
+                if await self._dropped_out():
                     return
                 sql = pg.commit_one_phase(self.xid.tx_id, self._not_after_us)
                 self.stage = Stage.UNKNOWN
@@ -186,6 +184,12 @@ class Branch:
         """Roll back what is not prepared. Never raises: a broken connection rolls back by itself."""
         if self.stage is not Stage.OPEN:
             return
+        self.stage = Stage.ROLLED_BACK
+        if self.blocks or (self._ended_by_application and not self.owned):
+            # Somebody still works with it: his next statement must not run in a transaction of its own. Or he
+            # tried to close it half-way: nobody knows what of it is closed.
+            await self._discard()
+            return
         try:
             async with asyncio.timeout_at(until):
                 if self.held.in_transaction:
@@ -193,7 +197,9 @@ class Branch:
             self.held.forget_transaction()
         except Exception:
             await self._discard()
-        self.stage = Stage.ROLLED_BACK
+        except BaseException:
+            await self._discard()
+            raise
 
     async def release(self, committed: bool) -> None:
         """Give the connection back, once."""
@@ -201,9 +207,16 @@ class Branch:
             return
         self.released = True
         try:
-            await self.held.release(committed)
-        except Exception:
+            if self.stage is Stage.OPEN:
+                raise RuntimeError("released before its end")
+            async with asyncio.timeout(_RELEASE_S):
+                await self.held.release(committed)
+        except Exception as error:
+            log.warning("a connection of %r is given up: %s: %s", self.resource, type(error).__name__, error)
             await self._discard()
+        except BaseException:
+            await self._discard()
+            raise
 
     async def _flush(self) -> None:
         if self._ended_by_application:
@@ -212,6 +225,20 @@ class Branch:
                 f"{self._ended_by_application}() was called on {self.resource!r} inside the transaction",
             )
         await self.held.flush()
+
+    async def _dropped_out(self) -> bool:
+        """End it now if it wrote nothing. The guard counts here too: whoever ended the branch's transaction may
+        have written before, and then it only looks as if nothing was."""
+        if self.held.wrote or not await self.held.fetch_value(pg.IS_READ_ONLY):
+            return False
+        tag = await self.held.execute(pg.DROP_OUT)
+        self.held.forget_transaction()
+        if tag != pg.COMMITTED_TAG:
+            raise Failed(
+                reasons.SILENT_ROLLBACK, f"PostgreSQL answered {tag!r} to COMMIT on {self.resource!r}"
+            )
+        self.stage = Stage.READ_ONLY
+        return True
 
     async def _failed(self, error: BaseException) -> Failed:
         """What an error at the end of the branch means; leaves no open transaction behind."""
@@ -227,6 +254,9 @@ class Branch:
             )
         elif sqlstate == "40P01":
             failed = Failed(reasons.DEADLOCK, str(error))
+        elif not asked and sqlstate and meaning not in (pg.Reply.UNREACHABLE, pg.Reply.GUARD):
+            # Of the application's own statements: what an ORM session had held back.
+            failed = Failed(reason_of(error), f"{self.resource!r}: {type(error).__name__}: {error}")
         elif meaning in _REASONS and not _of_another_table(error, meaning):
             reason = _REASONS[meaning]
             failed = Failed(reason, f"{self.resource!r}: {_HINTS.get(reason, str(error))}")
@@ -312,7 +342,7 @@ def _of_another_table(error: BaseException, meaning: pg.Reply) -> bool:
     """Is it a deferred constraint of the application that fails at the end, and not the marker's?"""
     if meaning not in (pg.Reply.DUPLICATE, pg.Reply.TOO_LATE):
         return False
-    return getattr(error, "table_name", marker.TABLE) not in (None, marker.TABLE)
+    return getattr(error, "table_name", marker.TABLE) != marker.TABLE
 
 
 def _is_driver(error: BaseException) -> bool:

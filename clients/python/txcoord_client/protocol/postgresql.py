@@ -133,7 +133,11 @@ def read_marker(tx_id: str, branch: str, op: str, schema: str = DEFAULT_SCHEMA) 
 
 
 IS_READ_ONLY = "SELECT pg_current_xact_id_if_assigned() IS NULL"
-"""True when the transaction wrote nothing and locked no row: it may drop out with a plain COMMIT."""
+"""True when the transaction wrote nothing and locked no row: it may drop out. True also where there is none."""
+
+DROP_OUT = f"RELEASE SAVEPOINT {SAVEPOINT}; COMMIT"
+"""End a transaction that wrote nothing, in one message. It fails as :func:`prepare` does when anyone ended it before.
+It is a commit, since what a serializable transaction has read counts only then."""
 
 
 def commit_prepared(xid: str) -> str:
