@@ -23,7 +23,7 @@ from ._clock import LogClock
 from ._pb import common_pb2 as c
 from ._pb import coordinator_pb2 as pb
 from ._pb import coordinator_pb2_grpc as rpc
-from .errors import Rejected, TxcoordError, Unavailable
+from .errors import AlreadyAborted, AlreadyCommitted, Rejected, TxcoordError, Unavailable
 from .protocol import reasons
 
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
@@ -32,6 +32,9 @@ _LONGEST_PAUSE_S = 0.5
 _TURNS = 3
 """Turns of the loop before a message leaves: what is ready in them travels along. Not a timer: an idle loop turns
 at once."""
+_OVERHEAD_BYTES = 1_024
+_REPLY_S = 0.3
+"""A wait ends so much before its caller's time is up, so that the answer is there in time."""
 _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
@@ -49,10 +52,13 @@ class _Lost(Exception):
 class _Open:
     """One operation on its way."""
 
-    __slots__ = ("future", "operation")
+    __slots__ = ("future", "operation", "size")
 
-    def __init__(self, operation: pb.Operation, future: asyncio.Future[pb.OperationResult]) -> None:
+    def __init__(
+        self, operation: pb.Operation, size: int, future: asyncio.Future[pb.OperationResult]
+    ) -> None:
         self.operation = operation
+        self.size = size
         self.future = future
 
 
@@ -66,6 +72,7 @@ class Wire:
         self._namespace = namespace
         self._version = version
         self._max_operations = max_operations
+        self._max_bytes = 4 * 1024 * 1024
         self._channel = grpc.aio.insecure_channel(_target(address), options=_OPTIONS)
         self._stub: Any = rpc.CoordinatorServiceStub(self._channel)
         self._hello: pb.HelloResponse | None = None
@@ -82,10 +89,22 @@ class Wire:
         """Who is there; asked once for all callers. ``until`` is by the loop's clock."""
         if self._hello is not None and not fresh:
             return self._hello
-        if self._saying_hello is None or self._saying_hello.done():
-            self._saying_hello = asyncio.get_running_loop().create_task(self._say_hello(until))
-            self._saying_hello.add_done_callback(_retrieve)
-        return await asyncio.shield(self._saying_hello)
+        loop = asyncio.get_running_loop()
+        while True:
+            task, own = self._saying_hello, False
+            if task is None or task.done():
+                task, own = loop.create_task(self._say_hello(until)), True
+                task.add_done_callback(_retrieve)
+                self._saying_hello = task
+            done, _ = await asyncio.wait({task}, timeout=max(until - loop.time(), 0.0))
+            if not done:
+                raise Unavailable("the coordinator has not said hello in time", definite=True)
+            try:
+                return task.result()
+            except Unavailable:
+                # Whoever asked may have had less time than we have.
+                if own or loop.time() >= until:
+                    raise
 
     async def _say_hello(self, until: float) -> pb.HelloResponse:
         request = pb.HelloRequest(
@@ -100,11 +119,16 @@ class Wire:
             try:
                 answer: pb.HelloResponse = await self._stub.Hello(request, timeout=min(left, 5.0))
             except grpc.aio.AioRpcError as error:
-                raise _refusals.error_of_call(error) from error
+                refusal = _refusals.error_of_call(error)
+                refusal.definite = True  # Hello does nothing.
+                raise refusal from error
             return answer
 
         self._hello = await self._retrying(once, until)
         self.clock.observe(self._hello.log_time_us)
+        limits = self._hello.limits
+        self._max_operations = limits.max_operations or self._max_operations
+        self._max_bytes = limits.max_message_bytes or self._max_bytes
         return self._hello
 
     # ---- operations ----
@@ -116,6 +140,9 @@ class Wire:
         """
 
         async def once(left: float) -> Any:
+            if getattr(request, "wait_us", 0):
+                # Also when it is sent again: an answer that comes after our time is none.
+                request.wait_us = max(min(request.wait_us, int((left - _REPLY_S) * 1e6)), 1)
             result = await self._send(name, request, left)
             if result.HasField("status"):
                 raise _refusals.error_of(result.status, tx_id=tx_id, gid=gid)
@@ -143,9 +170,16 @@ class Wire:
             left = until - loop.time()
             try:
                 return await once(max(left, 0.001))
-            except Unavailable as error:
-                # If any try may have been done, the whole may have been done.
+            except (AlreadyCommitted, AlreadyAborted):
+                raise
+            except TxcoordError as error:
+                # If any try may have been done, the whole may have been done: that this one was refused says
+                # nothing of those before, unless it tells the outcome.
                 maybe_done = maybe_done or not error.definite
+                if not isinstance(error, Unavailable):
+                    if maybe_done and error.outcome is None:
+                        error.definite = False
+                    raise
                 wait = max(error.retry_after, pause * (0.5 + random.random() / 2))
                 if loop.time() + wait >= until or self._closed:
                     error.definite = not maybe_done
@@ -160,7 +194,13 @@ class Wire:
         number = next(self._numbers)
         operation = pb.Operation(op_id=number)
         getattr(operation, name).CopyFrom(request)
-        item = _Open(operation, loop.create_future())
+        size = operation.ByteSize()
+        if size > self._max_bytes - _OVERHEAD_BYTES:
+            raise Rejected(
+                f"{name}: {size} bytes are more than the coordinator takes ({self._max_bytes})",
+                reason=reasons.TOO_LARGE,
+            )
+        item = _Open(operation, size, loop.create_future())
         self._queue.append(item)
         self._wake()
         timer = loop.call_later(left, _give_up, item.future)
@@ -214,10 +254,17 @@ class Wire:
                 self._wake()
 
     def _take_into(self, message: pb.SessionRequest, sent: dict[int, _Open]) -> None:
+        size = _OVERHEAD_BYTES
         while self._queue and len(message.operations) < self._max_operations:
-            item = self._queue.popleft()
+            item = self._queue[0]
             if item.future.done():
+                self._queue.popleft()
                 continue  # Its caller has given up.
+            # Each comes with its tag and length.
+            size += item.size + 16
+            if size > self._max_bytes and message.operations:
+                return
+            self._queue.popleft()
             sent[item.operation.op_id] = item
             message.operations.append(item.operation)
 
@@ -234,18 +281,17 @@ class Wire:
 
     def _lose(self, sent: dict[int, _Open], error: BaseException | None) -> None:
         """The stream is gone: whoever waits for an answer sends again."""
-        refusal: TxcoordError | None = None
         text = "the stream to the coordinator ended"
+        refusal: grpc.aio.AioRpcError | None = None
         if isinstance(error, grpc.aio.AioRpcError):
             text = f"{error.code().name}: {error.details()}"
             if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
                 # Another log than the one that Hello told of: what is open was meant for that one.
                 self._hello = None
-                refusal = _refusals.error_of_call(error)
-                refusal.definite = False
+                refusal = error
         for item in sent.values():
             if not item.future.done():
-                item.future.set_exception(refusal or _Lost(text))
+                item.future.set_exception(_Lost(text) if refusal is None else _refused(refusal))
                 item.future.exception()  # Its caller may have gone.
 
     async def close(self) -> None:
@@ -259,6 +305,12 @@ class Wire:
             if not item.future.done():
                 item.future.set_exception(_Lost("the Coordinator was closed"))
         await self._channel.close(None)
+
+
+def _refused(call: grpc.aio.AioRpcError) -> TxcoordError:
+    error = _refusals.error_of_call(call)
+    error.definite = False
+    return error
 
 
 def _give_up(future: asyncio.Future[pb.OperationResult]) -> None:
