@@ -24,6 +24,9 @@ async def end(tx: Transaction, error: BaseException | None) -> None:
     """Commit, or roll back because of ``error``. To be run in a task that cancelling the caller does not stop."""
     tx._close()
     if error is None:
+        if tx._runtime.closed:
+            # Nobody could be asked for a decision: nothing is prepared.
+            tx.set_rollback_only("CLOSED", "the Coordinator was closed before the transaction ended")
         await commit(tx)
     else:
         tx.set_rollback_only(reason_of(error), f"{type(error).__name__}: {error}")
@@ -96,7 +99,7 @@ async def _ask_commit(tx: Transaction, branches: list[c.Branch]) -> None:
         begun=tx._begun,
         branches=branches,
         wait=tx._wait,
-        wait_us=max(int((until - _now() - 0.05) * 1e6), 1),
+        wait_us=int((until - _now()) * 1e6),
         gid=tx.gid,
         result=tx.result,
     )
@@ -105,9 +108,9 @@ async def _ask_commit(tx: Transaction, branches: list[c.Branch]) -> None:
     try:
         response = await tx._runtime.wire.call("commit", request, until, tx_id=tx.tx_id, gid=tx.gid)
     except Unavailable as error:
-        if error.definite:
-            await _abort_after(tx, error)
-        raise _unknown(tx, f"no answer to commit: {error}") from error
+        if not error.definite:
+            raise _unknown(tx, f"no answer to commit: {error}") from error
+        await _abort_after(tx, error)
     except OutcomeUnknown as error:
         raise _unknown(tx, error.message) from error
     except TxcoordError as error:
@@ -125,29 +128,31 @@ async def _followed(tx: Transaction, out: c.Outcome, until: float) -> c.Outcome:
     """Wait on where the coordinator's own limit of a wait was shorter than the time that is left."""
     while out.pending and until - _now() > 1.0:
         request = pb.WaitRequest(
-            items=[pb.WaitItem(tx_id=tx.tx_id, level=tx._wait)], wait_us=int((until - _now() - 0.05) * 1e6)
+            items=[pb.WaitItem(tx_id=tx.tx_id, level=tx._wait)], wait_us=int((until - _now()) * 1e6)
         )
         try:
             response = await tx._runtime.wire.call("wait", request, until, tx_id=tx.tx_id, gid=tx.gid)
         except TxcoordError:
             break  # That it is decided is known already.
+        if any(result.HasField("status") for result in response.results):
+            break  # It cannot be waited for: asking again would be answered as fast.
         for result in response.results:
-            if not result.HasField("status"):
-                out = result.outcome
+            out = result.outcome
     return out
 
 
 def _conclude(tx: Transaction, out: c.Outcome) -> None:
     tx.outcome = outcomes.from_pb(out, tx_id=tx.tx_id, gid=tx.gid)
-    if tx.outcome.aborted:
-        raise _aborted(tx)
     if tx.outcome.heuristic:
+        decided = "abort" if tx.outcome.aborted else "commit"
         raise Heuristic(
-            "commit was decided, but a branch was finished otherwise by hand: see `txcoord tx show "
+            f"{decided} was decided, but a branch was finished otherwise by hand: see `txcoord tx show "
             f"{tx.gid or tx.tx_id}`",
             tx_id=tx.tx_id,
             gid=tx.gid,
         )
+    if tx.outcome.aborted:
+        raise _aborted(tx)
     if not tx.outcome.committed:
         raise _unknown(tx, "the coordinator answered without a decision")
 
@@ -164,11 +169,11 @@ async def _one_phase(tx: Transaction, branch: Branch) -> None:
         await _settle_one_phase(tx, branch)
         return
     await _release_early(tx)
-    tx.outcome = Outcome(State.COMMITTED, tx.tx_id, tx.gid, "database", result=tx.result)
-    if branch.stage is Stage.READ_ONLY and not tx._begun:
-        return
-    if branch.stage is Stage.READ_ONLY:
+    if branch.stage is Stage.READ_ONLY and tx._begun:
         await _ask_commit(tx, [branch.to_pb()])
+        return
+    tx.outcome = Outcome(State.COMMITTED, tx.tx_id, tx.gid, "database", result=tx.result)
+    if branch.stage is Stage.READ_ONLY:
         return
     report = _report(tx, branch)
     if tx._begun:
@@ -200,18 +205,18 @@ def _report(tx: Transaction, branch: Branch) -> asyncio.Task[None]:
 async def _settle_one_phase(tx: Transaction, branch: Branch) -> None:
     """The reply to the local COMMIT was lost: a tombstone tells, never an absent marker."""
     try:
-        tx.outcome = await tx._runtime.settle(
+        out = await tx._runtime.settle(
             tx.tx_id,
             tx.gid,
             tx.deadline_us,
             (branch.resource,),
             begun=tx._begun,
             until=_last_word(tx),
+            reason=reasons.CONNECTION_LOST,
         )
     except TxcoordError as error:
         raise _unknown(tx, f"the reply to COMMIT was lost, and so far nobody could tell: {error}") from error
-    if tx.outcome.aborted:
-        raise _aborted(tx)
+    _conclude(tx, out)
 
 
 async def _abort(tx: Transaction) -> None:
@@ -222,8 +227,13 @@ async def _abort(tx: Transaction) -> None:
 
 async def _abort_after(tx: Transaction, error: TxcoordError) -> None:
     """Commit was refused for sure: undo what is prepared, and say why."""
-    tx.set_rollback_only(error.reason, error.message)
+    # That nobody took it says nothing about the business: its gid may be run again.
+    reason = reasons.CONNECTION_LOST if isinstance(error, Unavailable) else error.reason
+    tx.set_rollback_only(reason, str(error))
+    tx.outcome = Outcome(State.ABORTED, tx.tx_id, tx.gid, "client", reason)
     await _tell_rollback(tx, sealed=False)
+    if tx.outcome.committed:
+        return  # It is a fact, whatever the refusal said.
     if isinstance(error, Rejected):
         raise error
     raise _aborted(tx) from error
@@ -231,7 +241,10 @@ async def _abort_after(tx: Transaction, error: TxcoordError) -> None:
 
 async def rollback(tx: Transaction) -> None:
     """Roll everything back. Never raises for a coordinator that does not answer: abort is presumed."""
-    await asyncio.gather(*(b.rollback(_now() + 5.0) for b in tx._local))
+    try:
+        await asyncio.gather(*(b.rollback(_now() + 5.0) for b in tx._local))
+    finally:
+        await release(tx, False)
     needed = (
         tx._begun or bool(tx._remote) or any(b.stage in (Stage.PREPARED, Stage.UNKNOWN) for b in tx._local)
     )
@@ -239,7 +252,6 @@ async def rollback(tx: Transaction) -> None:
     tx.outcome = Outcome(State.ABORTED, tx.tx_id, tx.gid, by, tx._rollback_only)
     if needed and tx.initiator:
         await _tell_rollback(tx, sealed=True)
-    await release(tx, False)
 
 
 async def _tell_rollback(tx: Transaction, *, sealed: bool) -> None:
@@ -289,8 +301,14 @@ async def _release_early(tx: Transaction) -> None:
 
 async def release(tx: Transaction, committed: bool) -> None:
     """Give all connections back, and sessions their freedom."""
+    stopped: BaseException | None = None
     for branch in tx._local:
-        await tx._runtime.release_branch(branch, tx, committed)
+        try:
+            await tx._runtime.release_branch(branch, tx, committed)
+        except asyncio.CancelledError as error:
+            stopped = error  # The others' too.
+    if stopped is not None:
+        raise stopped
 
 
 # ---- words ----

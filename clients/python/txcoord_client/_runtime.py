@@ -8,7 +8,6 @@ from collections.abc import Coroutine, Hashable
 from typing import Any, TypeVar
 
 from . import _sources
-from . import outcome as outcomes
 from ._admission import Admission
 from ._pb import common_pb2 as c
 from ._pb import coordinator_pb2 as pb
@@ -16,7 +15,6 @@ from ._wire import Wire
 from ._xa.branch import Branch
 from ._xa.held import Held, Source
 from .errors import ResourceMismatch, UnknownResource
-from .outcome import Outcome
 from .protocol import postgresql as pg
 from .protocol import reasons
 
@@ -41,6 +39,8 @@ class Runtime:
         self.wire = Wire(address, namespace, version=version)
         self.admission = Admission()
         self.call_timeout = call_timeout
+        self.closed = False
+        """Is it closed, or being closed?"""
         self._resources = resources
         self._tasks: set[asyncio.Task[Any]] = set()
         self._known: dict[str, pb.ResourceInfo] = {}
@@ -70,6 +70,12 @@ class Runtime:
         return self._hello.log_id
 
     @property
+    def limits(self) -> pb.Limits:
+        """What the coordinator allows."""
+        assert self._hello is not None
+        return self._hello.limits
+
+    @property
     def grace_us(self) -> int:
         """How long after the deadline a marker may still be written (*Windows*, H)."""
         assert self._hello is not None
@@ -95,12 +101,17 @@ class Runtime:
 
     async def close(self) -> None:
         """Let what is under way end, then leave."""
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=_CLOSE_S)
-            for task in late:
-                log.warning("%s was still under way when the Coordinator was closed", task.get_name())
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        self.closed = True
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _CLOSE_S
+        # An end may leave a report behind: another task.
+        while self._tasks and loop.time() < until:
+            await asyncio.wait(self._tasks, timeout=until - loop.time())
+        late = list(self._tasks)
+        for task in late:
+            log.warning("%s was still under way when the Coordinator was closed", task.get_name())
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
         await self.wire.close()
 
     # ---- branches ----
@@ -130,8 +141,10 @@ class Runtime:
 
     async def release_branch(self, branch: Branch, holder: Hashable, committed: bool) -> None:
         """Give its connection back."""
-        await branch.release(committed)
-        self._leave(branch, holder)
+        try:
+            await branch.release(committed)
+        finally:
+            self._leave(branch, holder)
 
     async def drop_branch(self, branch: Branch, holder: Hashable) -> None:
         """Undo a branch that nobody will end."""
@@ -190,7 +203,8 @@ class Runtime:
         *,
         begun: bool,
         until: float,
-    ) -> Outcome:
+        reason: str = "SETTLED",
+    ) -> c.Outcome:
         """Ask for abort, to learn the outcome: whatever was committed stays so."""
         request = pb.RollbackRequest(
             tx_id=tx_id,
@@ -200,10 +214,10 @@ class Runtime:
             force_log=True,
             begun=begun,
             wait=c.WAIT_LEVEL_DECIDED,
-            reason="SETTLED",
+            reason=reason,
         )
-        response = await self.wire.call("rollback", request, until, tx_id=tx_id, gid=gid)
-        return outcomes.from_pb(response.outcome, tx_id=tx_id, gid=gid)
+        response: pb.RollbackResponse = await self.wire.call("rollback", request, until, tx_id=tx_id, gid=gid)
+        return response.outcome
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:

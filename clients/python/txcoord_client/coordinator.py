@@ -272,7 +272,7 @@ class Coordinator:
             self._call_timeout if timeout is None else _seconds(timeout, "timeout")
         )
         await runtime.connect(until)
-        return await runtime.settle(
+        out = await runtime.settle(
             unknown.tx_id,
             unknown.gid,
             unknown.deadline_us,
@@ -280,6 +280,7 @@ class Coordinator:
             begun=bool(unknown.gid),
             until=until,
         )
+        return outcomes.from_pb(out, tx_id=unknown.tx_id, gid=unknown.gid)
 
     # ---- other services ----
 
@@ -390,6 +391,7 @@ class Scope:
             one_phase_resource=self._resources[0] if self._resources and self._gid else "",
             begun=bool(self._gid),
         )
+        _check(tx, hello.limits)
         if self._gid:
             await self._announce(runtime, tx, until)
         return tx
@@ -409,8 +411,8 @@ class Scope:
         except (TxcoordError, asyncio.CancelledError) as error:
             definite = isinstance(error, TxcoordError) and error.definite
             if not definite and getattr(error, "reason", "") != reasons.IN_PROGRESS:
-                # It may be there: don't leave the gid taken until the deadline.
-                tx.set_rollback_only(reasons.APPLICATION_ERROR, "begin was not answered")
+                # It may be there: don't leave the gid taken until the deadline, nor spent: nothing was decided.
+                tx.set_rollback_only(reasons.CONNECTION_LOST, "begin was not answered")
                 runtime.spawn(_finish.end(tx, error), f"txcoord.rollback:{tx.tx_id}")
             raise
 
@@ -441,6 +443,22 @@ async def _call(function: Callable[..., Awaitable[R]], g: Transaction) -> R:
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)
     ]
     return await (function(g) if takes else function())
+
+
+def _check(tx: Transaction, limits: pb.Limits) -> None:
+    """What the coordinator would refuse, refuse before any work: without a gid it hears of it only at the end."""
+    try:
+        spec = tx._spec()
+    except (TypeError, ValueError) as error:
+        raise Rejected(f"name, labels and headers are texts: {error}") from error
+    if limits.max_labels and len(spec.labels) > limits.max_labels:
+        raise Rejected(f"{len(spec.labels)} labels; at most {limits.max_labels}", reason=reasons.TOO_LARGE)
+    size = sum(len(k) + len(v) for k, v in (*spec.labels.items(), *spec.headers.items()))
+    if (limits.max_headers_bytes and size > limits.max_headers_bytes) or len(spec.name) > 200:
+        raise Rejected(
+            f"name, labels and headers: at most {limits.max_headers_bytes} bytes together, the name 200",
+            reason=reasons.TOO_LARGE,
+        )
 
 
 def _seconds(value: Seconds, what: str) -> float:

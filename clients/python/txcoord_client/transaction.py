@@ -48,9 +48,9 @@ class Transaction:
         self.headers = dict(headers or {})
         self.outcome: Outcome | None = None
         """How it ended; None before."""
-        self.result: bytes = b""
-        """Stored with the commit and given to whoever asks with the same gid; JSON by convention."""
+        self._result = b""
         self._runtime = runtime
+        self._log_id = runtime.log_id
         self._wait = wait
         self._one_phase_resource = one_phase_resource
         self._begun = begun
@@ -69,6 +69,21 @@ class Transaction:
         return f"<Transaction {self.name} {self.gid or self.tx_id}>"
 
     # ---- state ----
+
+    @property
+    def result(self) -> bytes:
+        """Stored with the commit and given to whoever asks with the same gid; JSON by convention."""
+        return self._result
+
+    @result.setter
+    def result(self, value: bytes) -> None:
+        # What cannot be stored is refused while the work can still be undone.
+        if not isinstance(value, bytes):
+            raise Rejected(f"result: bytes are needed, not {type(value).__name__}")
+        most = self._runtime.limits.max_payload_bytes
+        if most and len(value) > most:
+            raise Rejected(f"the result has {len(value)} bytes; at most {most}", reason=reasons.TOO_LARGE)
+        self._result = value
 
     @property
     def initiator(self) -> bool:
@@ -150,7 +165,7 @@ class Transaction:
 
     def _new_branch(self, source: Source) -> Branch:
         number = self._next_number()
-        xid = Xid(self._runtime.log_id, self.deadline_us, self.tx_id, number)
+        xid = Xid(self._log_id, self.deadline_us, self.tx_id, number)
         return Branch(number, source, xid, self.deadline_us + self._runtime.grace_us)
 
     def _next_number(self) -> str:
@@ -177,7 +192,7 @@ class Transaction:
             gid=self.gid,
             deadline_us=self.deadline_us,
             branch=number,
-            log_id=self._runtime.log_id,
+            log_id=self._log_id,
             name=self.name,
             headers=self.headers,
         )
