@@ -8,6 +8,8 @@ from ..errors import NotIdle
 from ..protocol import postgresql as pg
 from .held import RefusedEnd
 
+_RELEASE_S = 2.0
+
 
 class AsyncpgHeld:
     """A connection that the caller gave."""
@@ -65,7 +67,8 @@ class AsyncpgPoolHeld(AsyncpgHeld):
         self.value = await self._pool.acquire()
 
     async def release(self, committed: bool) -> None:
-        await self._pool.release(self.value)
+        # The pool resets the connection: a database that does not answer must not hold the end up.
+        await self._pool.release(self.value, timeout=_RELEASE_S)
 
     async def discard(self) -> None:
         self.value.terminate()

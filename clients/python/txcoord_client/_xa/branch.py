@@ -185,9 +185,9 @@ class Branch:
         if self.stage is not Stage.OPEN:
             return
         self.stage = Stage.ROLLED_BACK
-        if self.blocks or (self._ended_by_application and not self.owned):
+        if self.blocks or self._ended_by_application:
             # Somebody still works with it: his next statement must not run in a transaction of its own. Or he
-            # tried to close it half-way: nobody knows what of it is closed.
+            # tried to end it: its driver believes that nothing is open.
             await self._discard()
             return
         try:
@@ -247,6 +247,8 @@ class Branch:
         asked = self.stage is Stage.UNKNOWN
         if isinstance(error, Failed):
             failed = error
+        elif isinstance(error, TxcoordError):
+            failed = Failed(error.reason, error.message)
         elif sqlstate == "25P02":
             failed = Failed(
                 reasons.SILENT_ROLLBACK,
