@@ -58,10 +58,10 @@ class Runtime:
             self._known = {r.name: r for r in hello.resources}
         return hello
 
-    async def connect_by_default(self) -> None:
+    async def connect_by_default(self, *, fresh: bool = False) -> None:
         """As :meth:`connect`, within the time of one call."""
-        if self._hello is None:
-            await self.connect(asyncio.get_running_loop().time() + self.call_timeout)
+        if self._hello is None or fresh:
+            await self.connect(asyncio.get_running_loop().time() + self.call_timeout, fresh=fresh)
 
     @property
     def log_id(self) -> str:
@@ -161,10 +161,10 @@ class Runtime:
         owner = source.identity_of
         if owner is not None and self._checked.get(id(owner), (None, ""))[1] == source.resource:
             return
-        info = self._known[source.resource]
+        info = self._known.get(source.resource) or pb.ResourceInfo(name=source.resource)
         if not info.identity:
             # The coordinator had not reached it when it said hello.
-            await self.connect(asyncio.get_running_loop().time() + self.call_timeout, fresh=True)
+            await self.connect_by_default(fresh=True)
             info = self._known.get(source.resource, info)
         found = await self._identity(held, source)
         if info.identity and found != info.identity:

@@ -41,6 +41,8 @@ class Home(Protocol):
 log = logging.getLogger("txcoord.client")
 CONTEXT_KEY = "txcoord-context-bin"
 VOTE_KEY = "txcoord-vote-bin"
+_TEXT = 500
+"""gRPC limits what a reply's metadata may hold: a reply whose text is too long would arrive without its vote."""
 
 
 class ClientInterceptor(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
@@ -71,11 +73,14 @@ class ClientInterceptor(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[t
             credentials=client_call_details.credentials,
             wait_for_ready=client_call_details.wait_for_ready,
         )
+        call: Any = None
         try:
             call = await continuation(details, request)
             code = await call.code()
         except BaseException as error:
             tx._call_failed(context.branch, f"{type(error).__name__}: {error}")
+            if hasattr(call, "cancel"):
+                call.cancel()  # Nobody waits for what it does there any more.
             raise
         if code is grpc.StatusCode.OK:
             tx._call_voted(context.branch, _vote(await call.trailing_metadata()))
@@ -165,17 +170,23 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             except BaseException as error:
                 tx.set_rollback_only(reason_of(error), f"{type(error).__name__}: {error}")
                 await tx._runtime.shielded(_finish.leave(tx), f"txcoord.vote:{tx.tx_id}")
+                if tx._rollback_only in reasons.RETRYABLE_ABORTS:
+                    _send_vote(context, tx)  # Another try may help: the caller must learn that.
                 raise
             finally:
                 coordinator._current.reset(token)
+            failed = bool(context.code())
+            if failed:
+                tx.set_rollback_only(
+                    reasons.APPLICATION_ERROR, f"the handler answered with an error: {context.details()}"
+                )
             await tx._runtime.shielded(_finish.leave(tx), f"txcoord.vote:{tx.tx_id}")
-            mine = list(context.trailing_metadata() or ())
-            context.set_trailing_metadata((*mine, (VOTE_KEY, _vote_of(tx).SerializeToString())))
-            if tx.rollback_only:
+            _send_vote(context, tx)
+            if tx.rollback_only and not failed:
                 # The handler's own reply would tell of work that is not there.
                 await context.abort(
                     grpc.StatusCode.ABORTED,
-                    f"{tx._rollback_only}: {tx._rollback_message}",
+                    f"{tx._rollback_only}: {tx._rollback_message[:_TEXT]}",
                     context.trailing_metadata(),
                 )
             return reply
@@ -199,6 +210,9 @@ async def _joined(coordinator: Home, sent: bytes) -> Transaction:
     runtime = coordinator._runtime()
     await runtime.connect_by_default()
     if context.log_id != runtime.log_id:
+        # The coordinator's may have been replaced since this service asked.
+        await runtime.connect_by_default(fresh=True)
+    if context.log_id != runtime.log_id:
         raise Rejected(
             f"the caller's coordinator has the log {context.log_id}, this service's has {runtime.log_id}",
             reason=reasons.BAD_XID,
@@ -215,13 +229,18 @@ async def _joined(coordinator: Home, sent: bytes) -> Transaction:
     )
 
 
+def _send_vote(context: Any, tx: Transaction) -> None:
+    mine = list(context.trailing_metadata() or ())
+    context.set_trailing_metadata((*mine, (VOTE_KEY, _vote_of(tx).SerializeToString())))
+
+
 def _vote_of(tx: Transaction) -> c.CallVote:
     vote = c.CallVote(tx_id=tx.tx_id, branch=tx._parent)
     vote.branches.extend(b.to_pb() for b in tx._local if b.stage is not Stage.ROLLED_BACK)
     vote.branches.extend(tx._remote.values())
     if tx.rollback_only:
         vote.rollback_only = True
-        vote.reason, vote.message = tx._rollback_only, tx._rollback_message[:500]
+        vote.reason, vote.message = tx._rollback_only, tx._rollback_message[:_TEXT]
     return vote
 
 

@@ -215,6 +215,9 @@ class Transaction:
         if vote is not None and vote.rollback_only and (vote.tx_id, vote.branch) == (self.tx_id, number):
             self._call_voted(number, vote)
             return
+        if vote is not None and vote.tx_id == self.tx_id:
+            # It prepared, and failed all the same: the rollback names what is to be undone.
+            self._remote.update({branch.id: branch for branch in vote.branches})
         self.set_rollback_only(reasons.VOTE_MISSING, f"{what} failed: {why}")
 
     # ---- end: see _finish ----
