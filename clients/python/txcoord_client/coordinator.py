@@ -131,8 +131,8 @@ class Coordinator:
         business abort too.
 
         Inside a transaction it joins that one. Entering raises AlreadyCommitted, AlreadyAborted or InProgress for
-        a known gid, Unavailable when the coordinator does not answer. Leaving raises Aborted, OutcomeUnknown or
-        Heuristic.
+        a known gid, Unavailable when the coordinator does not answer. Leaving raises Aborted, OutcomeUnknown,
+        Heuristic, or Rejected when the coordinator refused the commit for sure: then nothing of it happened.
         """
         if gid and not identifiers.is_gid(gid):
             raise Rejected(
@@ -189,7 +189,8 @@ class Coordinator:
         serialization failure, a busy pool or the deadline is tried again, ``attempts`` times in all, under a new
         tx id; a business abort is final unless ``again``. Inside a transaction it only calls the function there.
 
-        Raises what the function raises, Aborted, AlreadyAborted, InProgress, OutcomeUnknown or Unavailable.
+        Raises what the function raises, what entering and leaving :meth:`begin` raise, and AlreadyCommitted for a
+        gid that was committed with a result that is no JSON.
         """
         if attempts < 1:
             raise Rejected("attempts: at least 1")
@@ -207,7 +208,10 @@ class Coordinator:
                     g.result = json.dumps(value).encode()
                 return value
             except AlreadyCommitted as error:
-                known: R = json.loads(error.result) if error.result else None  # type: ignore[assignment]
+                try:
+                    known: R = json.loads(error.result) if error.result else None  # type: ignore[assignment]
+                except ValueError:
+                    raise error from None  # Committed by other means than run().
                 return known
             except AlreadyAborted as error:
                 if not left or not (error.retriable or again):
@@ -266,7 +270,8 @@ class Coordinator:
 
     async def settle(self, unknown: OutcomeUnknown, *, timeout: Seconds | None = None) -> Outcome:
         """Find out what became of a transaction, by asking for its abort: what was committed stays committed, and
-        is told; everything else is aborted now."""
+        is told; everything else is aborted now. Raises OutcomeUnknown when that is too long ago, Unavailable when
+        nobody can tell yet: ask again."""
         runtime = self._runtime()
         until = asyncio.get_running_loop().time() + (
             self._call_timeout if timeout is None else _seconds(timeout, "timeout")

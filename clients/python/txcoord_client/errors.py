@@ -3,7 +3,7 @@
 ``reason`` is a stable code (see ``protocol.reasons``) to program against; the text is for people.
 
     TxcoordError
-     ├─ Rejected                  a clear no; nothing was done
+     ├─ Rejected                  a clear no; nothing was done, unless `definite` is False
      │   ├─ NoTransaction         there is no current transaction, or it has ended
      │   ├─ NotIdle               the connection or session is already in a transaction
      │   ├─ UnknownResource       no resource of that name, or an engine without a name
@@ -16,7 +16,7 @@
      ├─ InProgress                the gid is on its way under another tx id
      ├─ OutcomeUnknown            it may have committed: ask again with the gid, or `Coordinator.settle`
      ├─ Heuristic                 someone finished a branch against the decision: a person must look
-     └─ Unavailable               the coordinator does not answer; nothing was decided by this call
+     └─ Unavailable               the coordinator does not answer; `definite`: the call did nothing
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class TxcoordError(Exception):
 
 
 class Rejected(TxcoordError):
-    """A clear no, before anything was done."""
+    """A clear no, before anything was done. Not ``definite``: an earlier try, unanswered, may have done it."""
 
     default_reason = reasons.BAD_REQUEST
 
@@ -182,14 +182,15 @@ class OutcomeUnknown(TxcoordError):
 
 
 class Heuristic(TxcoordError):
-    """Someone finished a branch by hand, against the decision: a part of the transaction may be missing."""
+    """Someone finished a branch by hand, against the decision: a part of the transaction may be missing, or, of an
+    aborted one, be there."""
 
     default_reason = reasons.HEURISTIC
     default_definite = False
 
 
 class Unavailable(TxcoordError):
-    """The coordinator, or what it needs, does not answer."""
+    """The coordinator, or what it needs, does not answer. Not ``definite``: what was asked may have been done."""
 
     default_reason = reasons.UNAVAILABLE
     default_definite = False
