@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 from collections.abc import Coroutine, Generator
 from typing import Any
@@ -22,14 +23,18 @@ from txcoord_client import (
     AlreadyCommitted,
     Coordinator,
     ForkedAfterUse,
+    Heuristic,
+    Outcome,
     OutcomeUnknown,
     Rejected,
     Transaction,
+    TxcoordError,
     Unavailable,
     _finish,
 )
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client._xa import sqlalchemy_
+from txcoord_client.outcome import from_pb
 
 
 class CancelAt:
@@ -317,3 +322,73 @@ async def test_run_on_a_gid_that_was_committed_otherwise(client: Client, site: S
     with pytest.raises(AlreadyCommitted) as caught:
         await client.coord.run(never, gid=gid)
     assert caught.value.result == b"\xff no JSON"
+
+
+def _told(state: c.State) -> Outcome:
+    return from_pb(c.Outcome(state=state, reason="X"))
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "kind", "reason", "retriable"),
+    [
+        # Nobody took it: an abort, and no business one.
+        (
+            Unavailable("leaving", reason="SHUTTING_DOWN", definite=True),
+            None,
+            Aborted,
+            "CONNECTION_LOST",
+            True,
+        ),
+        (Rejected("bad", reason="BAD_XID"), None, Rejected, "BAD_XID", None),
+        (Rejected("bad", reason="BAD_XID", definite=False), None, OutcomeUnknown, "OUTCOME_UNKNOWN", None),
+        (Rejected("late", reason="X"), c.STATE_ABORTED, Aborted, "X", False),
+        (Unavailable("lost"), None, OutcomeUnknown, "OUTCOME_UNKNOWN", None),
+        (OutcomeUnknown("expired"), None, OutcomeUnknown, "OUTCOME_UNKNOWN", None),
+    ],
+)
+@pytest.mark.parametrize("gid", [True, False])
+async def test_a_commit_that_is_refused(
+    client: Client,
+    site: Site,
+    error: TxcoordError,
+    told: c.State | None,
+    kind: type[TxcoordError],
+    reason: str,
+    retriable: bool | None,
+    gid: bool,
+) -> None:
+    """What is not sure is told as unknown, whatever is sure is undone at once."""
+    body = new_gid()
+    refusal = copy.copy(error)
+    refusal.outcome = None if told is None else _told(told)
+    with pytest.raises(kind) as caught:
+        async with client.coord.begin("refused", gid=body if gid else "", timeout=5) as g:
+            await client.write_both(g, body)
+            wire = g._runtime.wire
+            call = wire.call
+
+            async def refuse(name: str, *arguments: Any, **more: Any) -> Any:
+                if name == "commit":
+                    raise refusal
+                return await call(name, *arguments, **more)
+
+            wire.call = refuse  # type: ignore[method-assign]
+    wire.call = call  # type: ignore[method-assign]
+    assert caught.value.reason == reason
+    assert getattr(caught.value, "retriable", None) is retriable
+    assert caught.value.definite is (kind is not OutcomeUnknown)
+    assert g.outcome is not None
+    assert g.outcome.aborted is (kind is not OutcomeUnknown)
+    if isinstance(caught.value, OutcomeUnknown):
+        assert caught.value.resources == ("accounts", "ledger")
+        assert (await client.coord.settle(caught.value)).aborted
+    await eventually(lambda: not site.prepared(g.tx_id), within=30)
+    assert site.counts(body) == (0, 0)
+
+
+@pytest.mark.parametrize("state", [c.STATE_COMMITTED, c.STATE_ABORTED])
+async def test_what_was_finished_by_hand_is_never_hidden(client: Client, site: Site, state: c.State) -> None:
+    async with client.coord.begin() as g:
+        pass
+    with pytest.raises(Heuristic):
+        _finish._conclude(g, c.Outcome(state=state, heuristic=True))
