@@ -47,6 +47,27 @@ def test_check_says_what_is_missing_and_fix_makes_it(
     assert second["identity"] == first["identity"]
 
 
+def test_a_marker_table_that_is_gone_or_closed_is_seen(
+    desk: Desk, pg18: PostgresServer, pg_database: Databases
+) -> None:
+    url = pg_database(pg18)
+    desk.env |= resource("accounts", url)
+    desk.run("resource", "check", "--fix")
+    pg18.sql("ALTER TABLE txcoord_marker RENAME TO lost", database_of(url))
+    problem = findings(desk, "accounts", code=7)["RESOURCE_NOT_PREPARED"]
+    assert "no table txcoord_marker" in str(problem["message"])
+    assert "the marker table was gone" in desk.run("resource", "check", "--fix").stdout
+    desk.run("resource", "check")
+    role = f"closed_{database_of(url)}"
+    pg18.sql(f"CREATE ROLE {role} LOGIN; GRANT SELECT ON txcoord_identity TO {role}", database_of(url))
+    try:
+        desk.env |= resource("accounts", url.replace("postgres@", f"{role}@"))
+        problem = findings(desk, "accounts", code=7)["NOT_PERMITTED"]
+        assert problem["message"] == "this role may not SELECT, INSERT, DELETE on txcoord_marker"
+    finally:
+        pg18.sql(f"DROP OWNED BY {role}; DROP ROLE {role}", database_of(url))
+
+
 def test_the_sql_that_it_prints_mends_it(desk: Desk, pg18: PostgresServer, pg_database: Databases) -> None:
     url = pg_database(pg18)
     desk.env |= resource("accounts", url)

@@ -317,3 +317,15 @@ async def test_a_connection_that_dies_before_prepare_votes_no_and_leaves_the_poo
     assert (db.notes, db.prepared) == ([], [])
     async with db.engine.connect() as plain:
         assert (await plain.execute(text("SELECT 1"))).scalar() == 1
+
+
+@pytest.mark.parametrize("one_phase", [False, True])
+async def test_a_missing_marker_table_is_not_the_applications_error(db: Database, one_phase: bool) -> None:
+    db.sql("DROP TABLE txcoord_marker")
+    branch = db.branch()
+    await insert(await opened(branch), 1, "one")
+    with pytest.raises(Failed, match="resource check notes --fix") as caught:
+        await (branch.commit_one_phase(until()) if one_phase else branch.prepare(until()))
+    assert caught.value.reason == "RESOURCE_NOT_PREPARED"
+    await branch.release(False)
+    assert db.notes == []

@@ -162,6 +162,7 @@ async def _tables(found: Diagnosis, finisher: PostgresFinisher, fix: bool) -> No
     if fix:
         # Also where an identity is there already: the marker table may still be missing.
         known = found.identity
+        lost = bool(known) and await finisher.missing_rights() is None
         try:
             found.identity = await finisher.prepare_database(known or uuid.uuid4().hex)
         except ResourceTrouble as trouble:
@@ -180,7 +181,36 @@ async def _tables(found: Diagnosis, finisher: PostgresFinisher, fix: bool) -> No
                 fixed=True,
             )
             return
-    found.add("tables", "ok", f"txcoord tables are there; identity {found.identity}")
+        if lost:
+            found.add(
+                reasons.RESOURCE_NOT_PREPARED,
+                "error",
+                "the marker table was gone; it was made again, empty. The proof of what was committed before is lost: "
+                "of a branch whose COMMIT PREPARED was not answered nobody can tell any more",
+                fixed=True,
+            )
+    await _marker(found, finisher)
+
+
+async def _marker(found: Diagnosis, finisher: PostgresFinisher) -> None:
+    lacking = await finisher.missing_rights()
+    if lacking is None:
+        found.add(
+            reasons.RESOURCE_NOT_PREPARED,
+            "error",
+            f"there is an identity ({found.identity}), but no table txcoord_marker: every transaction would fail",
+            "if it was renamed, name it back: it proves what was committed",
+            f"else: txcoord resource check {found.name} --fix",
+        )
+    elif lacking:
+        found.add(
+            "NOT_PERMITTED",
+            "error",
+            f"this role may not {', '.join(lacking)} on txcoord_marker",
+            f"GRANT {', '.join(lacking)} ON txcoord_marker TO <the coordinator's role>;",
+        )
+    else:
+        found.add("tables", "ok", f"txcoord tables are there; identity {found.identity}")
 
 
 async def _remembered(

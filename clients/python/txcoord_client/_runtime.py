@@ -180,7 +180,15 @@ class Runtime:
         try:
             found = await held.fetch_value(pg.read_identity())
         except Exception as error:
-            if getattr(error, "sqlstate", "") != "42P01":
+            state = getattr(error, "sqlstate", "")
+            if state == "42501":
+                raise ResourceMismatch(
+                    f"resource {source.resource!r}: {error}. The service's role needs GRANT SELECT ON txcoord_identity "
+                    "and GRANT INSERT ON txcoord_marker",
+                    reason=reasons.RESOURCE_NOT_PREPARED,
+                    facts={"resource": source.resource},
+                ) from error
+            if state != "42P01":
                 raise
             found = None
         if not found:

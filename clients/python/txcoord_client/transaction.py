@@ -144,6 +144,11 @@ class Transaction:
 
     async def _open(self, branch: Branch, source: Source) -> None:
         try:
+            if self.remaining <= 0:
+                raise Rejected(
+                    f"the deadline has passed: no work can begin on {branch.resource!r}",
+                    reason=reasons.DEADLINE,
+                )
             await self._runtime.open_branch(branch, source, self, self._until)
         except BaseException:
             self._branches.pop(source.key, None)

@@ -117,6 +117,12 @@ class PostgresFinisher:
                 await self._execute(conn, statement)
             return await self._identity_on(conn)
 
+    async def missing_rights(self) -> list[str] | None:
+        """What this role may not do with the marker table; None: there is no such table. Raises ResourceTrouble."""
+        async with self._session(check=False) as conn:
+            found = await conn.fetchval(pg.missing_rights(self._schema), timeout=self._timeout_s)
+            return None if found is None else list(found)
+
     async def settings(self) -> dict[str, str]:
         """The server's settings that matter for XA."""
         wanted = (

@@ -259,6 +259,12 @@ class Branch:
         elif not asked and sqlstate and meaning not in (pg.Reply.UNREACHABLE, pg.Reply.GUARD):
             # Of the application's own statements: what an ORM session had held back.
             failed = Failed(reason_of(error), f"{self.resource!r}: {type(error).__name__}: {error}")
+        elif sqlstate in ("42P01", "42501") and marker.TABLE in str(error):
+            failed = Failed(
+                reasons.RESOURCE_NOT_PREPARED,
+                f"{self.resource!r}: {error}. The service's role needs GRANT INSERT ON {marker.TABLE}; "
+                f"a missing table is made by 'txcoord resource check {self.resource} --fix'",
+            )
         elif meaning in _REASONS and not _of_another_table(error, meaning):
             reason = _REASONS[meaning]
             failed = Failed(reason, f"{self.resource!r}: {_HINTS.get(reason, str(error))}")

@@ -53,6 +53,14 @@ def read_identity(schema: str = DEFAULT_SCHEMA) -> str:
     return f"SELECT identity FROM {_ident(schema)}.{marker.IDENTITY_TABLE}"
 
 
+def missing_rights(schema: str = DEFAULT_SCHEMA) -> str:
+    """Which of SELECT, INSERT and DELETE the role lacks on the marker table; no row when there is no such table."""
+    name = f"{_ident(schema)}.{marker.TABLE}".replace("'", "''")
+    rights = ("SELECT", "INSERT", "DELETE")
+    lacks = ", ".join(f"CASE WHEN NOT has_table_privilege(t, '{r}') THEN '{r}' END" for r in rights)
+    return f"SELECT array_remove(ARRAY[{lacks}], NULL) FROM (SELECT to_regclass('{name}') AS t) x WHERE t IS NOT NULL"
+
+
 def insert_marker(
     tx_id: str,
     branch: str,
