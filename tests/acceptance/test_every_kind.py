@@ -249,6 +249,8 @@ async def test_5_the_same_gid_with_other_content_already_exists(wire: Wire, site
     with refused("ALREADY_EXISTS", "CONTENT_MISMATCH") as refusal:
         await tx.begin()
     assert refusal.definite
+    with refused("ALREADY_EXISTS", "CONTENT_MISMATCH", "names other work"):
+        await wire.tx(tx.gid, name="another").begin()
     # Another one by the same name gets neither the transaction nor its row.
     other = wire.tx(tx.gid)
     with refused("ALREADY_EXISTS", "IN_PROGRESS") as refusal:

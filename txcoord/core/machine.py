@@ -102,6 +102,9 @@ def _begin(tx: Tx | None, event: Begin, now_us: int, windows: Windows) -> Verdic
         new = replace(new, created_us=now_us, version=1)
         return Verdict(new, Change(ChangeKind.INSERT, new, not_after_us=new.deadline_us))
     if tx.tx_id != new.tx_id:
+        if _other_work(tx, new):
+            text = f"gid {tx.gid!r} names other work: it was begun as {tx.name!r}, not {new.name!r}"
+            return _refuse(tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", text)
         return _gid_taken(tx, windows)
     if tx.decision is Decision.ABORT and tx.namespace in ("", new.namespace):
         # Whoever aborted it may not have known its content (the scanner, a rollback that overtook its begin).
@@ -117,6 +120,13 @@ def _begin(tx: Tx | None, event: Begin, now_us: int, windows: Windows) -> Verdic
 
 def _content(tx: Tx) -> tuple[object, ...]:
     return (tx.namespace, tx.gid, tx.name, dict(tx.labels), dict(tx.headers), tx.one_phase_resource)
+
+
+def _other_work(tx: Tx, new: Tx) -> bool:
+    """Does the gid name other work than what is begun now? Then *done before* would be a false success."""
+    # Whoever aborted may not have known what it was, and what retention has stripped tells nothing.
+    known = tx.decision is not Decision.ABORT and not tx.detail_pruned
+    return known and tx.name != new.name
 
 
 def _gid_taken(tx: Tx, windows: Windows) -> Verdict:
