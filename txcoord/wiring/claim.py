@@ -37,7 +37,7 @@ class FileClaim:
                 ExitCode.UNAVAILABLE,
                 "LOG_IN_USE",
                 f"the log {self._log_file} is in use by another coordinator (process {holder}). A log on SQLite "
-                "serves one; several share a log on PostgreSQL",
+                "serves one coordinator",
             ) from None
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")

@@ -13,7 +13,7 @@ from txcoord_client.protocol import reasons
 from ...core.errors import Refused
 from ...core.events import Operate
 from ...core.machine import decide
-from ...core.model import Audit, BranchState, Tx
+from ...core.model import Audit, BranchState, Decision, Tx
 from ...engine.coordinator import Coordinator
 from ...ports import ResourceStatus
 from . import filters, mapping, status
@@ -165,4 +165,10 @@ class AdminServicer(rpc.AdminServiceServicer):
         if branch is not None:
             effect.state = mapping.BRANCH_STATE[branch.state]
         effect.message = f"the transaction is {after.state}"
+        if branch is not None and branch.xid and action in ("skip", "resolve"):
+            verb = "COMMIT" if after.decision is Decision.COMMIT else "ROLLBACK"
+            effect.message += (
+                f". Its database is left alone: if the branch is still prepared on {branch.resource}, it keeps its "
+                f"locks until somebody runs there: {verb} PREPARED '{branch.xid}';"
+            )
         return effect
