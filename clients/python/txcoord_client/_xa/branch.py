@@ -10,7 +10,6 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from enum import Enum
-from typing import TypeVar
 
 from .._pb import common_pb2 as c
 from ..errors import Aborted, Rejected, ResourceBusy, TxcoordError
@@ -19,7 +18,6 @@ from ..protocol import postgresql as pg
 from ..protocol.xid import Xid
 from .held import Held, Source
 
-T = TypeVar("T")
 log = logging.getLogger("txcoord.client")
 _RELEASE_S = 3.0
 """A driver's pool may ask the database on release; one that does not answer holds nothing up."""
@@ -298,11 +296,6 @@ class Branch:
             await self.held.discard()
 
     # ---- the wire ----
-
-    @property
-    def votes(self) -> bool:
-        """Is it in the list that Commit carries?"""
-        return self.stage in (Stage.PREPARED, Stage.READ_ONLY, Stage.UNKNOWN)
 
     def to_pb(self) -> c.Branch:
         """The branch with its vote."""

@@ -8,6 +8,7 @@ connection sends nothing.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from sqlalchemy import event
@@ -66,7 +67,7 @@ class _Sentinel:
             raise self._refused("rollback")
 
 
-class _SqlAlchemyHeld:
+class _SqlAlchemyHeld(ABC):
     """What connections and sessions have in common."""
 
     def __init__(self, value: Any) -> None:
@@ -79,8 +80,8 @@ class _SqlAlchemyHeld:
         self._raw: Any = None
         self._sync: Any = None
 
-    async def open(self) -> None:
-        raise NotImplementedError  # pragma: no cover
+    @abstractmethod
+    async def open(self) -> None: ...
 
     async def _hold(self, connection: AsyncConnection) -> None:
         fairy = await connection.get_raw_connection()
@@ -104,7 +105,7 @@ class _SqlAlchemyHeld:
             adapter._started = True
         _writers[id(self._sync)] = self
 
-    async def flush(self) -> None:
+    async def flush(self) -> None:  # noqa: B027 - only a session holds something back
         pass
 
     def flush_failed(self) -> bool:
@@ -150,11 +151,11 @@ class _SqlAlchemyHeld:
     def _let_go(self) -> None:
         _writers.pop(id(self._sync), None)
 
-    async def _release(self, committed: bool) -> None:
-        raise NotImplementedError  # pragma: no cover
+    @abstractmethod
+    async def _release(self, committed: bool) -> None: ...
 
-    async def _discard(self) -> None:
-        raise NotImplementedError  # pragma: no cover
+    @abstractmethod
+    async def _discard(self) -> None: ...
 
 
 class EngineHeld(_SqlAlchemyHeld):
