@@ -20,7 +20,8 @@ times = st.integers(0, 2**48 * 1000 - 1)
 tx_ids = st.builds(lambda n: f"{n:032x}", st.integers(0, 2**128 - 1))
 log_ids = st.builds(new_log_id, st.integers(0, 2**50 - 1))
 branches = st.lists(st.integers(0, 9999), min_size=1, max_size=4).map(lambda p: ".".join(map(str, p)))
-xids = st.builds(Xid, log_ids, st.integers(0, 2**62), tx_ids, branches)
+connection_ids = st.just(0) | st.integers(1, 2**64 - 1)
+xids = st.builds(Xid, log_ids, st.integers(0, 2**62), tx_ids, branches, connection_ids)
 
 # ---- identifiers ----
 
@@ -78,9 +79,18 @@ def test_an_xid_comes_back(x: Xid) -> None:
 def test_an_xid_fits_everywhere(x: Xid) -> None:
     if x.deadline_us < 2**60:
         assert len(x.gtrid) <= 64, "X/Open's gtrid"
+    if ids.is_branch(x.branch):
+        assert len(x.bqual) <= 64, "X/Open's bqual"
     assert len(str(x)) < 200, "PostgreSQL's gid"
     assert str(x).isascii()
     assert "'" not in str(x)
+
+
+@pytest.mark.parametrize("bad", ["1@", "1@0", "1@01", "1@-1", "1@x", "@1", "1@2@3", f"1@{2**64}", "1@\u0661"])
+def test_connection_ids(bad: str) -> None:
+    x = Xid("0123456789", 5, TX, "1", 2**64 - 1)
+    assert parse(str(x)) == x
+    assert parse(f"{x.gtrid}.{bad}") is None
 
 
 @given(st.text(max_size=120))

@@ -8,10 +8,9 @@ Measured on PostgreSQL 15 to 18; see `docs/explanation/xa-postgresql.md`.
 
 from __future__ import annotations
 
-from enum import Enum
-
 from . import marker
 from .identifiers import is_branch, is_tx_id
+from .replies import Reply as Reply
 from .xid import LOG_ID_LENGTH, PREFIX, is_log_id
 from .xid import parse as parse_xid
 
@@ -181,31 +180,6 @@ def delete_old_markers(not_after_us: int, limit: int, schema: str = DEFAULT_SCHE
         f" WHERE tx_id < '{begun_before}'::uuid AND created_us < {int(not_after_us)}"
         f" ORDER BY tx_id LIMIT {int(limit)}))"
     )
-
-
-class Reply(Enum):
-    """What an error reply means, by SQLSTATE."""
-
-    UNKNOWN_XID = "unknown_xid"
-    """No such prepared transaction: committed earlier, rolled back by hand, or not there yet. Proves nothing."""
-    BUSY = "busy"
-    """Another session is finishing it: retry."""
-    REFUSED = "refused"
-    """Rights or another database (42501, 0A000): someone must mend the configuration; retried."""
-    DUPLICATE = "duplicate"
-    LOCK_TIMEOUT = "lock_timeout"
-    TOO_LATE = "too_late"
-    ROLLED_BACK = "rolled_back"
-    """Deadlock, serialization failure: the transaction is gone; it may be tried again."""
-    GUARD = "guard"
-    """Someone ended the branch's transaction behind the SDK's back."""
-    NOT_POSSIBLE = "not_possible"
-    """This transaction cannot be prepared (temporary tables, LISTEN, a cursor WITH HOLD)."""
-    PREPARE_DISABLED = "prepare_disabled"
-    PREPARE_FULL = "prepare_full"
-    UNREACHABLE = "unreachable"
-    """Connection or server trouble: the outcome of the statement is unknown."""
-    OTHER = "other"
 
 
 _MEANING = {

@@ -1,7 +1,9 @@
 """The xid: the name under which a branch is prepared in its database.
 
 ``txc1.<log id>.<deadline>.<tx id>`` is the global part (X/Open's gtrid, at most 64 bytes), the branch id the
-branch qualifier. PostgreSQL has one text for both; there the branch follows after one more dot.
+branch qualifier. PostgreSQL has one text for both; there the branch follows after one more dot, as it does in the
+log and on the wire. On MariaDB only the session that prepared can finish while it lives, so there the branch
+qualifier, and the text, end in ``@<connection id>``: whoever finds the branch knows which session to end.
 
 The log id keeps two logs on one database apart. The deadline lets a scanner judge a branch of which its log
 has never heard. Both are readable without the log.
@@ -20,6 +22,7 @@ LOG_ID_LENGTH = 10
 _DIGITS = "0123456789abcdefghijklmnopqrstuv"
 _LOG_ID = re.compile(r"[0-9a-v]{10}")
 _NUMBER = re.compile(r"0|[1-9a-v][0-9a-v]{0,12}")
+_CONNECTION = re.compile(r"[1-9][0-9]{0,19}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +34,22 @@ class Xid:
     """The transaction's deadline by the log's clock, UTC microseconds."""
     tx_id: str
     branch: str
+    connection_id: int = 0
+    """MariaDB: the server's id of the session that prepared; 0 everywhere else."""
 
     @property
     def gtrid(self) -> str:
         """The global part."""
         return f"{PREFIX}.{self.log_id}.{encode_number(self.deadline_us)}.{self.tx_id}"
 
+    @property
+    def bqual(self) -> str:
+        """The branch qualifier."""
+        return f"{self.branch}@{self.connection_id}" if self.connection_id else self.branch
+
     def __str__(self) -> str:
         """The whole as one text, as PostgreSQL stores it."""
-        return f"{self.gtrid}.{self.branch}"
+        return f"{self.gtrid}.{self.bqual}"
 
 
 def encode_number(value: int) -> str:
@@ -75,8 +85,11 @@ def parse(text: str) -> Xid | None:
     parts = text.split(".", 4)
     if len(parts) != 5 or parts[0] != PREFIX:
         return None
-    _, log_id, deadline, tx_id, branch = parts
+    _, log_id, deadline, tx_id, bqual = parts
+    branch, at, connection = bqual.partition("@")
+    if at and (_CONNECTION.fullmatch(connection) is None or int(connection) >= 2**64):
+        return None
     deadline_us = decode_number(deadline)
     if deadline_us is None or not is_log_id(log_id) or not is_tx_id(tx_id) or not is_branch(branch):
         return None
-    return Xid(log_id, deadline_us, tx_id, branch)
+    return Xid(log_id, deadline_us, tx_id, branch, int(connection or 0))
