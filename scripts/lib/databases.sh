@@ -1,0 +1,44 @@
+# databases.sh: the database servers that do not come from wheels. To be sourced after env.sh.
+#
+#   need_databases         MariaDB, and MySQL if it can be had, for txcoord/testing/mariadb.py, which
+#                          looks for them on the machine and in .cache/mariadb and .cache/mysql.
+#                          Returns at once when they are there. Needs no root.
+#
+# MySQL is not in Debian's stable releases, so it comes from sid with all it depends on; it may be
+# gone tomorrow. The tests of it then print NOT TESTED. MariaDB must be there.
+
+need_databases() {
+    if ! _on_this_machine && [ ! -e "$root/.cache/mariadb/complete" ]; then
+        _unpack mariadb "" mariadb-server-core mariadb-client-core || die "cannot get MariaDB"
+    fi
+    if [ ! -e "$root/.cache/mysql/complete" ]; then
+        _unpack mysql sid mysql-server-core || say "MySQL cannot be had here: it is NOT TESTED"
+    fi
+}
+
+_on_this_machine() {
+    PATH="$PATH:/usr/sbin:/usr/local/sbin" command -v mariadbd >/dev/null && command -v mariadb-install-db >/dev/null
+}
+
+# _unpack NAME SUITE PACKAGE...
+_unpack() {
+    _dest="$root/.cache/$1"
+    _suite=$2
+    _lock
+    if [ -e "$_dest/complete" ]; then # whoever held the lock has done it
+        _unlock
+        return 0
+    fi
+    say "unpacking $1 into $_dest"
+    shift 2
+    rm -rf "$_dest"
+    if ! _said=$(SUITE=$_suite sh "$root/scripts/lib/aptroot.sh" "$_dest" "$@" 2>&1); then
+        say "$_said"
+        rm -rf "$_dest"
+        _unlock
+        return 1
+    fi
+    rm -rf "$_dest/apt"
+    : >"$_dest/complete"
+    _unlock
+}
