@@ -191,7 +191,7 @@ def read_markers(keys: Iterable[tuple[str, str]], op: str, schema: str = "") -> 
 
 
 PROBE_START = [
-    "SET @txcoord_lock_wait = IFNULL(@txcoord_lock_wait, @@SESSION.innodb_lock_wait_timeout)",
+    "SET @txcoord_lock_wait = CAST(IFNULL(@txcoord_lock_wait, @@SESSION.innodb_lock_wait_timeout) AS UNSIGNED)",
     "SET SESSION innodb_lock_wait_timeout = 1",
 ]
 PROBE_END = "SET SESSION innodb_lock_wait_timeout = @txcoord_lock_wait, @txcoord_lock_wait = NULL"
