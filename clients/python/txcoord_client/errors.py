@@ -6,6 +6,7 @@
      ├─ Rejected                  a clear no; nothing was done, unless `definite` is False
      │   ├─ NoTransaction         there is no current transaction, or it has ended
      │   ├─ NotIdle               the connection or session is already in a transaction
+     │   ├─ OverlappingUnits      sessions of an instrumented engine did not end in reverse order
      │   ├─ UnknownResource       no resource of that name, or an engine without a name
      │   ├─ ResourceMismatch      the engine leads to another database than the coordinator's
      │   ├─ ResourceBusy          the connection pool had no room until the deadline
@@ -75,6 +76,13 @@ class NotIdle(Rejected):
     """A connection or session given to a transaction must not be in a transaction of its own."""
 
     default_reason = reasons.NOT_IDLE
+
+
+class OverlappingUnits(Rejected):
+    """Two sessions or connections of an instrumented engine share the branch's connection, and one of them ended
+    while a younger one had work that was not ended. The transaction is rollback-only."""
+
+    default_reason = reasons.OVERLAPPING_UNITS
 
 
 class UnknownResource(Rejected):
