@@ -35,8 +35,9 @@ cd "$apt/archives"
 apt download $list
 for deb in *.deb; do dpkg -x "$deb" "$dest/root"; done
 
-# Absolute links point outside the unpacked tree: turn them inwards where the target is in it.
+# Absolute links point outside the unpacked tree: turn them inwards where the target is in it, relative, so that the
+# tree can be copied.
 find "$dest/root" -type l -lname '/*' | while read -r link; do
     target=$(readlink "$link")
-    [ ! -e "$dest/root$target" ] || ln -sfn "$dest/root$target" "$link"
+    [ ! -e "$dest/root$target" ] || ln -sfnr "$dest/root$target" "$link"
 done

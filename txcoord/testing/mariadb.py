@@ -222,7 +222,7 @@ class MariaDBServer(_MySQLFamily):
         if os.geteuid() != 0 or open_to_all(root / "usr/sbin/mariadbd"):
             return root
         folders = [root / name for name in ("usr", "lib", "etc")]
-        return copy_for_all(root / "usr/sbin/mariadbd", folders, cls.product, links=False)
+        return copy_for_all(root / "usr/sbin/mariadbd", folders, cls.product)
 
     def _libraries(self) -> dict[str, str]:
         if self.root == Path("/"):
@@ -274,7 +274,7 @@ class MySQLServer(_MySQLFamily):
         if os.geteuid() != 0 or open_to_all(root / "usr/sbin/mysqld"):
             return root
         folders = [root / name for name in ("usr", "lib64", "etc")]
-        return copy_for_all(root / "usr/sbin/mysqld", folders, cls.product, links=False)
+        return copy_for_all(root / "usr/sbin/mysqld", folders, cls.product)
 
     def _defaults(self) -> Mapping[str, str]:
         return {

@@ -166,5 +166,5 @@ def _for_all(bin_dir: Path) -> Path:
         raise PostgresError(f"PostgreSQL runs as nobody, who cannot reach {bin_dir}")
     package = top.parent
     parts = (package, package.parent / f"{package.name}.libs")
-    copy = copy_for_all(bin_dir / "postgres", parts, PostgresServer.product, links=True)
+    copy = copy_for_all(bin_dir / "postgres", parts, PostgresServer.product)
     return copy / package.name / top.name / bin_dir.name

@@ -315,9 +315,8 @@ def shared_folder(product: str) -> Path:
     return folder
 
 
-def copy_for_all(key_file: Path, folders: Iterable[Path], product: str, *, links: bool) -> Path:
-    """A folder that all can enter with copies of `folders`, made once for each state of `key_file`.
-    `links`: symbolic links are kept; otherwise what they point to is copied."""
+def copy_for_all(key_file: Path, folders: Iterable[Path], product: str) -> Path:
+    """A folder that all can enter with copies of `folders`, made once for each state of `key_file`."""
     file = key_file.stat()
     key = hashlib.sha256(f"{key_file} {file.st_mtime_ns} {file.st_size}".encode()).hexdigest()[:16]
     shared = shared_folder(product)
@@ -327,7 +326,7 @@ def copy_for_all(key_file: Path, folders: Iterable[Path], product: str, *, links
     new = Path(tempfile.mkdtemp(dir=shared))
     for part in folders:
         if part.is_dir():
-            shutil.copytree(part, new / part.name, symlinks=links, ignore_dangling_symlinks=True)
+            shutil.copytree(part, new / part.name, symlinks=True)
     for folder, _, files in os.walk(new):
         os.chmod(folder, 0o755)
         for path in (Path(folder, name) for name in files):
