@@ -20,9 +20,9 @@ def desk(tmp_path: Path) -> Desk:
 
 
 def findings(desk: Desk, name: str, *arguments: str, code: int = 0) -> dict[str, dict[str, object]]:
-    """What `resource check` found about one resource, by check."""
+    """What `resource check` found about one resource, by reason."""
     (found,) = [d for d in desk.json("resource", "check", *arguments, code=code) if d["name"] == name]
-    return {f["check"]: f for f in found["findings"]}
+    return {f["reason"]: f for f in found["findings"]}
 
 
 def test_check_says_what_is_missing_and_fix_makes_it(
@@ -33,10 +33,6 @@ def test_check_says_what_is_missing_and_fix_makes_it(
     shown = desk.run("resource", "check", code=7).stdout
     assert "PROBLEM RESOURCE_NOT_PREPARED: the database has no txcoord tables yet" in shown
     assert "txcoord resource check accounts --fix" in shown
-    # Whoever may not let txcoord make tables is given the SQL: it does the same.
-    sql = findings(desk, "accounts", code=7)["RESOURCE_NOT_PREPARED"]["remedy"]
-    assert isinstance(sql, list)
-    assert sum("CREATE TABLE" in line for line in sql) == 2
     fixed = desk.run("resource", "check", "--fix").stdout
     assert "fixed   tables and identity " in fixed
     assert "the log remembers its identity now" in fixed
@@ -55,7 +51,7 @@ def test_a_marker_table_that_is_gone_or_closed_is_seen(
     desk.run("resource", "check", "--fix")
     pg18.sql("ALTER TABLE txcoord_marker RENAME TO lost", database_of(url))
     problem = findings(desk, "accounts", code=7)["RESOURCE_NOT_PREPARED"]
-    assert "no table txcoord_marker" in str(problem["message"])
+    assert "no table txcoord_marker" in str(problem["fact"])
     assert "the marker table was gone" in desk.run("resource", "check", "--fix").stdout
     desk.run("resource", "check")
     role = f"closed_{database_of(url)}"
@@ -63,7 +59,7 @@ def test_a_marker_table_that_is_gone_or_closed_is_seen(
     try:
         desk.env |= resource("accounts", url.replace("postgres@", f"{role}@"))
         problem = findings(desk, "accounts", code=7)["NOT_PERMITTED"]
-        assert problem["message"] == "this role may not SELECT, INSERT, DELETE on txcoord_marker"
+        assert problem["fact"] == "this role may not SELECT, INSERT, DELETE on txcoord_marker"
     finally:
         pg18.sql(f"DROP OWNED BY {role}; DROP ROLE {role}", database_of(url))
 
@@ -71,9 +67,11 @@ def test_a_marker_table_that_is_gone_or_closed_is_seen(
 def test_the_sql_that_it_prints_mends_it(desk: Desk, pg18: PostgresServer, pg_database: Databases) -> None:
     url = pg_database(pg18)
     desk.env |= resource("accounts", url)
-    remedy = findings(desk, "accounts", code=7)["RESOURCE_NOT_PREPARED"]["remedy"]
-    assert isinstance(remedy, list)
-    pg18.sql("\n".join(line for line in remedy if line.endswith(";")), database_of(url))
+    remedy = str(findings(desk, "accounts", code=7)["RESOURCE_NOT_PREPARED"]["remedy"])
+    assert "txcoord resource check accounts --print-sql" in remedy
+    sql = desk.run("resource", "check", "accounts", "--print-sql").stdout
+    assert sql.count("CREATE TABLE") == 2
+    pg18.sql(sql, database_of(url))
     (found,) = desk.json("resource", "check")
     assert found["good"]
     assert found["identity"]
@@ -83,10 +81,11 @@ def test_prepare_disabled_is_told_with_what_mends_it(desk: Desk) -> None:
     with running_server(PG18, settings={"max_prepared_transactions": "0"}) as server:
         desk.env |= resource("accounts", server.url())
         finding = findings(desk, "accounts", "--fix", code=7)["PREPARE_DISABLED"]
-    assert finding["message"] == "max_prepared_transactions is 0 (the default), so nothing can be prepared"
+    assert finding["fact"] == "max_prepared_transactions is 0 (the default)"
+    assert "nothing can be prepared" in str(finding["means"])
     assert finding["remedy"] == [
         "ALTER SYSTEM SET max_prepared_transactions = 200;",
-        "then restart the server (a reload is not enough)",
+        "-- then restart the server (a reload is not enough)",
     ]
 
 
@@ -112,7 +111,7 @@ def test_who_may_not_make_tables_or_finish_what_others_prepared(
     try:
         desk.env |= resource("accounts", url.replace("postgres@", f"{role}@"))
         finding = findings(desk, "accounts", "--fix", code=7)["RESOURCE_NOT_PREPARED"]
-        assert "permission denied" in str(finding["message"])
+        assert "permission denied" in str(finding["fact"])
         pg18.sql(f"GRANT CREATE ON SCHEMA public TO {role}", database)
         desk.run("resource", "check", "--fix")
         pg18.sql(
@@ -136,7 +135,7 @@ def test_a_replaced_database_is_taken_only_on_demand(
     desk.run("resource", "check", "--fix")
     desk.env |= resource("accounts", pg_database(pg18))
     mismatch = findings(desk, "accounts", "--fix", code=7)["RESOURCE_MISMATCH"]
-    assert "--replace-identity" in str(mismatch["message"])
+    assert "--replace-identity" in str(mismatch["fact"])
     assert "needs the resource's name" in desk.run("resource", "check", "--replace-identity", code=2).stderr
     asked = desk.run("resource", "check", "accounts", "--fix", "--replace-identity", code=2)
     assert "will not be finished. Go on? Say --yes" in asked.stderr

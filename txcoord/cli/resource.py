@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import console, settings
+from . import console, findings, settings
 from .client import Address, Namespace
 
 if TYPE_CHECKING:
+    from ..adapters.sql.log import SqlLog
     from ..config import Settings
-    from ..wiring.diagnosis import Diagnosis
+    from ..wiring.diagnosis import Diagnosis, LogSeen
 
 app = typer.Typer(no_args_is_help=True, help="The databases on which branches are finished.")
 
-_MARK = {"ok": "ok      ", "warning": "warning ", "error": "PROBLEM "}
+_SERVICE = "app"
 
 
 @app.command("list")
@@ -65,28 +65,41 @@ def check(
             "--replace-identity", help="The database was replaced on purpose: the log forgets the old one."
         ),
     ] = False,
+    print_sql: Annotated[
+        bool, typer.Option("--print-sql", help="Only print the SQL that --fix would run; look at nothing.")
+    ] = False,
+    print_grants: Annotated[
+        bool, typer.Option("--print-grants", help="Only print the rights that the roles need, as SQL.")
+    ] = False,
+    role: Annotated[
+        str,
+        typer.Option("--role", help="For --print-grants: the role under which your service works."),
+    ] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     config: settings.ConfigFile = None,
     json: settings.Json = False,
 ) -> None:
     """Say what is wrong with a resource, and what mends it. Needs no running coordinator.
 
-    Exit code 7 when something is wrong.
+    --fix makes tables and the identity row, never a setting of a server. Exit code 7 when something is wrong.
     """
     from .serve import configure_logs, run_loop
 
     loaded = settings.load(config)
-    chosen = list(names or loaded.resources)
-    unknown = [name for name in chosen if name not in loaded.resources]
-    if unknown:
-        known = ", ".join(loaded.resources) or "none"
-        console.fail(console.CONFIG, f"resource {unknown[0]!r} is not in the settings (known: {known})")
-    if not chosen:
-        console.fail(console.CONFIG, "no resource is in the settings: TXCOORD_RESOURCES__<name>__URL")
+    chosen = _chosen(loaded, names)
+    _fit_together(
+        names,
+        fix=fix or replace_identity,
+        replace_identity=replace_identity,
+        printing=print_sql or print_grants,
+        role=role,
+        print_grants=print_grants,
+        json=json,
+    )
+    if print_sql or print_grants:
+        _print(loaded, chosen, print_sql, print_grants, role or _SERVICE)
+        return
     if replace_identity:
-        if not names:
-            console.fail(console.USAGE, "--replace-identity needs the resource's name")
-        fix = True
         console.confirm(
             f"Branches still prepared in the database that {', '.join(chosen)} led to before will not be finished. "
             "Go on?",
@@ -96,80 +109,103 @@ def check(
     found: list[Diagnosis] = []
 
     async def run() -> None:
-        found.extend(await _look(loaded, chosen, fix, replace_identity))
+        found.extend(await _look(loaded, chosen, fix or replace_identity, replace_identity))
 
     run_loop(run)
-    for one in found:
-        if json:
-            console.emit({**asdict(one), "good": one.good})
-        else:
-            _show(one)
+    findings.show(found, json=json)
     if not all(one.good for one in found):
         raise typer.Exit(console.PROBLEMS)
 
 
-async def _look(loaded: Settings, names: list[str], fix: bool, replace_identity: bool) -> list[Diagnosis]:
-    import asyncio
+def _chosen(loaded: Settings, names: list[str] | None) -> list[str]:
+    chosen = list(names or loaded.resources)
+    unknown = [name for name in chosen if name not in loaded.resources]
+    if unknown:
+        known = ", ".join(loaded.resources) or "none"
+        console.fail(console.CONFIG, f"resource {unknown[0]!r} is not in the settings (known: {known})")
+    if not chosen:
+        console.fail(console.CONFIG, "no resource is in the settings: TXCOORD_RESOURCES__<name>__URL")
+    return chosen
 
+
+def _fit_together(
+    names: list[str] | None,
+    *,
+    fix: bool,
+    replace_identity: bool,
+    printing: bool,
+    role: str,
+    print_grants: bool,
+    json: bool,
+) -> None:
+    if replace_identity and not names:
+        console.fail(console.USAGE, "--replace-identity needs the resource's name")
+    if printing and (fix or json):
+        console.fail(
+            console.USAGE,
+            "--print-sql and --print-grants change nothing, and print SQL: not with --fix or --json",
+        )
+    if role and not print_grants:
+        console.fail(console.USAGE, "--role belongs to --print-grants")
+
+
+def _print(loaded: Settings, names: list[str], sql: bool, grants: bool, service: str) -> None:
+    from ..wiring.diagnosis import grants_of, sql_of
+    from .serve import run_loop
+
+    async def run() -> None:
+        for name in names:
+            if sql:
+                lines = sql_of(name, loaded.resources[name])
+                for line in lines:
+                    console.out(line)
+            if grants:
+                for line in await grants_of(name, loaded.resources[name], service):
+                    console.out(line)
+
+    run_loop(run)
+
+
+async def _look(loaded: Settings, names: list[str], fix: bool, replace_identity: bool) -> list[Diagnosis]:
     from ..wiring import StartError
-    from ..wiring.diagnosis import diagnose
-    from ..wiring.node import connect, finisher, open_log
+    from ..wiring.diagnosis import look_at_log
+    from ..wiring.node import connect, open_log
 
     log = open_log(loaded)
-    usable = None
+    seen: LogSeen | None = None
+    opened: SqlLog | None = None
     try:
-        await connect(log, loaded)
-        usable = log
+        identity = await connect(log, loaded)
+        opened = log
+        seen = await look_at_log(log, (identity.log_id, *identity.earlier_log_ids))
     except StartError as error:
         if fix:
             raise
         console.say(
             f"the log cannot be asked, so identities are not compared: {error.reason}: {error.message}"
         )
-    finishers = {name: finisher(loaded, name) for name in names}
     try:
-        work = (
-            diagnose(
-                name,
-                loaded.resources[name],
-                finishers[name],
-                usable,
-                fix=fix,
-                replace_identity=replace_identity,
-                names=list(loaded.resources),
-            )
-            for name in names
-        )
-        found = await asyncio.gather(*work)
+        return await look_at_all(loaded, names, seen, fix=fix, replace_identity=replace_identity)
     finally:
-        for one in finishers.values():
-            await one.close()
-        if usable is not None:
-            await usable.close()
-    _twins(found)
+        if opened is not None:
+            await opened.close()
+
+
+async def look_at_all(
+    loaded: Settings,
+    names: list[str],
+    seen: LogSeen | None,
+    *,
+    fix: bool = False,
+    replace_identity: bool = False,
+) -> list[Diagnosis]:
+    """Look at these resources, side by side, and compare them with each other."""
+    import asyncio
+
+    from ..wiring.diagnosis import diagnose, twins
+
+    found = await asyncio.gather(
+        *(diagnose(name, loaded, seen, fix=fix, replace_identity=replace_identity) for name in names)
+    )
+    twins(found)
     return found
-
-
-def _twins(found: list[Diagnosis]) -> None:
-    seen: dict[str, str] = {}
-    for one in found:
-        if one.identity in seen:
-            one.add(
-                "RESOURCE_MISMATCH",
-                "error",
-                f"it has the identity of {seen[one.identity]!r}: one database under two names, or a copy of it",
-                "if it is a copy: DELETE FROM txcoord_identity;",
-                f"then: txcoord resource check {one.name} --replace-identity",
-            )
-        elif one.identity:
-            seen[one.identity] = one.name
-
-
-def _show(one: Diagnosis) -> None:
-    console.out(f"{one.name}  {one.url}")
-    for f in one.findings:
-        mark = "fixed   " if f.fixed else _MARK[f.severity]
-        code = f"{f.check}: " if f.severity == "error" and not f.fixed else ""
-        console.out(f"  {mark}{code}{f.message}")
-        for line in f.remedy:
-            console.out(f"          {line}")

@@ -1,0 +1,14 @@
+"""Which module looks at which database."""
+
+from __future__ import annotations
+
+from ..adapters.xa.checks import Examiner
+from ..adapters.xa.checks_postgresql import PostgresExaminer
+from ..adapters.xa.checks_postgresql_connect import Door
+from ..config import ResourceSettings
+
+
+def examiner(name: str, resource: ResourceSettings) -> Examiner:
+    """What looks at the database of this resource; not connected yet."""
+    url = resource.url.get_secret_value()
+    return PostgresExaminer(Door.of(url), name, resource.timeout.total_seconds())
