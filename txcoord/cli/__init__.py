@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import benchmark, console, dev, resource, serve, settings, tx
+from . import benchmark, console, dev, doctor, resource, serve, settings, tx
 
 app = typer.Typer(
     name="txcoord",
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command()(dev.dev)
 app.command()(serve.serve)
 app.command()(serve.migrate)
+app.command()(doctor.doctor)
 app.add_typer(tx.app, name="tx")
 app.add_typer(resource.app, name="resource")
 app.add_typer(settings.app, name="config")

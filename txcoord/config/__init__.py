@@ -5,11 +5,12 @@ A variable wins over the file, an option of the command line over both. ``TXCOOR
 """
 
 from .load import ConfigError, load, variables
-from .model import ResourceSettings, Settings, leaves
+from .model import LogSettings, ResourceSettings, Settings, leaves
 from .values import is_loopback, microseconds, parse_duration, redacted, show_duration, split_listen
 
 __all__ = [
     "ConfigError",
+    "LogSettings",
     "ResourceSettings",
     "Settings",
     "is_loopback",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from txcoord_client.protocol import marker, reasons
 
@@ -57,6 +57,17 @@ def warning(reason: str, fact: str, means: str, *remedy: str) -> Finding:
 def error(reason: str, fact: str, means: str, *remedy: str, refused: bool = False) -> Finding:
     """It does not work, or is not safe."""
     return Finding(reason, ERROR, fact, means, list(remedy), refused)
+
+
+BRANCHES = (
+    "a branch that was prepared or committed may be gone: the transaction is then committed in other databases and "
+    "lost in this one"
+)
+DECISIONS = (
+    "decisions may be gone: what was committed in one database is then rolled back in another, and callers were told "
+    "otherwise"
+)
+"""What is lost with a resource, and with a log."""
 
 
 class CannotConnect(Exception):
@@ -135,8 +146,12 @@ class Examiner(Protocol):
         """Ask everything. Raises CannotConnect."""
         ...
 
-    def judge(self, facts: Facts, expected: Expectations) -> list[Finding]:
+    def judge(self, facts: Any, expected: Expectations) -> list[Finding]:
         """What the facts mean."""
+        ...
+
+    def judge_log(self, facts: Any) -> list[Finding]:
+        """What they mean for a log: does its server keep what it confirms?"""
         ...
 
     async def make_tables(self, identity: str) -> None:

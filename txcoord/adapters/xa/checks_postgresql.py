@@ -13,7 +13,7 @@ from txcoord_client.protocol import postgresql as pg
 
 from .checks import Expectations, Finding, Prepared
 from .checks_postgresql_connect import Door, connect
-from .checks_postgresql_judge import PostgresFacts, judge
+from .checks_postgresql_judge import PostgresFacts, judge, judge_log
 
 _SETTINGS = (
     "default_transaction_read_only",
@@ -67,6 +67,10 @@ class PostgresExaminer:
     def judge(self, facts: Any, expected: Expectations) -> list[Finding]:
         """What the facts mean."""
         return judge(facts, expected)
+
+    def judge_log(self, facts: Any) -> list[Finding]:
+        """Does the server keep what it confirms?"""
+        return judge_log(facts)
 
     async def make_tables(self, identity: str) -> None:
         """Make the tables and the identity."""

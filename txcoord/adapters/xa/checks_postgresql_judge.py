@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from txcoord_client.protocol import marker, reasons
 from txcoord_client.protocol import postgresql as pg
@@ -80,12 +80,19 @@ def judge(facts: PostgresFacts, expected: Expectations) -> list[Finding]:
     if facts.in_recovery:
         return [*out, _replica(expected)]
     out += _prepare(facts)
-    out += _durability(facts)
-    out += _replication(facts)
+    out += _durability(facts, checks.BRANCHES)
+    out += _replication(facts, checks.BRANCHES)
     out += _marker(facts, expected)
     out += _finishing(facts)
     out += _sessions(facts, expected)
     return out
+
+
+def judge_log(facts: PostgresFacts) -> list[Finding]:
+    """What they mean where the log is on that server. Pure. It sets synchronous_commit itself."""
+    settings = {**facts.settings, "synchronous_commit": "on"}
+    seen = replace(facts, settings=settings, slots=())
+    return [*_durability(seen, checks.DECISIONS), *_replication(seen, checks.DECISIONS)]
 
 
 def _replica(expected: Expectations) -> Finding:
@@ -159,15 +166,14 @@ def _prepare(facts: PostgresFacts) -> list[Finding]:
     ]
 
 
-def _durability(facts: PostgresFacts) -> list[Finding]:
+def _durability(facts: PostgresFacts, lost: str) -> list[Finding]:
     out = []
     if facts.settings.get("fsync") == "off":
         out.append(
             error(
                 reasons.DURABILITY,
                 "fsync is off",
-                "when the machine crashes, what was prepared or committed may be lost, and the database be corrupt: "
-                "a transaction is then committed in one database and gone in this one",
+                f"when the machine crashes, {lost}; the database itself may be corrupt",
                 "ALTER SYSTEM SET fsync = on;",
                 "SELECT pg_reload_conf();",
                 "-- then flush by hand what was not: CHECKPOINT; and, in a shell on that machine: sync",
@@ -178,8 +184,8 @@ def _durability(facts: PostgresFacts) -> list[Finding]:
             warning(
                 reasons.DURABILITY,
                 "full_page_writes is off",
-                "when the machine crashes in the middle of a page, that page is corrupt, prepared transactions with "
-                "it; only a file system that never tears pages (ZFS) makes this safe",
+                f"when the machine crashes in the middle of a page, that page is corrupt, and {lost}. Only a file "
+                "system that never tears pages (ZFS) makes it safe",
                 "ALTER SYSTEM SET full_page_writes = on;",
                 "SELECT pg_reload_conf();",
             )
@@ -198,7 +204,7 @@ def _durability(facts: PostgresFacts) -> list[Finding]:
     return out
 
 
-def _replication(facts: PostgresFacts) -> list[Finding]:
+def _replication(facts: PostgresFacts, lost: str) -> list[Finding]:
     out = []
     waits = facts.settings.get("synchronous_commit") not in ("off", "local")
     if facts.standbys and not (facts.settings.get("synchronous_standby_names") and waits):
@@ -212,8 +218,7 @@ def _replication(facts: PostgresFacts) -> list[Finding]:
             warning(
                 reasons.ASYNCHRONOUS_STANDBYS,
                 f"{asynchronous} of this primary may lag behind it: {why}",
-                "a fail-over may lose branches that were prepared or committed here: the transaction is then "
-                "committed in other databases and gone in this one, and nobody is told",
+                f"after a fail-over {lost}, and nobody is told",
                 "ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (*)';",
                 "ALTER SYSTEM SET synchronous_commit = on;",
                 "SELECT pg_reload_conf();",
