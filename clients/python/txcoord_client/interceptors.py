@@ -8,41 +8,18 @@ rollback-only.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
-from . import _finish
-from ._pb import common_pb2 as c
-from ._runtime import Runtime
-from ._xa.branch import Stage, reason_of
+from . import _carrying, _joining
+from ._carrying import CONTEXT_KEY, VOTE_KEY
+from ._joining import Home
+from ._xa.branch import reason_of
 from .errors import Rejected, TxcoordError
-from .protocol import identifiers, reasons
+from .protocol import reasons
 from .transaction import Transaction
-
-
-class Home(Protocol):
-    """What of a Coordinator the interceptors need."""
-
-    namespace: str
-
-    def current_or_none(self) -> Transaction | None: ...
-
-    @property
-    def _current(self) -> ContextVar[Transaction | None]: ...
-
-    def _runtime(self) -> Runtime: ...
-
-
-log = logging.getLogger("txcoord.client")
-CONTEXT_KEY = "txcoord-context-bin"
-VOTE_KEY = "txcoord-vote-bin"
-_TEXT = 500
-"""gRPC limits what a reply's metadata may hold: a reply whose text is too long would arrive without its vote."""
 
 
 class ClientInterceptor(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
@@ -83,10 +60,10 @@ class ClientInterceptor(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[t
                 call.cancel()  # Nobody waits for what it does there any more.
             raise
         if code is grpc.StatusCode.OK:
-            tx._call_voted(context.branch, _vote(await call.trailing_metadata()))
+            tx._call_voted(context.branch, _carrying.vote_in_metadata(await call.trailing_metadata()))
         else:
             # Its vote, where there is one, has the reason: whether another try may help depends on that.
-            vote = _vote(await call.trailing_metadata())
+            vote = _carrying.vote_in_metadata(await call.trailing_metadata())
             tx._call_failed(context.branch, f"{code.name}: {await call.details()}", vote)
         return call
 
@@ -161,7 +138,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
         async def run(request: Any, context: Any) -> Any:
             try:
-                tx = await _joined(coordinator, sent)
+                tx = await _joining.joined(coordinator, _carrying.read_context(sent, coordinator.namespace))
             except TxcoordError as error:
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
             token = coordinator._current.set(tx)
@@ -169,7 +146,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 reply = await behaviour(request, context)
             except BaseException as error:
                 tx.set_rollback_only(reason_of(error), f"{type(error).__name__}: {error}")
-                await tx._runtime.shielded(_finish.leave(tx), f"txcoord.vote:{tx.tx_id}")
+                await _joining.left(tx)
                 if tx._rollback_only in reasons.RETRYABLE_ABORTS:
                     _send_vote(context, tx)  # Another try may help: the caller must learn that.
                 raise
@@ -180,13 +157,13 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 tx.set_rollback_only(
                     reasons.APPLICATION_ERROR, f"the handler answered with an error: {context.details()}"
                 )
-            await tx._runtime.shielded(_finish.leave(tx), f"txcoord.vote:{tx.tx_id}")
+            await _joining.left(tx)
             _send_vote(context, tx)
             if tx.rollback_only and not failed:
                 # The handler's own reply would tell of work that is not there.
                 await context.abort(
                     grpc.StatusCode.ABORTED,
-                    f"{tx._rollback_only}: {tx._rollback_message[:_TEXT]}",
+                    f"{tx._rollback_only}: {_carrying.why(tx)}",
                     context.trailing_metadata(),
                 )
             return reply
@@ -194,64 +171,9 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return run
 
 
-async def _joined(coordinator: Home, sent: bytes) -> Transaction:
-    """The caller's transaction, in this process."""
-    try:
-        context = c.CallContext.FromString(sent)
-    except (DecodeError, TypeError) as error:
-        raise Rejected("the transaction's context cannot be read", reason=reasons.BAD_REQUEST) from error
-    if not identifiers.is_tx_id(context.tx_id) or not identifiers.is_branch(context.branch):
-        raise Rejected("the transaction's context is no such thing", reason=reasons.BAD_REQUEST)
-    if context.namespace != coordinator.namespace:
-        raise Rejected(
-            f"the caller's namespace is {context.namespace!r}, this service's is {coordinator.namespace!r}",
-            reason=reasons.BAD_NAMESPACE,
-        )
-    runtime = coordinator._runtime()
-    await runtime.connect_by_default()
-    if context.log_id != runtime.log_id:
-        # The coordinator's may have been replaced since this service asked.
-        await runtime.connect_by_default(fresh=True)
-    if context.log_id != runtime.log_id:
-        raise Rejected(
-            f"the caller's coordinator has the log {context.log_id}, this service's has {runtime.log_id}",
-            reason=reasons.BAD_XID,
-        )
-    return Transaction(
-        runtime,
-        name=context.name,
-        tx_id=context.tx_id,
-        gid=context.gid,
-        deadline_us=context.deadline_us,
-        headers=dict(context.headers),
-        begun=True,
-        parent=context.branch,
-    )
-
-
 def _send_vote(context: Any, tx: Transaction) -> None:
     mine = list(context.trailing_metadata() or ())
-    context.set_trailing_metadata((*mine, (VOTE_KEY, _vote_of(tx).SerializeToString())))
-
-
-def _vote_of(tx: Transaction) -> c.CallVote:
-    vote = c.CallVote(tx_id=tx.tx_id, branch=tx._parent)
-    vote.branches.extend(b.to_pb() for b in tx._local if b.stage is not Stage.ROLLED_BACK)
-    vote.branches.extend(tx._remote.values())
-    if tx.rollback_only:
-        vote.rollback_only = True
-        vote.reason, vote.message = tx._rollback_only, tx._rollback_message[:_TEXT]
-    return vote
-
-
-def _vote(metadata: Any) -> c.CallVote | None:
-    for key, value in metadata or ():
-        if key == VOTE_KEY and isinstance(value, bytes):
-            try:
-                return c.CallVote.FromString(value)
-            except DecodeError:
-                return None
-    return None
+    context.set_trailing_metadata((*mine, (VOTE_KEY, _carrying.vote_of(tx).SerializeToString())))
 
 
 def _refusing(handler: Any, why: str) -> Any:
