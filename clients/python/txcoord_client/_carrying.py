@@ -219,10 +219,10 @@ def split_host(address: str) -> tuple[str, int | None]:
     """``host``, ``host:port`` or ``[v6]:port`` in its parts. Raises Rejected for a port that is none."""
     host, colon, port = address.rpartition(":")
     if not colon or "]" in port or (":" in host and not host.endswith("]")):
-        host, port = address, ""
-    if port and not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+        return _normal(address), None
+    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
         raise Rejected(f"{address!r}: {port!r} is no port", reason=reasons.BAD_REQUEST)
-    return _normal(host), int(port) if port else None
+    return _normal(host), int(port)
 
 
 def _normal(host: str) -> str:
