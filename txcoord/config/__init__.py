@@ -6,13 +6,22 @@ A variable wins over the file, an option of the command line over both. ``TXCOOR
 
 from .load import ConfigError, load, variables
 from .model import LogSettings, ResourceSettings, Settings, leaves
-from .values import is_loopback, microseconds, parse_duration, redacted, show_duration, split_listen
+from .values import (
+    engine_of,
+    is_loopback,
+    microseconds,
+    parse_duration,
+    redacted,
+    show_duration,
+    split_listen,
+)
 
 __all__ = [
     "ConfigError",
     "LogSettings",
     "ResourceSettings",
     "Settings",
+    "engine_of",
     "is_loopback",
     "leaves",
     "load",

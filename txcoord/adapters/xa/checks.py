@@ -142,8 +142,8 @@ class Examiner(Protocol):
 
     engine: str
 
-    async def collect(self) -> Facts:
-        """Ask everything. Raises CannotConnect."""
+    async def collect(self, *, thorough: bool = True) -> Facts:
+        """Ask everything; what costs the server more, and is no danger, only if ``thorough``. Raises CannotConnect."""
         ...
 
     def judge(self, facts: Any, expected: Expectations) -> list[Finding]:

@@ -41,7 +41,7 @@ class PostgresExaminer:
         self._timeout_s = timeout_s
         self._conn: asyncpg.Connection | None = None
 
-    async def collect(self) -> PostgresFacts:
+    async def collect(self, *, thorough: bool = True) -> PostgresFacts:
         """Ask everything."""
         with self._door.troubles(self._name):
             conn = await self._connected()
