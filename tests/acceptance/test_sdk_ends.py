@@ -105,7 +105,7 @@ async def test_cancelled_at_every_await(site: Site, how: str) -> None:
                 assert task.done()
                 assert task.cancelled() or task.exception() is None
                 # What goes on without its caller ends by itself.
-                await eventually(lambda: not client.coord._runtime()._tasks)
+                await eventually(lambda: client.coord._runtime().under_way == 0)
             if not driven.cancelled:
                 break
         assert len(bodies) > 5
@@ -226,7 +226,7 @@ async def test_closing_waits_for_ends_and_their_reports(site: Site) -> None:
         for connection in [await client.accounts.connect() for _ in range(5)]:
             await connection.close()
         tasks = [asyncio.create_task(one(n)) for n in range(5)]
-        while not client.coord._runtime()._tasks:  # noqa: ASYNC110 - the very turn counts
+        while client.coord._runtime().under_way == 0:  # noqa: ASYNC110 - the very turn counts
             await asyncio.sleep(0)
         for task in tasks:
             task.cancel()

@@ -18,6 +18,7 @@ from txcoord.testing.postgres import PostgresServer
 from txcoord_client import NotIdle, Rejected
 from txcoord_client._sources import Resources
 from txcoord_client._xa.branch import Branch, Failed, Stage
+from txcoord_client._xa.postgresql import PostgreSQL
 from txcoord_client.protocol import postgresql as pg
 from txcoord_client.protocol.xid import Xid
 
@@ -54,7 +55,7 @@ class Database:
     def branch(self, target: Any = None, number: str = "1", not_after_us: int = FAR_US) -> Branch:
         resources = Resources({"notes": self.engine})
         source = resources.source(self.engine if target is None else target, resource="notes")
-        return Branch(number, source, Xid(XID.log_id, FAR_US, TX, number), not_after_us)
+        return Branch(number, source, Xid(XID.log_id, FAR_US, TX, number), not_after_us, PostgreSQL())
 
     @property
     def notes(self) -> list[str]:
@@ -73,7 +74,7 @@ async def db(pg: PostgresServer, pg_database: Databases) -> AsyncIterator[Databa
 
 
 async def opened(branch: Branch) -> Any:
-    async def no_check(held: object, source: object) -> None:
+    async def no_check(held: object, source: object, dialect: object) -> None:
         pass
 
     await branch.open(no_check, until())
@@ -297,7 +298,7 @@ class _same:
 
 async def test_isolation_of_the_engine_is_kept(db: Database) -> None:
     engine = create_async_engine(db.url, isolation_level="SERIALIZABLE")
-    branch = Branch("1", Resources({"notes": engine}).source(engine), XID, FAR_US)
+    branch = Branch("1", Resources({"notes": engine}).source(engine), XID, FAR_US, PostgreSQL())
     conn = await opened(branch)
     assert (await conn.execute(text("SHOW transaction_isolation"))).scalar() == "serializable"
     await branch.rollback(until())

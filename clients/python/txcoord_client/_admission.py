@@ -21,7 +21,7 @@ class _Pool:
     size: int
     """Connections that it may give; 0: no limit."""
     used: int = 0
-    waiting: list[_Waiter] = field(default_factory=list)
+    waiting: list[Waiter] = field(default_factory=list)
 
     @property
     def common(self) -> int:
@@ -30,15 +30,20 @@ class _Pool:
 
 
 @dataclass(slots=True, eq=False)
-class _Waiter:
+class Waiter:
+    """Somebody who waits for room."""
+
     holder: Hashable
+    key: Hashable
     pool: _Pool
     age: int
-    future: asyncio.Future[None]
+    wake: Callable[[], object]
+    """Called once, when it has been let in."""
+    granted: bool = False
 
 
-class Admission:
-    """Admits transactions to pools, in one event loop."""
+class Book:
+    """Who has room in which pool, and who waits. It does no waiting itself."""
 
     def __init__(self) -> None:
         self._pools: dict[Hashable, _Pool] = {}
@@ -47,11 +52,10 @@ class Admission:
         self._ages: dict[Hashable, int] = {}
         self._next_age = 0
 
-    async def enter(self, holder: Hashable, key: Hashable, name: str, size: int, until: float) -> None:
-        """Wait for a connection's worth of room in the pool ``key``, to ``until`` by the loop's clock.
-
-        Raises ResourceBusy that names the pool.
-        """
+    def ask(
+        self, holder: Hashable, key: Hashable, name: str, size: int, wake: Callable[[], object]
+    ) -> Waiter | None:
+        """Room for one connection in the pool ``key``: None when there is some, else a place in the queue."""
         pool = self._pools.get(key)
         if pool is None:
             pool = self._pools[key] = _Pool(name, size)
@@ -61,29 +65,20 @@ class Admission:
             self._next_age += 1
         if not pool.waiting and self._may(holder, pool):
             self._grant(holder, pool)
-            return
-        loop = asyncio.get_running_loop()
-        waiter = _Waiter(holder, pool, self._ages[holder], loop.create_future())
+            return None
+        waiter = Waiter(holder, key, pool, self._ages[holder], wake)
         pool.waiting.append(waiter)
         self._serve()
-        timer = loop.call_at(until, _time_up, waiter.future)
-        try:
-            await waiter.future
-        except BaseException as error:
-            if waiter in pool.waiting:
-                pool.waiting.remove(waiter)
-            elif not waiter.future.cancelled() and waiter.future.exception() is None:
-                self.leave(holder, key)  # Granted in the same moment.
-            if holder not in self._held:
-                self._ages.pop(holder, None)
-            if isinstance(error, TimeoutError):
-                raise ResourceBusy(
-                    f"the connection pool of {name!r} ({size} connections) had no room until the deadline",
-                    facts={"resource": name, "pool_size": str(size)},
-                ) from None
-            raise
-        finally:
-            timer.cancel()
+        return waiter
+
+    def give_up(self, waiter: Waiter) -> None:
+        """It waits no more."""
+        if waiter.granted:
+            self.leave(waiter.holder, waiter.key)  # Granted in the same moment.
+        elif waiter in waiter.pool.waiting:
+            waiter.pool.waiting.remove(waiter)
+        if waiter.holder not in self._held:
+            self._ages.pop(waiter.holder, None)
 
     def leave(self, holder: Hashable, key: Hashable) -> None:
         """Give one connection's worth of room back."""
@@ -117,15 +112,51 @@ class Admission:
         waiting = [w for pool in self._pools.values() for w in pool.waiting]
         if not waiting:
             return
-        rank: Callable[[_Waiter], tuple[bool, int]] = lambda w: (w.holder not in self._held, w.age)  # noqa: E731
+        rank: Callable[[Waiter], tuple[bool, int]] = lambda w: (w.holder not in self._held, w.age)  # noqa: E731
         for waiter in sorted(waiting, key=rank):
-            if waiter.future.done() or not self._may(waiter.holder, waiter.pool):
+            if not self._may(waiter.holder, waiter.pool):
                 continue
             waiter.pool.waiting.remove(waiter)
             self._grant(waiter.holder, waiter.pool)
-            waiter.future.set_result(None)
+            waiter.granted = True
+            waiter.wake()
 
 
-def _time_up(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_exception(TimeoutError())
+class Admission(Book):
+    """Admits transactions to pools, in one event loop."""
+
+    async def enter(self, holder: Hashable, key: Hashable, name: str, size: int, until: float) -> None:
+        """Wait for a connection's worth of room in the pool ``key``, to ``until`` by the loop's clock.
+
+        Raises ResourceBusy that names the pool.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] | None = None
+
+        def wake() -> None:
+            if future is not None and not future.done():
+                future.set_result(None)
+
+        waiter = self.ask(holder, key, name, size, wake)
+        if waiter is None or waiter.granted:
+            return
+        future = loop.create_future()
+        timer = loop.call_at(until, wake)
+        try:
+            await future
+        except BaseException:
+            self.give_up(waiter)
+            raise
+        finally:
+            timer.cancel()
+        if not waiter.granted:
+            self.give_up(waiter)
+            raise busy(name, size)
+
+
+def busy(name: str, size: int) -> ResourceBusy:
+    """No room in that pool."""
+    return ResourceBusy(
+        f"the connection pool of {name!r} ({size} connections) had no room until the deadline",
+        facts={"resource": name, "pool_size": str(size)},
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+from functools import partial
 
+from . import _aio, _keeping
 from . import outcome as outcomes
 from ._pb import common_pb2 as c
 from ._pb import coordinator_pb2 as pb
@@ -79,7 +80,7 @@ def _may_one_phase(tx: Transaction, branch: Branch) -> bool:
 async def prepare(tx: Transaction) -> None:
     """Prepare all branches of this process, side by side. A failure makes the transaction rollback-only."""
     local = [b for b in tx._local if b.stage is Stage.OPEN]
-    results = await asyncio.gather(*(b.prepare(tx._until) for b in local), return_exceptions=True)
+    results = await _aio.gather([partial(b.prepare, tx._until) for b in local])
     for branch, result in zip(local, results, strict=True):
         if isinstance(result, Failed):
             tx.set_rollback_only(result.reason, result.message)
@@ -93,12 +94,14 @@ async def prepare(tx: Transaction) -> None:
 
 async def _ask_commit(tx: Transaction, branches: list[c.Branch]) -> None:
     until = _last_word(tx)
+    kept = [b for b in tx._local if b.kept]
     request = pb.CommitRequest(
         tx_id=tx.tx_id,
         deadline_us=tx.deadline_us,
         begun=tx._begun,
         branches=branches,
-        wait=tx._wait,
+        # What has to be finished here is not to be waited for.
+        wait=min(tx._wait, c.WAIT_LEVEL_DECIDED) if kept else tx._wait,
         wait_us=int((until - _now()) * 1e6),
         gid=tx.gid,
         result=tx.result,
@@ -121,7 +124,10 @@ async def _ask_commit(tx: Transaction, branches: list[c.Branch]) -> None:
             raise _unknown(tx, str(error)) from error
         await _abort_after(tx, error)
     else:
-        _conclude(tx, await _followed(tx, response.outcome, until))
+        out = response.outcome
+        if kept:
+            out = await _keeping.carry_out(tx, kept, out, until)
+        _conclude(tx, await _followed(tx, out, until))
 
 
 async def _followed(tx: Transaction, out: c.Outcome, until: float) -> c.Outcome:
@@ -175,31 +181,21 @@ async def _one_phase(tx: Transaction, branch: Branch) -> None:
     tx.outcome = Outcome(State.COMMITTED, tx.tx_id, tx.gid, "database", result=tx.result)
     if branch.stage is Stage.READ_ONLY:
         return
-    report = _report(tx, branch)
-    if tx._begun:
-        # Whoever asks by the gid next shall find it committed; if not, the deadline's probe finds the marker.
-        await asyncio.wait({report}, timeout=max(min(tx.remaining, _ROLLBACK_WAIT_S), 0.0))
-
-
-def _report(tx: Transaction, branch: Branch) -> asyncio.Task[None]:
-    runtime = tx._runtime
     request = pb.ReportRequest(
         tx_id=tx.tx_id,
         deadline_us=tx.deadline_us,
-        reports=[branch.one_phase_report()],
+        reports=[branch.report(c.BRANCH_EVENT_ONE_PHASE_COMMITTED)],
         gid=tx.gid,
         spec=tx._spec(),
         result=tx.result,
         begun=tx._begun,
     )
-
-    async def send() -> None:
-        try:
-            await runtime.wire.call("report", request, _last_word(tx) + 5.0, tx_id=tx.tx_id, gid=tx.gid)
-        except TxcoordError as error:
-            log.warning("the one-phase commit of %s was not reported: %s", tx.tx_id, error)
-
-    return runtime.spawn(send(), f"txcoord.report:{tx.tx_id}")
+    report = tx._runtime.wire.tell(
+        "report", request, _last_word(tx) + 5.0, "not heard: the one-phase commit", tx_id=tx.tx_id, gid=tx.gid
+    )
+    if tx._begun:
+        # Whoever asks by the gid next shall find it committed; if not, the deadline's probe finds the marker.
+        await report.wait(min(tx.remaining, _ROLLBACK_WAIT_S))
 
 
 async def _settle_one_phase(tx: Transaction, branch: Branch) -> None:
@@ -242,7 +238,10 @@ async def _abort_after(tx: Transaction, error: TxcoordError) -> None:
 async def rollback(tx: Transaction) -> None:
     """Roll everything back. Never raises for a coordinator that does not answer: abort is presumed."""
     try:
-        await asyncio.gather(*(b.rollback(_now() + 5.0) for b in tx._local))
+        await _aio.gather([partial(b.rollback, _now() + 5.0) for b in tx._local])
+        # No commit was asked for, nor will be, and a called service has not voted yes: those that this process must
+        # finish need not wait for an answer.
+        await _aio.gather([partial(b.finish, False, 5.0) for b in tx._local if b.kept])
     finally:
         await release(tx, False)
     needed = (
@@ -274,19 +273,13 @@ async def _tell_rollback(tx: Transaction, *, sealed: bool) -> None:
         message=tx._rollback_message[:500],
     )
 
-    async def send() -> None:
-        try:
-            response = await runtime.wire.call(
-                "rollback", request, _last_word(tx), tx_id=tx.tx_id, gid=tx.gid
-            )
-        except TxcoordError as error:
-            # Its deadline aborts it, and the scan for orphans frees what is prepared.
-            log.warning("the rollback of %s was not heard: %s", tx.tx_id, error)
-        else:
-            tx.outcome = outcomes.from_pb(response.outcome, tx_id=tx.tx_id, gid=tx.gid)
-
-    task = runtime.spawn(send(), f"txcoord.rollback:{tx.tx_id}")
-    await asyncio.wait({task}, timeout=_ROLLBACK_WAIT_S)
+    # Where it is not heard its deadline aborts it, and the scan for orphans frees what is prepared.
+    told = runtime.wire.tell(
+        "rollback", request, _last_word(tx), "not heard: the rollback", tx_id=tx.tx_id, gid=tx.gid
+    )
+    response = await told.wait(_ROLLBACK_WAIT_S)
+    if response is not None:
+        tx.outcome = outcomes.from_pb(response.outcome, tx_id=tx.tx_id, gid=tx.gid)
 
 
 # ---- connections ----
@@ -295,17 +288,20 @@ async def _tell_rollback(tx: Transaction, *, sealed: bool) -> None:
 async def _release_early(tx: Transaction) -> None:
     """Connections that the SDK took go back to their pools as soon as nothing is open on them."""
     for branch in tx._local:
-        if branch.stage is not Stage.OPEN and branch.owned:
+        if branch.stage is not Stage.OPEN and branch.owned and not branch.kept:
             await tx._runtime.release_branch(branch, tx, branch.stage is not Stage.ROLLED_BACK)
 
 
 async def release(tx: Transaction, committed: bool) -> None:
-    """Give all connections back, and sessions their freedom."""
+    """Give all connections back, and sessions their freedom; but for those that must wait for the decision."""
     stopped: BaseException | None = None
+    await _keeping.keep(tx, [b for b in tx._local if b.kept])
     for branch in tx._local:
+        if branch.kept:
+            continue
         try:
             await tx._runtime.release_branch(branch, tx, committed)
-        except asyncio.CancelledError as error:
+        except _aio.Cancelled as error:
             stopped = error  # The others' too.
     if stopped is not None:
         raise stopped
@@ -315,7 +311,7 @@ async def release(tx: Transaction, committed: bool) -> None:
 
 
 def _now() -> float:
-    return asyncio.get_running_loop().time()
+    return _aio.now()
 
 
 def _last_word(tx: Transaction) -> float:

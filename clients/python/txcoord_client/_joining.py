@@ -57,4 +57,4 @@ async def joined(home: Home, context: c.CallContext) -> Transaction:
 
 async def left(tx: Transaction) -> None:
     """Prepare what was done here, or undo it, also when the waiting is cancelled."""
-    await tx._runtime.shielded(_finish.leave(tx), f"txcoord.vote:{tx.tx_id}")
+    await tx._runtime.tasks.shielded(f"txcoord.vote:{tx.tx_id}", _finish.leave, tx)

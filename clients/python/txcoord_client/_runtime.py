@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Coroutine, Hashable
-from typing import Any, TypeVar
+from collections.abc import Hashable
+from typing import Any
 
-from . import _sources
+from . import _aio, _sources
 from ._admission import Admission
 from ._pb import common_pb2 as c
 from ._pb import coordinator_pb2 as pb
 from ._wire import Wire
 from ._xa.branch import Branch
+from ._xa.dialect import Dialect
+from ._xa.drivers import errno_of, sqlstate_of
 from ._xa.held import Held, Source
-from .errors import ResourceMismatch, UnknownResource
-from .protocol import postgresql as pg
-from .protocol import reasons
+from ._xa.mariadb import MariaDB, MySQL
+from ._xa.postgresql import PostgreSQL
+from .errors import Rejected, ResourceMismatch, UnknownResource
+from .protocol import mariadb, reasons
+from .protocol.replies import Reply
 
 log = logging.getLogger("txcoord.client")
-T = TypeVar("T")
 _CLOSE_S = 5.0
+_DIALECTS: dict[str, Dialect] = {"postgresql": PostgreSQL(), "mariadb": MariaDB(), "mysql": MySQL()}
+"""By the engine that the coordinator tells."""
 
 
 class Runtime:
@@ -42,7 +46,7 @@ class Runtime:
         self.closed = False
         """Is it closed, or being closed?"""
         self._resources = resources
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self.tasks = _aio.Tasks()
         self._known: dict[str, pb.ResourceInfo] = {}
         self._checked: dict[int, tuple[object, str]] = {}
         """Engines and pools (kept, so that their ids stay theirs) and the resource that each was found to be."""
@@ -61,7 +65,7 @@ class Runtime:
     async def connect_by_default(self, *, fresh: bool = False) -> None:
         """As :meth:`connect`, within the time of one call."""
         if self._hello is None or fresh:
-            await self.connect(asyncio.get_running_loop().time() + self.call_timeout, fresh=fresh)
+            await self.connect(_aio.now() + self.call_timeout, fresh=fresh)
 
     @property
     def log_id(self) -> str:
@@ -81,37 +85,18 @@ class Runtime:
         assert self._hello is not None
         return self._hello.limits.grace_us
 
-    # ---- tasks ----
-
-    def spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-        """Start a task that this Coordinator owns."""
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def shielded(self, work: Coroutine[Any, Any, T], name: str) -> T:
-        """Wait for work that goes on when the waiting is cancelled."""
-        task = self.spawn(work, name)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.add_done_callback(_retrieve)
-            raise
+    @property
+    def under_way(self) -> int:
+        """How many ends and reports are on their way."""
+        return len(self.tasks) + self.wire.under_way
 
     async def close(self) -> None:
         """Let what is under way end, then leave."""
         self.closed = True
-        loop = asyncio.get_running_loop()
-        until = loop.time() + _CLOSE_S
-        # An end may leave a report behind: another task.
-        while self._tasks and loop.time() < until:
-            await asyncio.wait(self._tasks, timeout=until - loop.time())
-        late = list(self._tasks)
-        for task in late:
-            log.warning("%s was still under way when the Coordinator was closed", task.get_name())
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
+        until = _aio.now() + _CLOSE_S
+        late = [*await self.tasks.drain(_CLOSE_S), *await self.wire.drain(max(until - _aio.now(), 0.1))]
+        for name in late:
+            log.warning("%s was still under way when the Coordinator was closed", name)
         await self.wire.close()
 
     # ---- branches ----
@@ -128,10 +113,27 @@ class Runtime:
             )
         return source
 
+    def dialect(self, source: Source) -> Dialect:
+        """How branches are made on a source. Raises Rejected where its driver speaks to another kind of database
+        than the coordinator's resource of that name is."""
+        engine = self._known[source.resource].engine
+        dialect = _DIALECTS.get(engine)
+        family = "postgresql" if engine == "postgresql" else "mysql"
+        if dialect is None or family != source.family:
+            raise Rejected(
+                f"resource {source.resource!r} is {engine} at the coordinator, but this engine speaks to "
+                f"{source.family}",
+                reason=reasons.NOT_SUPPORTED,
+                facts={"resource": source.resource},
+            )
+        return dialect
+
     async def open_branch(self, branch: Branch, source: Source, holder: Hashable, until: float) -> None:
         """Wait for room in the pool, get a connection, check it, begin."""
         if source.pool is not None:
-            await self.admission.enter(holder, source.pool, source.resource, source.pool_size, until)
+            # A session that is kept to the end is missing longer: half of the pool is for those.
+            size = (source.pool_size + 1) // 2 if branch.holds else source.pool_size
+            await self.admission.enter(holder, source.pool, source.resource, size, until)
             branch.admitted = True
         try:
             await branch.open(self._check_identity, until)
@@ -148,7 +150,7 @@ class Runtime:
 
     async def drop_branch(self, branch: Branch, holder: Hashable) -> None:
         """Undo a branch that nobody will end."""
-        await branch.rollback(asyncio.get_running_loop().time() + 2.0)
+        await branch.rollback(_aio.now() + 2.0)
         await self.release_branch(branch, holder, False)
 
     def _leave(self, branch: Branch, holder: Hashable) -> None:
@@ -156,7 +158,7 @@ class Runtime:
             branch.admitted = False
             self.admission.leave(holder, branch.pool)
 
-    async def _check_identity(self, held: Held, source: Source) -> None:
+    async def _check_identity(self, held: Held, source: Source, dialect: Dialect) -> None:
         """Service and coordinator must mean the same database by a name; asked once for each engine."""
         owner = source.identity_of
         if owner is not None and self._checked.get(id(owner), (None, ""))[1] == source.resource:
@@ -166,7 +168,7 @@ class Runtime:
             # The coordinator had not reached it when it said hello.
             await self.connect_by_default(fresh=True)
             info = self._known.get(source.resource, info)
-        found = await self._identity(held, source)
+        found = await self._identity(held, source, dialect)
         if info.identity and found != info.identity:
             raise ResourceMismatch(
                 f"resource {source.resource!r}: this service is connected to the database {found}, the coordinator "
@@ -176,29 +178,28 @@ class Runtime:
         if owner is not None and info.identity:
             self._checked[id(owner)] = (owner, source.resource)
 
-    async def _identity(self, held: Held, source: Source) -> str:
+    async def _identity(self, held: Held, source: Source, dialect: Dialect) -> str:
         try:
-            found = await held.fetch_value(pg.read_identity())
+            found = await held.fetch_alone(dialect.identity)
         except Exception as error:
-            state = getattr(error, "sqlstate", "")
-            if state == "42501":
+            if _refused(error):
                 raise ResourceMismatch(
                     f"resource {source.resource!r}: {error}. The service's role needs GRANT SELECT ON txcoord_identity "
                     "and GRANT INSERT ON txcoord_marker",
                     reason=reasons.RESOURCE_NOT_PREPARED,
                     facts={"resource": source.resource},
                 ) from error
-            if state != "42P01":
+            if not _no_table(error):
                 raise
             found = None
-        if not found:
+        if found is None:
             raise ResourceMismatch(
                 f"resource {source.resource!r}: the database has no txcoord tables; run "
                 f"'txcoord resource check {source.resource} --fix'",
                 reason=reasons.RESOURCE_NOT_PREPARED,
                 facts={"resource": source.resource},
             )
-        return str(found)
+        return str(found[0])
 
     # ---- requests ----
 
@@ -228,6 +229,10 @@ class Runtime:
         return response.outcome
 
 
-def _retrieve(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled():
-        task.exception()
+def _refused(error: BaseException) -> bool:
+    """Does the role lack rights?"""
+    return sqlstate_of(error) == "42501" or mariadb.meaning(errno_of(error)) is Reply.REFUSED
+
+
+def _no_table(error: BaseException) -> bool:
+    return sqlstate_of(error) == "42P01" or mariadb.meaning(errno_of(error)) is Reply.NO_TABLE

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ._xa import known
 from ._xa.held import Source
 from .errors import Rejected, UnknownResource
 from .protocol import identifiers, reasons
@@ -28,13 +29,13 @@ class Resources:
             owner = _owner(target)
             if owner is None:
                 raise Rejected(
-                    f"resource {name!r}: {_NEEDED}, not {type(target).__name__}",
+                    f"resource {name!r}: {known.NEEDED}, not {type(target).__name__}",
                     reason=reasons.UNKNOWN_RESOURCE,
                 )
-            known = self._names.setdefault(id(owner), name)
-            if known != name:
+            named = self._names.setdefault(id(owner), name)
+            if named != name:
                 raise Rejected(
-                    f"resources {known!r} and {name!r} are the same engine", reason=reasons.UNKNOWN_RESOURCE
+                    f"resources {named!r} and {name!r} are the same engine", reason=reasons.UNKNOWN_RESOURCE
                 )
             # An id means something only while its object lives.
             self._kept += [owner, target]
@@ -42,12 +43,12 @@ class Resources:
 
     def source(self, target: Any, resource: str = "") -> Source:
         """Where the connections of a target come from. Raises UnknownResource."""
-        known = self._sources.get(id(target))
-        if known is not None and resource in ("", known.resource):
-            return known
+        made = self._sources.get(id(target))
+        if made is not None and resource in ("", made.resource):
+            return made
         owner = _owner(target)
-        if owner is None and not _is_asyncpg(target, "Connection", "PoolConnectionProxy"):
-            raise Rejected(f"g.xa() takes {_NEEDED}, not {type(target).__name__}")
+        if owner is None and not known.is_known(target):
+            raise Rejected(f"g.xa() takes {known.NEEDED}, not {type(target).__name__}")
         named = self._names.get(id(owner), "") if owner is not None else ""
         if resource and named and resource != named:
             raise UnknownResource(f"this engine is resource {named!r}, not {resource!r}")
@@ -60,65 +61,20 @@ class Resources:
         return _make(target, owner, name)
 
 
-_NEEDED = "a SQLAlchemy AsyncEngine, AsyncConnection or AsyncSession, or an asyncpg Pool or Connection"
-
-
-def _is_asyncpg(target: Any, *names: str) -> bool:
-    for kind in type(target).__mro__:
-        if kind.__module__.partition(".")[0] == "asyncpg" and (not names or kind.__name__ in names):
-            return True
-    return False
-
-
 def _owner(target: Any) -> Any:
     """The engine or pool that a target belongs to; None: none is known."""
-    if _is_asyncpg(target):
-        return target if _is_asyncpg(target, "Pool") else None
+    if known.is_known(target):
+        return known.pool_of(target)
     if "sqlalchemy" not in sys.modules:
         return None
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+    from ._xa import sqlalchemy_
 
-    if isinstance(target, AsyncEngine | AsyncConnection | AsyncSession):
-        from ._xa import sqlalchemy_
-
-        return sqlalchemy_.engine_of(target)
-    return None
+    return sqlalchemy_.engine_of(target) if sqlalchemy_.is_ours(target) else None
 
 
 def _make(target: Any, owner: Any, name: str) -> Source:
-    return _asyncpg_source(target, name) if _is_asyncpg(target) else _sqlalchemy_source(target, name, owner)
-
-
-def _asyncpg_source(target: Any, name: str) -> Source:
-    from ._xa import asyncpg_
-
-    if _is_asyncpg(target, "Pool"):
-        return Source(
-            key=id(target),
-            resource=name,
-            make=lambda: asyncpg_.AsyncpgPoolHeld(target),
-            pool=id(target),
-            pool_size=target.get_max_size() if hasattr(target, "get_max_size") else target._maxsize,
-            identity_of=target,
-        )
-    return Source(key=id(target), resource=name, make=lambda: asyncpg_.AsyncpgHeld(target))
-
-
-def _sqlalchemy_source(target: Any, name: str, engine: Any) -> Source:
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
+    if known.is_known(target):
+        return known.source_of(target, name)
     from ._xa import sqlalchemy_
 
-    sqlalchemy_.watch(engine)
-    if isinstance(target, AsyncEngine):
-        return Source(
-            key=id(engine),
-            resource=name,
-            make=lambda: sqlalchemy_.make_held(target),
-            pool=id(engine),
-            pool_size=sqlalchemy_.pool_size(target),
-            identity_of=engine,
-        )
-    return Source(
-        key=id(target), resource=name, make=lambda: sqlalchemy_.make_held(target), identity_of=engine
-    )
+    return sqlalchemy_.source_of(target, name, owner)

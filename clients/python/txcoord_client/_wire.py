@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import random
 import socket
@@ -19,6 +20,7 @@ from typing import Any
 import grpc
 
 from . import _refusals
+from ._aio import Task, Tasks
 from ._clock import LogClock
 from ._pb import common_pb2 as c
 from ._pb import coordinator_pb2 as pb
@@ -26,6 +28,7 @@ from ._pb import coordinator_pb2_grpc as rpc
 from .errors import AlreadyAborted, AlreadyCommitted, Rejected, TxcoordError, Unavailable
 from .protocol import reasons
 
+log = logging.getLogger("txcoord.client")
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 0.5
@@ -67,6 +70,7 @@ class Wire:
 
     def __init__(self, address: str, namespace: str, *, version: str, max_operations: int = 1_000) -> None:
         self.clock = LogClock()
+        self.tasks = Tasks()
         self.messages_sent = 0
         """Stream messages and unary calls sent, for the cost counters."""
         self._namespace = namespace
@@ -131,6 +135,16 @@ class Wire:
         self._max_bytes = limits.max_message_bytes or self._max_bytes
         return self._hello
 
+    @property
+    def known(self) -> pb.HelloResponse | None:
+        """What it has said, if it is still so."""
+        return self._hello
+
+    @property
+    def under_way(self) -> int:
+        """How many operations that nobody waits for have no answer yet."""
+        return len(self.tasks)
+
     # ---- operations ----
 
     async def call(self, name: str, request: Any, until: float, *, tx_id: str = "", gid: str = "") -> Any:
@@ -149,6 +163,21 @@ class Wire:
             return getattr(result, name)
 
         return await self._retrying(once, until)
+
+    def tell(
+        self, name: str, request: Any, until: float, unheard: str, *, tx_id: str = "", gid: str = ""
+    ) -> Task[Any]:
+        """Send an operation whose answer nobody needs; one that is not answered is logged as ``unheard``."""
+        return self.tasks.spawn(
+            f"txcoord.{name}:{tx_id}", self._told, name, request, until, unheard, tx_id, gid
+        )
+
+    async def _told(self, name: str, request: Any, until: float, unheard: str, tx_id: str, gid: str) -> Any:
+        try:
+            return await self.call(name, request, until, tx_id=tx_id, gid=gid)
+        except TxcoordError as error:
+            log.warning("%s of %s: %s", unheard, tx_id, error)
+            return None
 
     async def unary(self, name: str, request: Any, until: float) -> Any:
         """A call that has no operation of its own in a Session."""
@@ -293,6 +322,10 @@ class Wire:
             if not item.future.done():
                 item.future.set_exception(_Lost(text) if refusal is None else _refused(refusal))
                 item.future.exception()  # Its caller may have gone.
+
+    async def drain(self, seconds: float) -> list[str]:
+        """Let what was told arrive; the names of what has not."""
+        return await self.tasks.drain(seconds)
 
     async def close(self) -> None:
         """End the stream and the channel."""

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import functools
 import inspect
 import json
 import os
 import random
-import secrets
-import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
-from . import _finish, interceptors
+from . import _aio, interceptors
 from . import outcome as outcomes
-from ._pb import common_pb2 as c
 from ._pb import coordinator_pb2 as pb
 from ._runtime import Runtime
+from ._scope import Scope
 from ._sources import Resources
 from ._version import __version__
 from ._wire import wait_level
@@ -33,7 +30,6 @@ from .errors import (
     NoTransaction,
     OutcomeUnknown,
     Rejected,
-    TxcoordError,
 )
 from .outcome import Outcome
 from .protocol import identifiers, reasons
@@ -74,9 +70,7 @@ class Coordinator:
         self._timeout = _seconds(timeout, "timeout")
         self._call_timeout = _seconds(call_timeout, "call_timeout")
         self._pid: int | None = None
-        self._runtimes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Runtime] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._runtimes: _aio.PerLoop[Runtime] = _aio.PerLoop()
         self._current: contextvars.ContextVar[Transaction | None] = contextvars.ContextVar(
             "txcoord_transaction", default=None
         )
@@ -91,7 +85,7 @@ class Coordinator:
 
     async def close(self) -> None:
         """Let the ends of transactions that are under way finish (at most 5 s), then disconnect."""
-        runtime = self._runtimes.pop(asyncio.get_running_loop(), None)
+        runtime = self._runtimes.pop()
         if runtime is not None and self._pid == os.getpid():
             await runtime.close()
 
@@ -159,8 +153,7 @@ class Coordinator:
         """Decorator: the async function runs in a transaction, the caller's if there is one."""
 
         def decorate(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
-            if not inspect.iscoroutinefunction(function):
-                raise TypeError(f"@transaction needs an async function, {function!r} is none")
+            _aio.refuse_wrong_kind(function)
             title = name or function.__name__
 
             @functools.wraps(function)
@@ -221,7 +214,7 @@ class Coordinator:
                 if not left or not worth_another_try(error):
                     raise
             retry_of = tx_id if gid else ""
-            await asyncio.sleep(random.uniform(0.0, 0.05 * 2 ** (attempts - left)))
+            await _aio.sleep(random.uniform(0.0, 0.05 * 2 ** (attempts - left)))
         raise AssertionError("the last attempt returns or raises")
 
     # ---- context ----
@@ -257,7 +250,7 @@ class Coordinator:
     async def get(self, gid: str = "", *, tx_id: str = "") -> Outcome | None:
         """How a transaction stands; None when the log knows none of that name, which is no outcome."""
         runtime = self._runtime()
-        until = asyncio.get_running_loop().time() + self._call_timeout
+        until = _aio.now() + self._call_timeout
         await runtime.connect(until)
         request = pb.GetRequest(gid=gid, tx_id=tx_id)
         try:
@@ -273,9 +266,7 @@ class Coordinator:
         is told; everything else is aborted now. Raises OutcomeUnknown when that is too long ago, Unavailable when
         nobody can tell yet: ask again."""
         runtime = self._runtime()
-        until = asyncio.get_running_loop().time() + (
-            self._call_timeout if timeout is None else _seconds(timeout, "timeout")
-        )
+        until = _aio.now() + (self._call_timeout if timeout is None else _seconds(timeout, "timeout"))
         await runtime.connect(until)
         out = await runtime.settle(
             unknown.tx_id,
@@ -309,136 +300,18 @@ class Coordinator:
                 "Make the Coordinator, or use it first, in the child"
             )
         self._pid = pid
-        loop = asyncio.get_running_loop()
-        runtime = self._runtimes.get(loop)
+        runtime = self._runtimes.get()
         if runtime is None:
-            runtime = self._runtimes[loop] = Runtime(
-                self.address,
-                self.namespace,
-                self._resources,
-                version=__version__,
-                call_timeout=self._call_timeout,
+            runtime = self._runtimes.put(
+                Runtime(
+                    self.address,
+                    self.namespace,
+                    self._resources,
+                    version=__version__,
+                    call_timeout=self._call_timeout,
+                )
             )
         return runtime
-
-
-class Scope:
-    """``async with coord.begin(...)``: begins or joins a transaction, and ends what it began."""
-
-    def __init__(
-        self,
-        coordinator: Coordinator,
-        *,
-        name: str,
-        gid: str,
-        timeout: float,
-        labels: Mapping[str, str] | None,
-        headers: Mapping[str, str] | None,
-        resources: Sequence[str],
-        wait: c.WaitLevel,
-        new: bool,
-        retry_of: str,
-        again: bool,
-    ) -> None:
-        self._coordinator = coordinator
-        self._name = name
-        self._gid = gid
-        self._timeout = timeout
-        self._labels = labels
-        self._headers = headers
-        self._resources = tuple(resources)
-        self._wait = wait
-        self._new = new
-        self._retry_of = retry_of
-        self._again = again
-        self._transaction: Transaction | None = None
-        self._joined = False
-        self._token: contextvars.Token[Transaction | None] | None = None
-
-    async def __aenter__(self) -> Transaction:
-        if self._transaction is not None:
-            raise Rejected("a Scope can be entered once: call begin() again")
-        outer = self._coordinator.current_or_none()
-        if outer is not None and not self._new:
-            if self._gid and self._gid != outer.gid:
-                raise Rejected(
-                    f"begin(gid={self._gid!r}) inside the transaction {outer.gid or outer.tx_id!r}: nested blocks join "
-                    "it; say new=True for a transaction of its own",
-                    reason="NESTED_GID",
-                )
-            self._transaction, self._joined = outer, True
-            return outer
-        self._transaction = tx = await self._begin()
-        self._token = self._coordinator._current.set(tx)
-        return tx
-
-    async def _begin(self) -> Transaction:
-        runtime = self._coordinator._runtime()
-        loop = asyncio.get_running_loop()
-        until = loop.time() + min(self._timeout, self._coordinator._call_timeout)
-        hello = await runtime.connect(until)
-        most = hello.limits.max_deadline_us / 1e6
-        if most and self._timeout > most:
-            raise Rejected(
-                f"timeout={self._timeout:g} s is longer than the {most:g} s that the coordinator allows",
-                reason=reasons.DEADLINE_TOO_FAR,
-            )
-        now_us = runtime.wire.clock.now_us()
-        tx = Transaction(
-            runtime,
-            name=self._name,
-            tx_id=identifiers.new_tx_id(now_us, secrets.randbits),
-            gid=self._gid,
-            deadline_us=now_us + int(self._timeout * 1e6),
-            labels=self._labels,
-            headers=self._headers,
-            wait=self._wait,
-            one_phase_resource=self._resources[0] if self._resources and self._gid else "",
-            begun=bool(self._gid),
-        )
-        _check(tx, hello.limits)
-        if self._gid:
-            await self._announce(runtime, tx, until)
-        return tx
-
-    async def _announce(self, runtime: Runtime, tx: Transaction, until: float) -> None:
-        """With a gid the transaction is durable before its work begins."""
-        spec = tx._spec()
-        spec.retry_of = self._retry_of
-        spec.again = self._again
-        request = pb.BeginRequest(tx_id=tx.tx_id, gid=tx.gid, deadline_us=tx.deadline_us, spec=spec)
-        try:
-            await runtime.wire.call("begin", request, until, tx_id=tx.tx_id, gid=tx.gid)
-        except AlreadyCommitted as error:
-            known = await self._coordinator.get(tx_id=error.tx_id)
-            error.result = known.result if known is not None else b""
-            raise
-        except (TxcoordError, asyncio.CancelledError) as error:
-            definite = isinstance(error, TxcoordError) and error.definite
-            if not definite and getattr(error, "reason", "") != reasons.IN_PROGRESS:
-                # It may be there: don't leave the gid taken until the deadline, nor spent: nothing was decided.
-                tx.set_rollback_only(reasons.CONNECTION_LOST, "begin was not answered")
-                runtime.spawn(_finish.end(tx, error), f"txcoord.rollback:{tx.tx_id}")
-            raise
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        tx = self._transaction
-        assert tx is not None
-        if self._joined:
-            if error is not None:
-                tx.set_rollback_only(
-                    reasons.APPLICATION_ERROR, f"{type(error).__name__} left a nested block: {error}"
-                )
-            return
-        if self._token is not None:
-            try:
-                self._coordinator._current.reset(self._token)
-            except ValueError:  # Entered and left in different contexts, as async generators are.
-                self._coordinator._current.set(None)
-        # In a task of its own: a cancelled caller goes, the end of its transaction goes on.
-        await tx._runtime.shielded(_finish.end(tx, error), f"txcoord.end:{tx.tx_id}")
 
 
 async def _call(function: Callable[..., Awaitable[R]], g: Transaction) -> R:
@@ -448,22 +321,6 @@ async def _call(function: Callable[..., Awaitable[R]], g: Transaction) -> R:
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)
     ]
     return await (function(g) if takes else function())
-
-
-def _check(tx: Transaction, limits: pb.Limits) -> None:
-    """What the coordinator would refuse, refuse before any work: without a gid it hears of it only at the end."""
-    try:
-        spec = tx._spec()
-    except (TypeError, ValueError) as error:
-        raise Rejected(f"name, labels and headers are texts: {error}") from error
-    if limits.max_labels and len(spec.labels) > limits.max_labels:
-        raise Rejected(f"{len(spec.labels)} labels; at most {limits.max_labels}", reason=reasons.TOO_LARGE)
-    size = sum(len(k) + len(v) for k, v in (*spec.labels.items(), *spec.headers.items()))
-    if (limits.max_headers_bytes and size > limits.max_headers_bytes) or len(spec.name) > 200:
-        raise Rejected(
-            f"name, labels and headers: at most {limits.max_headers_bytes} bytes together, the name 200",
-            reason=reasons.TOO_LARGE,
-        )
 
 
 def _seconds(value: Seconds, what: str) -> float:

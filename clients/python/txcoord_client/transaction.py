@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from . import _aio
 from ._pb import common_pb2 as c
 from ._runtime import Runtime
 from ._xa.branch import Branch, Stage, reason_of
@@ -62,8 +62,7 @@ class Transaction:
         self._rollback_only = ""
         self._rollback_message = ""
         self._over = False
-        loop = asyncio.get_running_loop()
-        self._until = loop.time() + (deadline_us - runtime.wire.clock.now_us()) / 1e6
+        self._until = _aio.now() + (deadline_us - runtime.wire.clock.now_us()) / 1e6
 
     def __repr__(self) -> str:
         return f"<Transaction {self.name} {self.gid or self.tx_id}>"
@@ -103,7 +102,7 @@ class Transaction:
     @property
     def remaining(self) -> float:
         """Seconds to the deadline."""
-        return self._until - asyncio.get_running_loop().time()
+        return self._until - _aio.now()
 
     def set_rollback_only(self, reason: str = reasons.ROLLED_BACK_BY_CLIENT, message: str = "") -> None:
         """Doom it: whatever happens, it will not commit. The first reason counts."""
@@ -112,25 +111,27 @@ class Transaction:
 
     # ---- branches ----
 
-    def xa(self, target: Any, *, resource: str = "") -> XaBlock:
+    def xa(self, target: Any, *, resource: str = "", read_only: bool = False) -> XaBlock:
         """A block of work in one database, as one XA branch.
 
-        ``target`` is a SQLAlchemy ``AsyncEngine``, ``AsyncConnection`` or ``AsyncSession``, or an asyncpg ``Pool``
-        or ``Connection``; a connection or session must be idle and belongs to the branch until the transaction
-        ends. ``resource`` names the database where the Coordinator's ``resources`` do not.
+        ``target`` is an engine, connection or session of SQLAlchemy, or a pool or connection of a driver (see the
+        support table in the docs); a connection or session must be idle and belongs to the branch until the
+        transaction ends. ``resource`` names the database where the Coordinator's ``resources`` do not.
+        ``read_only`` says that nothing is written or locked: the server refuses what writes, and the branch has no
+        part in the commit.
 
         ``async with g.xa(engine) as db`` gives the connection (or the session). Later blocks on the same target
         continue the same branch. The work is prepared when the transaction ends.
         """
-        return XaBlock(self, target, resource)
+        return XaBlock(self, target, resource, read_only)
 
-    async def _enter_xa(self, target: Any, resource: str) -> Branch:
+    async def _enter_xa(self, target: Any, resource: str, read_only: bool = False) -> Branch:
         self._must_be_active()
         source = self._runtime.source(target, resource)
         while True:
             branch = self._branches.get(source.key)
             if branch is None:
-                branch = self._branches[source.key] = self._new_branch(source)
+                branch = self._branches[source.key] = self._new_branch(source, read_only)
             async with branch.opening:
                 self._must_be_active()
                 if self._branches.get(source.key) is not branch:
@@ -139,6 +140,11 @@ class Transaction:
                     await self._open(branch, source)
                 if branch.stage is not Stage.OPEN:
                     raise Rejected(f"the branch on {branch.resource!r} has ended", reason=reasons.GUARD)
+                if branch.read_only and not read_only:
+                    raise Rejected(
+                        f"the branch on {branch.resource!r} was begun with read_only=True",
+                        reason=reasons.NOT_SUPPORTED,
+                    )
                 branch.blocks += 1
                 return branch
 
@@ -156,8 +162,8 @@ class Transaction:
         if self._over:
             # It ended without this branch, and will not see to it any more.
             self._branches.pop(source.key, None)
-            await self._runtime.shielded(
-                self._runtime.drop_branch(branch, self), f"txcoord.drop:{self.tx_id}"
+            await self._runtime.tasks.shielded(
+                f"txcoord.drop:{self.tx_id}", self._runtime.drop_branch, branch, self
             )
             self._must_be_active()
 
@@ -168,10 +174,17 @@ class Transaction:
                 reason_of(error), f"{type(error).__name__} left the block on {branch.resource!r}: {error}"
             )
 
-    def _new_branch(self, source: Source) -> Branch:
+    def _new_branch(self, source: Source, read_only: bool) -> Branch:
         number = self._next_number()
         xid = Xid(self._log_id, self.deadline_us, self.tx_id, number)
-        return Branch(number, source, xid, self.deadline_us + self._runtime.grace_us)
+        return Branch(
+            number,
+            source,
+            xid,
+            self.deadline_us + self._runtime.grace_us,
+            self._runtime.dialect(source),
+            read_only=read_only,
+        )
 
     def _next_number(self) -> str:
         self._numbers += 1
@@ -261,14 +274,15 @@ class Transaction:
 class XaBlock:
     """``async with g.xa(target) as db``."""
 
-    def __init__(self, transaction: Transaction, target: Any, resource: str) -> None:
+    def __init__(self, transaction: Transaction, target: Any, resource: str, read_only: bool) -> None:
         self._transaction = transaction
         self._target = target
         self._resource = resource
+        self._read_only = read_only
         self._branch: Branch | None = None
 
     async def __aenter__(self) -> Any:
-        self._branch = await self._transaction._enter_xa(self._target, self._resource)
+        self._branch = await self._transaction._enter_xa(self._target, self._resource, self._read_only)
         return self._branch.held.value
 
     async def __aexit__(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import NotIdle
-from ..protocol import postgresql as pg
 from .held import RefusedEnd
 
 _RELEASE_S = 2.0
@@ -24,11 +23,11 @@ class AsyncpgHeld:
         if self.value.is_in_transaction():
             raise NotIdle("this asyncpg connection is in a transaction already")
 
-    async def start(self, refused: RefusedEnd) -> None:
+    async def start(self, first: str, refused: RefusedEnd) -> None:
         # Through asyncpg's own transaction, so that the application's nested blocks become savepoints.
         self._transaction = self.value.transaction()
         await self._transaction.start()
-        await self.value.execute(pg.START_GUARD)
+        await self.value.execute(first)
 
     async def flush(self) -> None:
         pass
@@ -36,8 +35,12 @@ class AsyncpgHeld:
     async def execute(self, sql: str) -> str:
         return str(await self.value.execute(sql))
 
-    async def fetch_value(self, sql: str) -> Any:
-        return await self.value.fetchval(sql)
+    async def fetch_row(self, sql: str) -> tuple[Any, ...] | None:
+        row = await self.value.fetchrow(sql)
+        return None if row is None else tuple(row)
+
+    async def fetch_alone(self, sql: str) -> tuple[Any, ...] | None:
+        return await self.fetch_row(sql)
 
     @property
     def in_transaction(self) -> bool:
@@ -48,6 +51,13 @@ class AsyncpgHeld:
         real = getattr(self.value, "_con", self.value)
         real._top_xact = None
         self._transaction = None
+
+    def abort(self) -> None:
+        if self.value is not None:
+            self.value.terminate()
+
+    async def take_out(self) -> None:
+        pass
 
     async def release(self, committed: bool) -> None:
         pass

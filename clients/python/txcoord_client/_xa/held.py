@@ -21,8 +21,8 @@ class Held(Protocol):
         """Get the connection. Raises NotIdle when it is in a transaction already."""
         ...
 
-    async def start(self, refused: RefusedEnd) -> None:
-        """Begin the branch: BEGIN and the guard's savepoint."""
+    async def start(self, first: str, refused: RefusedEnd) -> None:
+        """Begin the branch with this statement, on PostgreSQL inside a transaction that is begun with it."""
         ...
 
     async def flush(self) -> None:
@@ -30,11 +30,16 @@ class Held(Protocol):
         ...
 
     async def execute(self, sql: str) -> str:
-        """Send one simple-query message; answer the last command tag. Raises the driver's error."""
+        """Send SQL, on PostgreSQL as one simple-query message; answer the last command tag, on MySQL and MariaDB
+        the number of rows. Raises the driver's error."""
         ...
 
-    async def fetch_value(self, sql: str) -> Any:
-        """One value, or None."""
+    async def fetch_row(self, sql: str) -> tuple[Any, ...] | None:
+        """The first row, or None."""
+        ...
+
+    async def fetch_alone(self, sql: str) -> tuple[Any, ...] | None:
+        """The first row, before the branch begins: no transaction is left open."""
         ...
 
     @property
@@ -49,6 +54,15 @@ class Held(Protocol):
 
     def forget_transaction(self) -> None:
         """The branch's transaction has ended behind the driver's back: let the driver know."""
+        ...
+
+    def abort(self) -> None:
+        """Break the connection, so that whoever waits for it gets an error. From any thread, at once."""
+        ...
+
+    async def take_out(self) -> None:
+        """The branch is prepared and its session must be kept: what the application has must not lead to it any
+        more."""
         ...
 
     async def release(self, committed: bool) -> None:
@@ -67,6 +81,8 @@ class Source:
     key: Hashable
     """The same key in one transaction means the same branch."""
     resource: str
+    family: str
+    """Of the driver: ``postgresql`` or ``mysql``."""
     make: Callable[[], Held]
     pool: Hashable | None = None
     """The pool to be admitted to; None: the caller holds the connection already."""

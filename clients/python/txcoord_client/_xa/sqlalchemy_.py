@@ -1,9 +1,7 @@
-"""Branches on SQLAlchemy's async engines, connections and sessions, over asyncpg.
+"""Branches on SQLAlchemy's engines, connections and sessions.
 
-The branch is begun in one message on the driver's connection, and SQLAlchemy's adapter is told that a
-transaction is open. Its place is taken by a sentinel that refuses ``commit()`` and ``rollback()``: those would end
-the branch. Once the branch is prepared, the adapter is told that nothing is open any more, so that closing the
-connection sends nothing.
+The branch is begun on the driver's connection, below SQLAlchemy. An application that commits or rolls back would end
+it: SQLAlchemy's events refuse that.
 """
 
 from __future__ import annotations
@@ -12,22 +10,34 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from ..errors import NotIdle, Rejected
-from ..protocol import postgresql as pg
 from ..protocol import reasons
-from .held import RefusedEnd
+from .held import RefusedEnd, Source
+from .raw import Raw
+from .sa import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    fairy_of,
+    raw_of,
+    sync_connection,
+    sync_engine,
+    sync_session,
+)
 
-_WRITES = ("INSERT", "UPDATE", "DELETE", "MERGE")
+_WRITES = ("INSERT", "UPDATE", "DELETE", "MERGE", "REPLAC")
 _writers: dict[int, _SqlAlchemyHeld] = {}
 """The branches that are open, by the id of their (synchronous) connection."""
 
 
 def watch(engine: Any) -> None:
-    """Notice statements that write on this synchronous engine: their branch needs not be asked."""
+    """Notice statements that write on this synchronous engine, whose branch needs not be asked; and who ends a
+    transaction."""
     if not event.contains(engine, "before_cursor_execute", _before_cursor_execute):
         event.listen(engine, "before_cursor_execute", _before_cursor_execute)
+        event.listen(engine, "commit", _before_commit)
+        event.listen(engine, "rollback", _before_rollback)
 
 
 def _before_cursor_execute(
@@ -46,25 +56,16 @@ def _before_cursor_execute(
         held.wrote = True
 
 
-class _Sentinel:
-    """Stands in for the driver's transaction while the branch is open. SQLAlchemy calls each method once, and
-    believes then that nothing is open any more: the connection is ended, or it would go back to its pool with the
-    branch's transaction."""
+def _before_commit(conn: Any) -> None:
+    held = _writers.get(id(conn))
+    if held is not None and not held.ended:
+        held.refuse("commit")
 
-    def __init__(self, held: _SqlAlchemyHeld, refused: RefusedEnd) -> None:
-        self._held = held
-        self._refused = refused
 
-    async def commit(self) -> None:
-        await self._held.cut()
-        raise self._refused("commit")
-
-    async def rollback(self) -> None:
-        # Asked first: afterwards it knows no better.
-        flush_failed = self._held.flush_failed()
-        await self._held.cut()
-        if not flush_failed:
-            raise self._refused("rollback")
+def _before_rollback(conn: Any) -> None:
+    held = _writers.get(id(conn))
+    if held is not None and not held.ended:
+        held.refuse("rollback")
 
 
 class _SqlAlchemyHeld(ABC):
@@ -76,34 +77,45 @@ class _SqlAlchemyHeld(ABC):
         self.ended = False
         """Has the branch ended, and its connection not been given back yet?"""
         self._connection: AsyncConnection | None = None
-        self._adapter: Any = None
-        self._raw: Any = None
+        self._raw: Raw | None = None
+        self._fairy: Any = None
         self._sync: Any = None
+        self._refused: RefusedEnd | None = None
+        self._taken_out = False
 
     @abstractmethod
     async def open(self) -> None: ...
 
     async def _hold(self, connection: AsyncConnection) -> None:
-        fairy = await connection.get_raw_connection()
-        self._adapter = fairy.dbapi_connection
-        self._raw = fairy.driver_connection
+        self._fairy = await fairy_of(connection)
         self._connection = connection
-        self._sync = connection.sync_connection
-        if connection.dialect.driver != "asyncpg":
-            raise Rejected(
-                f"XA branches need the driver asyncpg here, not {connection.dialect.driver!r}",
-                reason=reasons.NOT_SUPPORTED,
-            )
-        if self._raw.is_in_transaction():
+        self._sync = sync_connection(connection)
+        self._raw = raw_of(self._fairy, connection.dialect.driver, self._refusal_of)
+        if self._raw.in_transaction:
             raise NotIdle("this connection is in a transaction already")
 
-    async def start(self, refused: RefusedEnd) -> None:
-        adapter = self._adapter
-        await self._raw.execute(f"{_begin(adapter)}; {pg.START_GUARD}")
-        adapter._transaction = _Sentinel(self, refused)
-        if hasattr(adapter, "_started"):  # SQLAlchemy 2.0
-            adapter._started = True
+    def _refusal_of(self, what: str) -> Exception:
+        assert self._refused is not None
+        return self._refused(what)
+
+    @property
+    def _driver(self) -> Raw:
+        assert self._raw is not None
+        return self._raw
+
+    async def start(self, first: str, refused: RefusedEnd) -> None:
+        self._refused = refused
+        await self._driver.begin(first)
         _writers[id(self._sync)] = self
+
+    def refuse(self, what: str) -> None:
+        """The application ends the transaction. SQLAlchemy believes then that nothing is open any more: the
+        connection is ended, or it would go back to its pool with the branch's transaction."""
+        flush_failed = what == "rollback" and self.flush_failed()
+        self.abort()
+        self._sync.invalidate()
+        if not flush_failed:
+            raise self._refusal_of(what)
 
     async def flush(self) -> None:  # noqa: B027 - only a session holds something back
         pass
@@ -112,31 +124,46 @@ class _SqlAlchemyHeld(ABC):
         """Is it a failed flush that rolls back? Its error says more than a refusal."""
         return False
 
-    async def cut(self) -> None:
-        """End the connection."""
-        self._raw.terminate()
-        if self._connection is not None and not self._connection.closed:
-            await self._connection.invalidate()
-
     async def execute(self, sql: str) -> str:
-        return str(await self._raw.execute(sql))
+        return await self._driver.execute(sql)
 
-    async def fetch_value(self, sql: str) -> Any:
-        return await self._raw.fetchval(sql)
+    async def fetch_row(self, sql: str) -> tuple[Any, ...] | None:
+        return await self._driver.fetch_row(sql)
+
+    async def fetch_alone(self, sql: str) -> tuple[Any, ...] | None:
+        return await self._driver.fetch_alone(sql)
 
     @property
     def in_transaction(self) -> bool:
-        return bool(self._raw.is_in_transaction())
+        return self._driver.in_transaction
 
     def forget_transaction(self) -> None:
         self.ended = True
-        self._adapter._transaction = None
-        if hasattr(self._adapter, "_started"):
-            self._adapter._started = False
+        forget = getattr(self._raw, "forget_transaction", None)
+        if forget is not None:
+            forget()
+
+    def abort(self) -> None:
+        if self._raw is not None:
+            self._raw.cut()
+
+    async def take_out(self) -> None:
+        # The pool's record forgets the driver's connection without closing it, and opens another when it needs one.
+        if self._taken_out or self._connection is None:
+            return
+        self._taken_out = True
+        record = getattr(self._fairy, "_connection_record", None)
+        if record is not None:
+            record.dbapi_connection = None
+        await self._connection.invalidate()
+        await self.value.rollback()
 
     async def release(self, committed: bool) -> None:
         try:
-            await self._release(committed)
+            if self._taken_out:
+                self.abort()
+            else:
+                await self._release(committed)
         finally:
             self._let_go()
 
@@ -145,7 +172,11 @@ class _SqlAlchemyHeld(ABC):
         if self._connection is None:
             return
         self.forget_transaction()
-        await self.cut()
+        self.abort()
+        if self._taken_out:
+            return
+        if not self._connection.closed:
+            await self._connection.invalidate()
         await self._discard()
 
     def _let_go(self) -> None:
@@ -210,7 +241,7 @@ class SessionHeld(_SqlAlchemyHeld):
     """Another database that it has begun to work with."""
 
     async def open(self) -> None:
-        if self.value.sync_session.twophase:
+        if self._session.twophase:
             raise Rejected(
                 "a session with twophase=True prepares and commits by itself: it cannot take part",
                 reason=reasons.NOT_SUPPORTED,
@@ -225,13 +256,17 @@ class SessionHeld(_SqlAlchemyHeld):
             await self.value.rollback()
             raise
 
-    async def start(self, refused: RefusedEnd) -> None:
-        await super().start(refused)
-        event.listen(self.value.sync_session, "after_begin", self._begun)
+    async def start(self, first: str, refused: RefusedEnd) -> None:
+        await super().start(first, refused)
+        event.listen(self._session, "after_begin", self._begun)
+
+    @property
+    def _session(self) -> Any:
+        return sync_session(self.value)
 
     def flush_failed(self) -> bool:
         # With it the session has rolled everything back: the error itself reaches the application.
-        self._failed = bool(getattr(self.value.sync_session, "_flushing", False))
+        self._failed = bool(getattr(self._session, "_flushing", False))
         return self._failed
 
     def _begun(self, session: Any, transaction: Any, connection: Any) -> None:
@@ -250,8 +285,8 @@ class SessionHeld(_SqlAlchemyHeld):
 
     def _let_go(self) -> None:
         super()._let_go()
-        if event.contains(self.value.sync_session, "after_begin", self._begun):
-            event.remove(self.value.sync_session, "after_begin", self._begun)
+        if event.contains(self._session, "after_begin", self._begun):
+            event.remove(self._session, "after_begin", self._begun)
 
     @staticmethod
     def _lost() -> Rejected:
@@ -278,29 +313,21 @@ class SessionHeld(_SqlAlchemyHeld):
         await self.value.invalidate()
 
 
-def _begin(adapter: Any) -> str:
-    """BEGIN as SQLAlchemy's adapter would send it."""
-    out = "BEGIN"
-    isolation = getattr(adapter, "isolation_level", None)
-    if isolation and isolation != "autocommit":
-        out += f" ISOLATION LEVEL {isolation.replace('_', ' ').upper()}"
-    if getattr(adapter, "readonly", False):
-        out += " READ ONLY"
-    if getattr(adapter, "deferrable", False):
-        out += " DEFERRABLE"
-    return out
-
-
 def engine_of(target: AsyncEngine | AsyncConnection | AsyncSession) -> Any:
     """The synchronous engine behind a target, without execution options."""
     if isinstance(target, AsyncEngine):
-        engine: Any = target.sync_engine
+        engine: Any = sync_engine(target)
     elif isinstance(target, AsyncConnection):
-        engine = target.engine.sync_engine
+        engine = sync_connection(target).engine
     else:
-        bind = target.sync_session.get_bind()
+        bind = sync_session(target).get_bind()
         engine = getattr(bind, "engine", bind)
     return getattr(engine, "_proxied", engine)
+
+
+def family_of(engine: Any) -> str:
+    """The kind of database that a synchronous engine speaks to."""
+    return "mysql" if engine.dialect.name in ("mysql", "mariadb") else str(engine.dialect.name)
 
 
 def pool_size(engine: AsyncEngine) -> int:
@@ -313,6 +340,26 @@ def pool_size(engine: AsyncEngine) -> int:
     return int(size()) + int(overflow)
 
 
+def is_ours(target: Any) -> bool:
+    """Is it one of SQLAlchemy's that may be given to ``g.xa``?"""
+    return isinstance(target, AsyncEngine | AsyncConnection | AsyncSession)
+
+
+def source_of(target: Any, name: str, engine: Any) -> Source:
+    """Where its connections come from."""
+    watch(engine)
+    pooled = isinstance(target, AsyncEngine)
+    return Source(
+        key=id(engine) if pooled else id(target),
+        resource=name,
+        family=family_of(engine),
+        make=lambda: make_held(target),
+        pool=id(engine) if pooled else None,
+        pool_size=pool_size(target) if pooled else 0,
+        identity_of=engine,
+    )
+
+
 def make_held(target: AsyncEngine | AsyncConnection | AsyncSession) -> _SqlAlchemyHeld:
     """A holder for a target."""
     if isinstance(target, AsyncEngine):
@@ -322,4 +369,4 @@ def make_held(target: AsyncEngine | AsyncConnection | AsyncSession) -> _SqlAlche
     return SessionHeld(target)
 
 
-__all__ = ["engine_of", "make_held", "pool_size", "watch"]
+__all__ = ["engine_of", "family_of", "is_ours", "make_held", "pool_size", "source_of", "watch"]

@@ -1,0 +1,61 @@
+"""The synchronous SDK: the same words without ``await``.
+
+from txcoord_client.sync import Coordinator
+
+coord = Coordinator("127.0.0.1:7070", resources={"accounts": accounts, "ledger": ledger})
+
+with coord.begin("transfer", gid="order-42") as g:
+    with g.xa(accounts) as db:
+        db.execute(debit)
+    with g.xa(ledger) as db:
+        db.execute(credit)
+
+SQL runs on the caller's thread. The wire to the coordinator is one background thread of the process, made at first
+use. Errors and outcomes are those of ``txcoord_client``.
+"""
+
+from ..errors import (
+    Aborted,
+    AlreadyAborted,
+    AlreadyCommitted,
+    ForkedAfterUse,
+    Heuristic,
+    InProgress,
+    NotIdle,
+    NoTransaction,
+    OutcomeUnknown,
+    Rejected,
+    ResourceBusy,
+    ResourceMismatch,
+    TxcoordError,
+    Unavailable,
+    UnknownResource,
+)
+from ..outcome import Outcome, State
+from ._scope import Scope
+from .coordinator import Coordinator
+from .transaction import Transaction, XaBlock
+
+__all__ = [
+    "Aborted",
+    "AlreadyAborted",
+    "AlreadyCommitted",
+    "Coordinator",
+    "ForkedAfterUse",
+    "Heuristic",
+    "InProgress",
+    "NoTransaction",
+    "NotIdle",
+    "Outcome",
+    "OutcomeUnknown",
+    "Rejected",
+    "ResourceBusy",
+    "ResourceMismatch",
+    "Scope",
+    "State",
+    "Transaction",
+    "TxcoordError",
+    "Unavailable",
+    "UnknownResource",
+    "XaBlock",
+]

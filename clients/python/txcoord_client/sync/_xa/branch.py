@@ -1,0 +1,354 @@
+# Made from txcoord_client/_xa/branch.py by scripts/sync; to change it, change that.
+"""An XA branch in this process: from its begin to PREPARE, or to COMMIT in one phase; on MariaDB to its end.
+
+What the statements are and what the replies mean is the dialect's: see ``dialect``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from enum import Enum
+
+from ..._pb import common_pb2 as c
+from ..._xa.drivers import errno_of, is_driver, sqlstate_of
+from ...errors import Aborted, NotIdle, Rejected, ResourceBusy, TxcoordError
+from ...protocol import reasons
+from ...protocol.replies import Reply
+from ...protocol.xid import Xid
+from .. import _aio
+from .dialect import Dialect, Failed, of_reply
+from .held import Held, Source
+
+log = logging.getLogger("txcoord.client")
+_RELEASE_S = 3.0
+"""A driver's pool may ask the database on release; one that does not answer holds nothing up."""
+
+
+class Stage(Enum):
+    """Where a branch stands in this process."""
+
+    NEW = "new"
+    OPEN = "open"
+    PREPARED = "prepared"
+    READ_ONLY = "read_only"
+    """Wrote nothing: it dropped out."""
+    COMMITTED = "committed"
+    """In one phase."""
+    ROLLED_BACK = "rolled_back"
+    UNKNOWN = "unknown"
+    """The reply to PREPARE or to the one-phase COMMIT was lost."""
+
+
+class Branch:
+    """One branch on one connection."""
+
+    def __init__(
+        self,
+        number: str,
+        source: Source,
+        xid: Xid,
+        not_after_us: int,
+        dialect: Dialect,
+        *,
+        read_only: bool = False,
+    ) -> None:
+        self.number = number
+        self.resource = source.resource
+        self.xid = xid
+        self.stage = Stage.NEW
+        self.blocks = 0
+        """How many ``g.xa`` blocks on it are open."""
+        self.failure: Failed | None = None
+        self.held: Held = source.make()
+        self.opening = _aio.Lock()
+        self.owned = source.pool is not None
+        """Did the SDK take its connection from a pool?"""
+        self.pool = source.pool
+        self.released = False
+        self.admitted = False
+        self.read_only = read_only
+        """Was it declared to write nothing?"""
+        self._source = source
+        self._dialect = dialect
+        self._not_after_us = not_after_us
+        self._ended_by_application = ""
+
+    @property
+    def holds(self) -> bool:
+        """Is it on a database where the session that prepared must finish?"""
+        return self._dialect.holds
+
+    @property
+    def kept(self) -> bool:
+        """Is it prepared, on a database where this very session must finish it?"""
+        return self._dialect.holds and self.stage is Stage.PREPARED and not self.released
+
+    # ---- work ----
+
+    def open(self, check: Callable[[Held, Source, Dialect], None], until: float) -> None:
+        """Get the connection, check that it is the right database, begin the branch."""
+        try:
+            with _aio.timeout_at(until, self.held.abort):
+                try:
+                    self.held.open()
+                except TxcoordError:
+                    raise
+                except Exception as error:
+                    if type(error).__name__ in ("TimeoutError", "PoolTimeout"):  # The pools' own.
+                        raise ResourceBusy(
+                            f"the connection pool of {self.resource!r} gave no connection: {error}",
+                            facts={"resource": self.resource},
+                        ) from error
+                    raise
+                try:
+                    check(self.held, self._source, self._dialect)
+                except BaseException:
+                    self.held.release(False)
+                    raise
+                try:
+                    self.xid = self._dialect.begin(
+                        self.held, self.xid, self._refuse_end, read_only=self.read_only
+                    )
+                except BaseException as error:
+                    self._discard()
+                    if self._dialect.reply(error, asked=False) is Reply.NOT_IDLE:
+                        raise NotIdle(
+                            f"the connection to {self.resource!r} is in a transaction: {error}"
+                        ) from error
+                    raise
+        except TimeoutError:
+            raise ResourceBusy(
+                f"no connection to {self.resource!r} until the deadline", facts={"resource": self.resource}
+            ) from None
+        self.stage = Stage.OPEN
+
+    def _refuse_end(self, what: str) -> Exception:
+        self._ended_by_application = what
+        return Rejected(
+            f"{what}() inside a global transaction: the branch on {self.resource!r} ends with the transaction. "
+            "Leave the block to commit, raise to roll back; for a part of the work use a savepoint (begin_nested)",
+            reason=reasons.GUARD,
+        )
+
+    # ---- ends ----
+
+    def prepare(self, until: float) -> None:
+        """Guard, marker and PREPARE. Raises Failed; then the branch is rolled back, or its stage is UNKNOWN."""
+        try:
+            _in_time(until)
+            with _aio.timeout_at(until, self.held.abort):
+                self._flush()
+                if not self._dropped_out():
+                    self._dialect.prepare(self.held, self.xid, self._not_after_us, self._asked)
+        except BaseException as error:
+            raise self._failed(error) from error
+        if self.stage is not Stage.READ_ONLY:
+            self.held.forget_transaction()
+            self.stage = Stage.PREPARED
+
+    def commit_one_phase(self, until: float) -> None:
+        """Commit the transaction's only branch. Raises Failed; stage UNKNOWN: ask by tombstone."""
+        try:
+            _in_time(until)
+            with _aio.timeout_at(until, self.held.abort):
+                self._flush()
+                if not self._dropped_out():
+                    self._dialect.commit_one_phase(self.held, self.xid, self._not_after_us, self._asked)
+        except BaseException as error:
+            raise self._failed(error) from error
+        if self.stage is not Stage.READ_ONLY:
+            self.held.forget_transaction()
+            self.stage = Stage.COMMITTED
+
+    def _asked(self) -> None:
+        """From now on a lost reply leaves it open what became of the branch."""
+        self.stage = Stage.UNKNOWN
+
+    def finish(self, commit: bool, seconds: float) -> bool:
+        """Carry the decision out on the session that prepared, which has to do that on MariaDB. False: the session
+        is lost, and given up; the coordinator will see to the branch."""
+        try:
+            with _aio.timeout(seconds, self.held.abort):
+                self._dialect.finish(self.held, self.xid, commit)
+        except Exception as error:
+            log.warning(
+                "the branch on %r is left to the coordinator: %s: %s",
+                self.resource,
+                type(error).__name__,
+                error,
+            )
+            self._discard()
+            return False
+        except BaseException:
+            self._discard()
+            raise
+        self.held.forget_transaction()
+        self.stage = Stage.COMMITTED if commit else Stage.ROLLED_BACK
+        return True
+
+    def give_up(self) -> None:
+        """Let a prepared branch's session go: the coordinator will see to the branch."""
+        self._discard()
+
+    def rollback(self, until: float) -> None:
+        """Roll back what is not prepared. Never raises: a broken connection rolls back by itself."""
+        if self.stage is not Stage.OPEN:
+            return
+        self.stage = Stage.ROLLED_BACK
+        if self.blocks or self._ended_by_application:
+            # Somebody still works with it: his next statement must not run in a transaction of its own. Or he
+            # tried to end it: its driver believes that nothing is open.
+            self._discard()
+            return
+        try:
+            with _aio.timeout_at(until, self.held.abort):
+                self._dialect.rollback(self.held, self.xid)
+            self.held.forget_transaction()
+        except Exception:
+            self._discard()
+        except BaseException:
+            self._discard()
+            raise
+
+    def release(self, committed: bool) -> None:
+        """Give the connection back, once."""
+        if self.stage is Stage.NEW or self.released:
+            return
+        self.released = True
+        try:
+            if self.stage is Stage.OPEN:
+                raise RuntimeError("released before its end")
+            with _aio.timeout(_RELEASE_S, self.held.abort):
+                self.held.release(committed)
+        except Exception as error:
+            log.warning("a connection of %r is given up: %s: %s", self.resource, type(error).__name__, error)
+            self._discard()
+        except BaseException:
+            self._discard()
+            raise
+
+    def _flush(self) -> None:
+        if self._ended_by_application:
+            raise Failed(
+                reasons.GUARD,
+                f"{self._ended_by_application}() was called on {self.resource!r} inside the transaction",
+            )
+        self.held.flush()
+
+    def _dropped_out(self) -> bool:
+        """End it now if it wrote nothing."""
+        if not self._dialect.drop_out(self.held, self.xid, read_only=self.read_only):
+            return False
+        self.stage = Stage.READ_ONLY
+        return True
+
+    def _failed(self, error: BaseException) -> Failed:
+        """What an error at the end of the branch means; leaves no open transaction behind."""
+        asked = self.stage is Stage.UNKNOWN
+        reply = self._dialect.reply(error, asked=asked)
+        told = reply is not None and reply is not Reply.UNREACHABLE
+        failed = self._meaning(error, reply, asked)
+        if asked and not told and not isinstance(error, Failed):
+            # Without an answer the branch may be prepared: the connection is given up, its stage stays UNKNOWN.
+            self._discard()
+        else:
+            self.stage = Stage.OPEN
+            self.rollback(_aio.now() + 2.0)
+        self.failure = failed
+        return failed
+
+    def _meaning(self, error: BaseException, reply: Reply | None, asked: bool) -> Failed:
+        named = f"{self.resource!r}: {type(error).__name__}: {error}"
+        told = reply is not None and reply is not Reply.UNREACHABLE
+        if isinstance(error, Failed):
+            return error
+        if isinstance(error, TxcoordError):
+            return Failed(error.reason, error.message)
+        own = self._dialect.failed(error, self.resource, asked=asked)
+        if own is not None:
+            return own
+        if told and not asked and reply is not Reply.GUARD:
+            # Of the application's own statements: what an ORM session had held back.
+            return Failed(reason_of(error), named)
+        known = of_reply(reply, self.resource, str(error)) if reply is not None else None
+        if known is not None:
+            return known
+        if told:
+            return Failed(reasons.APPLICATION_ERROR, f"{self.resource!r}: {error}")
+        if isinstance(error, TimeoutError) and not asked:
+            return Failed(reasons.DEADLINE, f"no time was left to prepare on {self.resource!r}")
+        if (
+            reply is not None
+            or isinstance(error, OSError | TimeoutError | _aio.Cancelled)
+            or is_driver(error)
+        ):
+            return Failed(reasons.CONNECTION_LOST, named)
+        # An ORM session that cannot flush, say: the application's own error.
+        return Failed(reasons.APPLICATION_ERROR, named)
+
+    def _discard(self) -> None:
+        self.released = True
+        # Whatever it says, nobody uses this connection again.
+        with contextlib.suppress(Exception):
+            self.held.discard()
+
+    # ---- the wire ----
+
+    def to_pb(self) -> c.Branch:
+        """The branch with its vote."""
+        vote = {
+            Stage.PREPARED: c.VOTE_PREPARED,
+            Stage.READ_ONLY: c.VOTE_READ_ONLY,
+            Stage.ROLLED_BACK: c.VOTE_NO,
+        }.get(self.stage, c.VOTE_UNSPECIFIED)
+        out = c.Branch(id=self.number, kind=c.KIND_XA, vote=vote)
+        self._describe(out.xa)
+        out.xa.held = self.kept
+        if self.failure is not None:
+            out.reason, out.message = self.failure.reason, self.failure.message
+        return out
+
+    def report(self, event: c.BranchEvent) -> c.BranchReport:
+        """What has become of it."""
+        report = c.BranchReport(branch=self.number, event=event)
+        self._describe(report.xa)
+        report.xa.one_phase = event == c.BRANCH_EVENT_ONE_PHASE_COMMITTED
+        return report
+
+    def _describe(self, part: c.XaPart) -> None:
+        part.resource = self.resource
+        part.xid = f"{self.xid.gtrid}.{self.xid.branch}"
+        part.connection_id = self.xid.connection_id
+
+
+def _in_time(until: float) -> None:
+    # A time-out that has passed already would cancel the statement only once it is on its way.
+    if _aio.now() >= until:
+        raise TimeoutError
+
+
+_ABORTS = {
+    "40P01": reasons.DEADLOCK,
+    "40001": reasons.SERIALIZATION_FAILURE,
+    1213: reasons.DEADLOCK,
+    1020: reasons.SERIALIZATION_FAILURE,  # MariaDB's snapshot isolation
+}
+
+
+def reason_of(error: BaseException | None) -> str:
+    """The reason code of an abort that this error, raised inside the work, brings about."""
+    if isinstance(error, TxcoordError):
+        return error.reason
+    return _ABORTS.get(sqlstate_of(error) or errno_of(error), reasons.APPLICATION_ERROR)
+
+
+def worth_another_try(error: BaseException) -> bool:
+    """Does the error say nothing about the business, so that the same work may succeed when run again?"""
+    if isinstance(error, Aborted):
+        return error.retriable
+    return reason_of(error) in reasons.RETRYABLE_ABORTS
+
+
+__all__ = ["Branch", "Failed", "Stage", "reason_of", "sqlstate_of", "worth_another_try"]

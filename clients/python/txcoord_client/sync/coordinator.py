@@ -1,0 +1,331 @@
+# Made from txcoord_client/coordinator.py by scripts/sync; to change it, change that.
+"""The SDK's entrance: a Coordinator begins transactions and asks about them."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import inspect
+import json
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+
+from .. import outcome as outcomes
+from .._pb import coordinator_pb2 as pb
+from .._version import __version__
+from ..errors import (
+    AlreadyAborted,
+    AlreadyCommitted,
+    ForkedAfterUse,
+    NoTransaction,
+    OutcomeUnknown,
+    Rejected,
+)
+from ..outcome import Outcome
+from ..protocol import identifiers, reasons
+from . import _aio, interceptors
+from ._runtime import Runtime
+from ._scope import Scope
+from ._sources import Resources
+from ._wire import wait_level
+from ._xa.branch import worth_another_try
+from .transaction import Transaction, XaBlock
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Seconds = float | timedelta
+
+
+class Coordinator:
+    """A txcoord coordinator, as a service uses it.
+
+    ``address`` is a gRPC target such as ``127.0.0.1:7070`` or ``dns:///txcoord:7070``. ``resources`` names the
+    engines and pools whose databases take part. ``timeout`` is how many seconds a transaction may last unless its
+    ``begin`` says otherwise; ``call_timeout`` how long one call to the coordinator is tried.
+
+    It opens nothing before its first use, and then a channel for each event loop. Use it as a context
+    manager, or ``coord.close()`` in the end.
+    """
+
+    def __init__(
+        self,
+        address: str = "127.0.0.1:7070",
+        *,
+        namespace: str = "default",
+        resources: Mapping[str, Any] | None = None,
+        timeout: Seconds = 30.0,
+        call_timeout: Seconds = 5.0,
+    ) -> None:
+        if not identifiers.is_name(namespace):
+            raise Rejected(
+                f"namespace {namespace!r}: 1 to 63 characters of [A-Za-z0-9_.-]", reason=reasons.BAD_NAMESPACE
+            )
+        self.address = address
+        self.namespace = namespace
+        self._resources = Resources(resources or {})
+        self._timeout = _seconds(timeout, "timeout")
+        self._call_timeout = _seconds(call_timeout, "call_timeout")
+        self._pid: int | None = None
+        self._runtimes: _aio.PerLoop[Runtime] = _aio.PerLoop()
+        self._current: contextvars.ContextVar[Transaction | None] = contextvars.ContextVar(
+            "txcoord_transaction", default=None
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the ends of transactions that are under way finish (at most 5 s), then disconnect."""
+        runtime = self._runtimes.pop()
+        if runtime is not None and self._pid == os.getpid():
+            runtime.close()
+
+    @contextmanager
+    def lifespan(self, app: object = None) -> Iterator[None]:
+        """For frameworks: ``FastAPI(lifespan=coord.lifespan)``."""
+        try:
+            yield
+        finally:
+            self.close()
+
+    # ---- transactions ----
+
+    def begin(
+        self,
+        name: str = "transaction",
+        *,
+        gid: str = "",
+        timeout: Seconds | None = None,
+        labels: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        resources: Sequence[str] = (),
+        wait: str = "committed",
+        new: bool = False,
+        retry_of: str = "",
+        again: bool = False,
+    ) -> Scope:
+        """``with coord.begin("checkout", gid=order_id) as g: …`` commits when the block ends; an exception
+        aborts, and comes out unchanged.
+
+        ``gid`` is the user's own name of the work and its idempotency key (at most 48 of ``[A-Za-z0-9_-]``): the
+        same gid is done at most once. ``timeout``: seconds until the deadline, at which everything undecided is
+        aborted. ``resources``: the databases that it will touch, if known; the first may be committed in one
+        phase when it stays the only one. ``wait``: how far the end waits: ``accepted``, ``decided``,
+        ``committed`` or ``delivered``. ``new``: begin another transaction even inside one (REQUIRES_NEW).
+        ``retry_of``: the tx id of an aborted attempt whose gid this one takes over; ``again`` allows that for a
+        business abort too.
+
+        Inside a transaction it joins that one. Entering raises AlreadyCommitted, AlreadyAborted or InProgress for
+        a known gid, Unavailable when the coordinator does not answer. Leaving raises Aborted, OutcomeUnknown,
+        Heuristic, or Rejected when the coordinator refused the commit for sure: then nothing of it happened.
+        """
+        if gid and not identifiers.is_gid(gid):
+            raise Rejected(
+                f"gid {gid[:80]!r}: 1 to {identifiers.MAX_GID} characters of [A-Za-z0-9_-]",
+                reason=reasons.BAD_GID,
+            )
+        return Scope(
+            self,
+            name=name,
+            gid=gid,
+            timeout=self._timeout if timeout is None else _seconds(timeout, "timeout"),
+            labels=labels,
+            headers=headers,
+            resources=resources,
+            wait=wait_level(wait),
+            new=new,
+            retry_of=retry_of,
+            again=again,
+        )
+
+    def transaction(
+        self, name: str = "", *, timeout: Seconds | None = None, new: bool = False
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Decorator: the function runs in a transaction, the caller's if there is one."""
+
+        def decorate(function: Callable[P, R]) -> Callable[P, R]:
+            _aio.refuse_wrong_kind(function)
+            title = name or function.__name__
+
+            @functools.wraps(function)
+            def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+                with self.begin(title, timeout=timeout, new=new):
+                    return function(*args, **kwargs)
+
+            return wrapped
+
+        return decorate
+
+    def run(
+        self,
+        function: Callable[..., R],
+        *,
+        gid: str = "",
+        attempts: int = 3,
+        name: str = "",
+        timeout: Seconds | None = None,
+        again: bool = False,
+    ) -> R:
+        """Run ``function`` in a transaction, again when that may help, and with a ``gid`` at most once for ever.
+
+        ``function`` is given the transaction if it takes an argument. What it returns (JSON) is stored with the
+        commit; a later ``run`` with the same gid returns that and runs nothing. An abort by deadlock,
+        serialization failure, a busy pool or the deadline is tried again, ``attempts`` times in all, under a new
+        tx id; a business abort is final unless ``again``. Inside a transaction it only calls the function there.
+
+        Raises what the function raises, what entering and leaving :meth:`begin` raise, and AlreadyCommitted for a
+        gid that was committed with a result that is no JSON.
+        """
+        if attempts < 1:
+            raise Rejected("attempts: at least 1")
+        outer = self.current_or_none()
+        if outer is not None:
+            return _call(function, outer)
+        title = name or getattr(function, "__name__", "run")
+        retry_of = ""
+        for left in range(attempts - 1, -1, -1):
+            tx_id = ""
+            try:
+                with self.begin(title, gid=gid, timeout=timeout, retry_of=retry_of, again=again) as g:
+                    tx_id = g.tx_id
+                    value = _call(function, g)
+                    g.result = json.dumps(value).encode()
+                return value
+            except AlreadyCommitted as error:
+                try:
+                    known: R = json.loads(error.result) if error.result else None  # type: ignore[assignment]
+                except ValueError:
+                    raise error from None  # Committed by other means than run().
+                return known
+            except AlreadyAborted as error:
+                if not left or not (error.retriable or again):
+                    raise
+                tx_id = error.tx_id
+            except Exception as error:
+                if not left or not worth_another_try(error):
+                    raise
+            retry_of = tx_id if gid else ""
+            _aio.sleep(random.uniform(0.0, 0.05 * 2 ** (attempts - left)))
+        raise AssertionError("the last attempt returns or raises")
+
+    # ---- context ----
+
+    @property
+    def current(self) -> Transaction:
+        """The transaction that this code runs in. Raises NoTransaction."""
+        found = self.current_or_none()
+        if found is None:
+            raise NoTransaction("there is no current transaction here: use `with coord.begin(...)`")
+        return found
+
+    def current_or_none(self) -> Transaction | None:
+        """The transaction that this code runs in, if any."""
+        found = self._current.get()
+        return found if found is not None and found.active else None
+
+    def xa(self, target: Any, *, resource: str = "") -> XaBlock:
+        """As ``g.xa``, for the current transaction. Raises NoTransaction where there is none."""
+        return self.current.xa(target, resource=resource)
+
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """What runs inside is outside of the current transaction (NOT_SUPPORTED): audit rows that must stay."""
+        token = self._current.set(None)
+        try:
+            yield
+        finally:
+            self._current.reset(token)
+
+    # ---- questions ----
+
+    def get(self, gid: str = "", *, tx_id: str = "") -> Outcome | None:
+        """How a transaction stands; None when the log knows none of that name, which is no outcome."""
+        runtime = self._runtime()
+        until = _aio.now() + self._call_timeout
+        runtime.connect(until)
+        request = pb.GetRequest(gid=gid, tx_id=tx_id)
+        try:
+            response = runtime.wire.call("get", request, until, tx_id=tx_id, gid=gid)
+        except Rejected as error:
+            if error.reason == reasons.NOT_FOUND:
+                return None
+            raise
+        return outcomes.from_pb(response.transaction.outcome, tx_id=tx_id, gid=gid)
+
+    def settle(self, unknown: OutcomeUnknown, *, timeout: Seconds | None = None) -> Outcome:
+        """Find out what became of a transaction, by asking for its abort: what was committed stays committed, and
+        is told; everything else is aborted now. Raises OutcomeUnknown when that is too long ago, Unavailable when
+        nobody can tell yet: ask again."""
+        runtime = self._runtime()
+        until = _aio.now() + (self._call_timeout if timeout is None else _seconds(timeout, "timeout"))
+        runtime.connect(until)
+        out = runtime.settle(
+            unknown.tx_id,
+            unknown.gid,
+            unknown.deadline_us,
+            unknown.resources,
+            begun=bool(unknown.gid),
+            until=until,
+        )
+        return outcomes.from_pb(out, tx_id=unknown.tx_id, gid=unknown.gid)
+
+    # ---- other services ----
+
+    def client_interceptors(self) -> list[Any]:
+        """For ``grpc.aio.insecure_channel(target, interceptors=…)``: unary calls on that channel carry the current
+        transaction, and their replies must bring a vote. Streaming calls inside a transaction are refused."""
+        return interceptors.for_client(self)
+
+    def server_interceptor(self) -> interceptors.ServerInterceptor:
+        """For ``grpc.aio.server(interceptors=[…])``: handlers run inside the caller's transaction, their branches
+        are prepared when they end, and the vote rides on the reply."""
+        return interceptors.ServerInterceptor(self)
+
+    # ---- inside ----
+
+    def _runtime(self) -> Runtime:
+        pid = os.getpid()
+        if self._pid is not None and self._pid != pid and len(self._runtimes):
+            raise ForkedAfterUse(
+                "this process was forked after the Coordinator had been used: a gRPC channel does not survive that. "
+                "Make the Coordinator, or use it first, in the child"
+            )
+        self._pid = pid
+        runtime = self._runtimes.get()
+        if runtime is None:
+            runtime = self._runtimes.put(
+                Runtime(
+                    self.address,
+                    self.namespace,
+                    self._resources,
+                    version=__version__,
+                    call_timeout=self._call_timeout,
+                )
+            )
+        return runtime
+
+
+def _call(function: Callable[..., R], g: Transaction) -> R:
+    takes = [
+        p
+        for p in inspect.signature(function).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+    return function(g) if takes else function()
+
+
+def _seconds(value: Seconds, what: str) -> float:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    if not seconds > 0:
+        raise Rejected(f"{what}={value!r}: more than 0 seconds are needed")
+    return seconds

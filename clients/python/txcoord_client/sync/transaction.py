@@ -1,0 +1,296 @@
+# Made from txcoord_client/transaction.py by scripts/sync; to change it, change that.
+"""A global transaction, as the code inside it sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from .._pb import common_pb2 as c
+from ..errors import NoTransaction, Rejected
+from ..outcome import Outcome
+from ..protocol import identifiers, reasons
+from ..protocol.xid import Xid
+from . import _aio
+from ._runtime import Runtime
+from ._xa.branch import Branch, Stage, reason_of
+from ._xa.held import Source
+
+
+class Transaction:
+    """What ``with coord.begin(...) as g`` gives.
+
+    ``initiator`` is False in a service that was called: there the caller decides, and the branches are prepared
+    when the handler ends.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        name: str,
+        tx_id: str,
+        deadline_us: int,
+        gid: str = "",
+        labels: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        wait: c.WaitLevel = c.WAIT_LEVEL_COMMITTED,
+        one_phase_resource: str = "",
+        begun: bool = False,
+        parent: str = "",
+    ) -> None:
+        self.name = name
+        self.tx_id = tx_id
+        self.gid = gid
+        self.deadline_us = deadline_us
+        """By the log's clock, UTC microseconds."""
+        self.labels = dict(labels or {})
+        self.headers = dict(headers or {})
+        self.outcome: Outcome | None = None
+        """How it ended; None before."""
+        self._result = b""
+        self._runtime = runtime
+        self._log_id = runtime.log_id
+        self._wait = wait
+        self._one_phase_resource = one_phase_resource
+        self._begun = begun
+        self._parent = parent
+        self._numbers = 0
+        self._branches: dict[object, Branch] = {}
+        self._remote: dict[str, c.Branch] = {}
+        self._outstanding: dict[str, str] = {}
+        self._rollback_only = ""
+        self._rollback_message = ""
+        self._over = False
+        self._until = _aio.now() + (deadline_us - runtime.wire.clock.now_us()) / 1e6
+
+    def __repr__(self) -> str:
+        return f"<Transaction {self.name} {self.gid or self.tx_id}>"
+
+    # ---- state ----
+
+    @property
+    def result(self) -> bytes:
+        """Stored with the commit and given to whoever asks with the same gid; JSON by convention."""
+        return self._result
+
+    @result.setter
+    def result(self, value: bytes) -> None:
+        # What cannot be stored is refused while the work can still be undone.
+        if not isinstance(value, bytes):
+            raise Rejected(f"result: bytes are needed, not {type(value).__name__}")
+        most = self._runtime.limits.max_payload_bytes
+        if most and len(value) > most:
+            raise Rejected(f"the result has {len(value)} bytes; at most {most}", reason=reasons.TOO_LARGE)
+        self._result = value
+
+    @property
+    def initiator(self) -> bool:
+        """Did it begin in this process?"""
+        return not self._parent
+
+    @property
+    def active(self) -> bool:
+        """Can work still be added?"""
+        return not self._over
+
+    @property
+    def rollback_only(self) -> bool:
+        """Is it certain that it will not commit?"""
+        return bool(self._rollback_only)
+
+    @property
+    def remaining(self) -> float:
+        """Seconds to the deadline."""
+        return self._until - _aio.now()
+
+    def set_rollback_only(self, reason: str = reasons.ROLLED_BACK_BY_CLIENT, message: str = "") -> None:
+        """Doom it: whatever happens, it will not commit. The first reason counts."""
+        if not self._rollback_only:
+            self._rollback_only, self._rollback_message = reason, message
+
+    # ---- branches ----
+
+    def xa(self, target: Any, *, resource: str = "", read_only: bool = False) -> XaBlock:
+        """A block of work in one database, as one XA branch.
+
+        ``target`` is an engine, connection or session of SQLAlchemy, or a pool or connection of a driver (see the
+        support table in the docs); a connection or session must be idle and belongs to the branch until the
+        transaction ends. ``resource`` names the database where the Coordinator's ``resources`` do not.
+        ``read_only`` says that nothing is written or locked: the server refuses what writes, and the branch has no
+        part in the commit.
+
+        ``with g.xa(engine) as db`` gives the connection (or the session). Later blocks on the same target
+        continue the same branch. The work is prepared when the transaction ends.
+        """
+        return XaBlock(self, target, resource, read_only)
+
+    def _enter_xa(self, target: Any, resource: str, read_only: bool = False) -> Branch:
+        self._must_be_active()
+        source = self._runtime.source(target, resource)
+        while True:
+            branch = self._branches.get(source.key)
+            if branch is None:
+                branch = self._branches[source.key] = self._new_branch(source, read_only)
+            with branch.opening:
+                self._must_be_active()
+                if self._branches.get(source.key) is not branch:
+                    continue  # Whoever was opening it has failed: it would end with nobody.
+                if branch.stage is Stage.NEW:
+                    self._open(branch, source)
+                if branch.stage is not Stage.OPEN:
+                    raise Rejected(f"the branch on {branch.resource!r} has ended", reason=reasons.GUARD)
+                if branch.read_only and not read_only:
+                    raise Rejected(
+                        f"the branch on {branch.resource!r} was begun with read_only=True",
+                        reason=reasons.NOT_SUPPORTED,
+                    )
+                branch.blocks += 1
+                return branch
+
+    def _open(self, branch: Branch, source: Source) -> None:
+        try:
+            if self.remaining <= 0:
+                raise Rejected(
+                    f"the deadline has passed: no work can begin on {branch.resource!r}",
+                    reason=reasons.DEADLINE,
+                )
+            self._runtime.open_branch(branch, source, self, self._until)
+        except BaseException:
+            self._branches.pop(source.key, None)
+            raise
+        if self._over:
+            # It ended without this branch, and will not see to it any more.
+            self._branches.pop(source.key, None)
+            self._runtime.tasks.shielded(
+                f"txcoord.drop:{self.tx_id}", self._runtime.drop_branch, branch, self
+            )
+            self._must_be_active()
+
+    def _leave_xa(self, branch: Branch, error: BaseException | None) -> None:
+        branch.blocks -= 1
+        if error is not None:
+            self.set_rollback_only(
+                reason_of(error), f"{type(error).__name__} left the block on {branch.resource!r}: {error}"
+            )
+
+    def _new_branch(self, source: Source, read_only: bool) -> Branch:
+        number = self._next_number()
+        xid = Xid(self._log_id, self.deadline_us, self.tx_id, number)
+        return Branch(
+            number,
+            source,
+            xid,
+            self.deadline_us + self._runtime.grace_us,
+            self._runtime.dialect(source),
+            read_only=read_only,
+        )
+
+    def _next_number(self) -> str:
+        self._numbers += 1
+        number = f"{self._parent}.{self._numbers}" if self._parent else str(self._numbers)
+        if not identifiers.is_branch(number):
+            raise Rejected(f"calls are nested too deeply: branch {number}", reason=reasons.BAD_BRANCH)
+        return number
+
+    def _must_be_active(self) -> None:
+        if self._over:
+            raise NoTransaction(f"the transaction {self.gid or self.tx_id} has ended")
+
+    # ---- calls to other services ----
+
+    def _call_sent(self, what: str) -> c.CallContext:
+        """A call that carries the transaction leaves: it is outstanding until its vote is here."""
+        self._must_be_active()
+        number = self._next_number()
+        self._outstanding[number] = what
+        return c.CallContext(
+            namespace=self._runtime.namespace,
+            tx_id=self.tx_id,
+            gid=self.gid,
+            deadline_us=self.deadline_us,
+            branch=number,
+            log_id=self._log_id,
+            name=self.name,
+            headers=self.headers,
+        )
+
+    def _call_voted(self, number: str, vote: c.CallVote | None) -> None:
+        """Its reply is here."""
+        what = self._outstanding.get(number, "a call")
+        if vote is None or vote.tx_id != self.tx_id or vote.branch != number:
+            self.set_rollback_only(reasons.VOTE_MISSING, f"{what} was answered without a vote")
+            return
+        self._outstanding.pop(number, None)
+        for branch in vote.branches:
+            self._remote[branch.id] = branch
+        if vote.rollback_only:
+            self.set_rollback_only(vote.reason or reasons.BRANCH_REFUSED, vote.message or f"{what} voted no")
+
+    def _call_failed(self, number: str, why: str, vote: c.CallVote | None = None) -> None:
+        """No reply, or an error: what it did there is unknown, unless it brings a no that says why."""
+        what = self._outstanding.get(number, "a call")
+        if vote is not None and vote.rollback_only and (vote.tx_id, vote.branch) == (self.tx_id, number):
+            self._call_voted(number, vote)
+            return
+        if vote is not None and vote.tx_id == self.tx_id:
+            # It prepared, and failed all the same: the rollback names what is to be undone.
+            self._remote.update({branch.id: branch for branch in vote.branches})
+        self.set_rollback_only(reasons.VOTE_MISSING, f"{what} failed: {why}")
+
+    # ---- end: see _finish ----
+
+    def _close(self) -> None:
+        """Nothing more can be added."""
+        self._over = True
+        for branch in self._branches.values():
+            if branch.blocks:
+                self.set_rollback_only(
+                    reasons.APPLICATION_ERROR,
+                    f"a block on {branch.resource!r} was still open when the transaction ended",
+                )
+            elif branch.opening.locked():
+                self.set_rollback_only(
+                    reasons.APPLICATION_ERROR,
+                    f"a block on {branch.resource!r} was about to begin when the transaction ended",
+                )
+        for what in self._outstanding.values():
+            self.set_rollback_only(reasons.VOTE_MISSING, f"{what} has not voted")
+
+    def _spec(self) -> c.TransactionSpec:
+        """What it is, besides its branches."""
+        return c.TransactionSpec(
+            name=self.name,
+            labels=self.labels,
+            headers=self.headers,
+            one_phase_resource=self._one_phase_resource,
+        )
+
+    @property
+    def _local(self) -> list[Branch]:
+        return [b for b in self._branches.values() if b.stage is not Stage.NEW]
+
+
+class XaBlock:
+    """``with g.xa(target) as db``."""
+
+    def __init__(self, transaction: Transaction, target: Any, resource: str, read_only: bool) -> None:
+        self._transaction = transaction
+        self._target = target
+        self._resource = resource
+        self._read_only = read_only
+        self._branch: Branch | None = None
+
+    def __enter__(self) -> Any:
+        self._branch = self._transaction._enter_xa(self._target, self._resource, self._read_only)
+        return self._branch.held.value
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._branch is not None
+        self._transaction._leave_xa(self._branch, error)
