@@ -16,11 +16,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[2] / "clients/python/txcoord_client"
 MODULES = (
+    "_block",
     "_finish",
     "_joining",
     "_keeping",
     "_runtime",
-    "_scope",
     "_sources",
     "_xa/branch",
     "_xa/dialect",

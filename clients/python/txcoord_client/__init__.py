@@ -11,7 +11,7 @@ async with coord.begin("transfer", gid="order-42") as g:
         await db.execute(credit)
 """
 
-from ._scope import Scope
+from ._block import Scope
 from ._version import __version__
 from .coordinator import Coordinator
 from .errors import (

@@ -16,9 +16,9 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from . import _aio, interceptors
 from . import outcome as outcomes
+from ._block import Scope
 from ._pb import coordinator_pb2 as pb
 from ._runtime import Runtime
-from ._scope import Scope
 from ._sources import Resources
 from ._version import __version__
 from ._wire import wait_level

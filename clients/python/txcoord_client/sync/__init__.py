@@ -32,7 +32,7 @@ from ..errors import (
     UnknownResource,
 )
 from ..outcome import Outcome, State
-from ._scope import Scope
+from ._block import Scope
 from .coordinator import Coordinator
 from .transaction import Transaction, XaBlock
 

@@ -29,8 +29,8 @@ from ..errors import (
 from ..outcome import Outcome
 from ..protocol import identifiers, reasons
 from . import _aio, interceptors
+from ._block import Scope
 from ._runtime import Runtime
-from ._scope import Scope
 from ._sources import Resources
 from ._wire import wait_level
 from ._xa.branch import worth_another_try
