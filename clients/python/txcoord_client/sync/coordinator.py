@@ -9,13 +9,14 @@ import inspect
 import json
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 from .. import outcome as outcomes
+from .._carrying import Targets
 from .._pb import coordinator_pb2 as pb
 from .._version import __version__
 from ..errors import (
@@ -28,9 +29,10 @@ from ..errors import (
 )
 from ..outcome import Outcome
 from ..protocol import identifiers, reasons
-from . import _aio, interceptors
+from . import _aio
 from ._block import Scope
 from ._runtime import Runtime
+from ._services import Services
 from ._sources import Resources
 from ._wire import wait_level
 from ._xa.branch import worth_another_try
@@ -41,12 +43,13 @@ R = TypeVar("R")
 Seconds = float | timedelta
 
 
-class Coordinator:
+class Coordinator(Services):
     """A txcoord coordinator, as a service uses it.
 
     ``address`` is a gRPC target such as ``127.0.0.1:7070`` or ``dns:///txcoord:7070``. ``resources`` names the
     engines and pools whose databases take part. ``timeout`` is how many seconds a transaction may last unless its
-    ``begin`` says otherwise; ``call_timeout`` how long one call to the coordinator is tried.
+    ``begin`` says otherwise; ``call_timeout`` how long one call to the coordinator is tried. ``propagate_to`` names the
+    hosts and gRPC targets to which transactions go along with calls.
 
     It opens nothing before its first use, and then a channel for each event loop. Use it as a context
     manager, or ``coord.close()`` in the end.
@@ -60,6 +63,7 @@ class Coordinator:
         resources: Mapping[str, Any] | None = None,
         timeout: Seconds = 30.0,
         call_timeout: Seconds = 5.0,
+        propagate_to: str | Iterable[str] = (),
     ) -> None:
         if not identifiers.is_name(namespace):
             raise Rejected(
@@ -68,6 +72,7 @@ class Coordinator:
         self.address = address
         self.namespace = namespace
         self._resources = Resources(resources or {})
+        self._targets = Targets(propagate_to)
         self._timeout = _seconds(timeout, "timeout")
         self._call_timeout = _seconds(call_timeout, "call_timeout")
         self._pid: int | None = None
@@ -278,18 +283,6 @@ class Coordinator:
             until=until,
         )
         return outcomes.from_pb(out, tx_id=unknown.tx_id, gid=unknown.gid)
-
-    # ---- other services ----
-
-    def client_interceptors(self) -> list[Any]:
-        """For ``grpc.aio.insecure_channel(target, interceptors=…)``: unary calls on that channel carry the current
-        transaction, and their replies must bring a vote. Streaming calls inside a transaction are refused."""
-        return interceptors.for_client(self)
-
-    def server_interceptor(self) -> interceptors.ServerInterceptor:
-        """For ``grpc.aio.server(interceptors=[…])``: handlers run inside the caller's transaction, their branches
-        are prepared when they end, and the vote rides on the reply."""
-        return interceptors.ServerInterceptor(self)
 
     # ---- inside ----
 
