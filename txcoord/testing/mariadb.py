@@ -80,7 +80,7 @@ class _MySQLFamily(Server):
         """What the server calls its version, such as 10.11.14-MariaDB."""
         return self.sql("SELECT VERSION()")
 
-    def url(self, database: str = "mysql", driver: str = "mysql+aiomysql") -> str:
+    def url(self, database: str = "mysql", driver: str = "mysql+asyncmy") -> str:
         return f"{driver}://root@127.0.0.1:{self.port}/{database}"
 
     def connect(self, database: str | None = "mysql", **options: Any) -> Any:
