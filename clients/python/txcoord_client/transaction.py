@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -55,10 +57,13 @@ class Transaction:
         self._one_phase_resource = one_phase_resource
         self._begun = begun
         self._parent = parent
-        self._numbers = 0
+        self._numbers = itertools.count(1)
         self._branches: dict[object, Branch] = {}
         self._remote: dict[str, c.Branch] = {}
         self._outstanding: dict[str, str] = {}
+        self._calls = threading.Lock()
+        """A call is sent before the end, and hinders it until its vote is here, or not at all: threads make calls
+        side by side."""
         self._rollback_only = ""
         self._rollback_message = ""
         self._over = False
@@ -187,8 +192,8 @@ class Transaction:
         )
 
     def _next_number(self) -> str:
-        self._numbers += 1
-        number = f"{self._parent}.{self._numbers}" if self._parent else str(self._numbers)
+        own = next(self._numbers)
+        number = f"{self._parent}.{own}" if self._parent else str(own)
         if not identifiers.is_branch(number):
             raise Rejected(f"calls are nested too deeply: branch {number}", reason=reasons.BAD_BRANCH)
         return number
@@ -201,9 +206,10 @@ class Transaction:
 
     def _call_sent(self, what: str) -> c.CallContext:
         """A call that carries the transaction leaves: it is outstanding until its vote is here."""
-        self._must_be_active()
         number = self._next_number()
-        self._outstanding[number] = what
+        with self._calls:
+            self._must_be_active()
+            self._outstanding[number] = what
         return c.CallContext(
             namespace=self._runtime.namespace,
             tx_id=self.tx_id,
@@ -221,11 +227,13 @@ class Transaction:
         if vote is None or vote.tx_id != self.tx_id or vote.branch != number:
             self.set_rollback_only(reasons.VOTE_MISSING, f"{what} was answered without a vote")
             return
-        self._outstanding.pop(number, None)
-        for branch in vote.branches:
-            self._remote[branch.id] = branch
-        if vote.rollback_only:
-            self.set_rollback_only(vote.reason or reasons.BRANCH_REFUSED, vote.message or f"{what} voted no")
+        with self._calls:
+            self._remote.update({branch.id: branch for branch in vote.branches})
+            if vote.rollback_only:
+                self.set_rollback_only(
+                    vote.reason or reasons.BRANCH_REFUSED, vote.message or f"{what} voted no"
+                )
+            self._outstanding.pop(number, None)
 
     def _call_failed(self, number: str, why: str, vote: c.CallVote | None = None) -> None:
         """No reply, or an error: what it did there is unknown, unless it brings a no that says why."""
@@ -242,7 +250,9 @@ class Transaction:
 
     def _close(self) -> None:
         """Nothing more can be added."""
-        self._over = True
+        with self._calls:
+            self._over = True
+            unheard = list(self._outstanding.values())
         for branch in self._branches.values():
             if branch.blocks:
                 self.set_rollback_only(
@@ -254,7 +264,7 @@ class Transaction:
                     reasons.APPLICATION_ERROR,
                     f"a block on {branch.resource!r} was about to begin when the transaction ended",
                 )
-        for what in self._outstanding.values():
+        for what in unheard:
             self.set_rollback_only(reasons.VOTE_MISSING, f"{what} has not voted")
 
     def _spec(self) -> c.TransactionSpec:

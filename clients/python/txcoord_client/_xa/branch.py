@@ -332,6 +332,8 @@ _ABORTS = {
     "40P01": reasons.DEADLOCK,
     "40001": reasons.SERIALIZATION_FAILURE,
     1213: reasons.DEADLOCK,
+    "55P03": reasons.LOCK_TIMEOUT,
+    1205: reasons.LOCK_TIMEOUT,
     1020: reasons.SERIALIZATION_FAILURE,  # MariaDB's snapshot isolation
 }
 
