@@ -20,9 +20,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.support.acceptance import INSERT, Client, Site, client_of, eventually, new_gid
 from tests.support.acceptance_http import serving_asgi
 from txcoord_client import Aborted
-from txcoord_client._carrying import Targets
-from txcoord_client._httpx import AsyncTransport
-from txcoord_client.asgi import AsyncDoor, Middleware
 
 
 async def database(request: Request) -> AsyncIterator[AsyncConnection]:
@@ -63,10 +60,8 @@ async def shop(request: pytest.FixtureRequest, site: Site) -> AsyncIterator[Shop
                 reply.headers["x-timed"] = "yes"
                 return reply
 
-        shop.url = await stack.enter_async_context(
-            serving_asgi(Middleware(shop.app, AsyncDoor(callee.coord)))
-        )
-        transport = AsyncTransport(caller.coord, None, Targets("127.0.0.1"))
+        shop.url = await stack.enter_async_context(serving_asgi(callee.coord.asgi(shop.app)))
+        transport = caller.coord.httpx_transport(propagate_to="127.0.0.1")
         shop.http = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url=shop.url))
         yield shop
 

@@ -17,9 +17,6 @@ from sqlalchemy import text
 from tests.support.acceptance import INSERT, Client, Site, client_of, eventually, new_gid
 from tests.support.acceptance_http import Between, Handler, Plain, asgi_app, serving_asgi
 from txcoord_client import Aborted, Rejected
-from txcoord_client._carrying import Targets
-from txcoord_client._httpx import AsyncTransport
-from txcoord_client.asgi import AsyncDoor, Middleware
 
 
 class Http:
@@ -32,9 +29,7 @@ class Http:
 
     async def serve(self, app: Any, client: Client | None = None) -> str:
         """Let the callee serve this ASGI application; where it is."""
-        return await self.stack.enter_async_context(
-            serving_asgi(Middleware(app, AsyncDoor((client or self.callee).coord)))
-        )
+        return await self.stack.enter_async_context(serving_asgi((client or self.callee).coord.asgi(app)))
 
     async def handle(self, handler: Handler) -> str:
         return await self.serve(asgi_app(handler))
@@ -47,7 +42,7 @@ class Http:
         inner: Any = None,
         **more: Any,
     ) -> httpx.AsyncClient:
-        transport = AsyncTransport((by or self.caller).coord, inner, Targets(to))
+        transport = (by or self.caller).coord.httpx_transport(inner, propagate_to=to)
         return await self.stack.enter_async_context(httpx.AsyncClient(transport=transport, **more))
 
     async def write(self, body: str) -> None:
@@ -487,6 +482,26 @@ async def test_what_cannot_be_prepared_replaces_the_reply(site: Site, http: Http
             assert reply.json()["reason"] == "PREPARE_NOT_POSSIBLE"
             assert "all well" not in reply.text
     assert caught.value.reason == "PREPARE_NOT_POSSIBLE"
+    await undone(site, body, g.tx_id)
+
+
+async def test_a_second_call_that_waits_for_the_first_is_told_so(site: Site, http: Http) -> None:
+    body = new_gid()
+
+    async def handler(request: dict[str, Any]) -> Any:
+        async with http.callee.coord.xa(http.callee.ledger) as db:
+            await db.execute(text("SET LOCAL lock_timeout = '200ms'"))
+            await db.execute(text("SELECT pg_advisory_xact_lock(hashtext(:body))"), {"body": body})
+            await db.execute(text(INSERT), {"body": body})
+        return "done"
+
+    url = await http.handle(handler)
+    client = await http.http()
+    with pytest.raises(Aborted, match="an earlier call of this one") as caught:
+        async with http.caller.coord.begin("order") as g:
+            assert (await client.post(url)).status_code == 200
+            assert (await client.post(url)).status_code == 503
+    assert (caught.value.reason, caught.value.retriable) == ("LOCK_TIMEOUT", True)
     await undone(site, body, g.tx_id)
 
 
