@@ -74,8 +74,8 @@ class DriverHeld:
 
     async def discard(self) -> None:
         if self.value is not None:
-            self.abort()
             self._let_go()
+            await self._driver.close()
 
     def _let_go(self) -> None:
         for what in ("commit", "rollback"):
@@ -103,7 +103,6 @@ class PsycopgPoolHeld(DriverHeld):
             return
         await super().discard()
         # A closed one is replaced.
-        await self.value.close()
         await self._pool.putconn(self.value)
 
 

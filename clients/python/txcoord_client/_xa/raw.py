@@ -30,6 +30,10 @@ class Raw(Protocol):
         """Break the connection, from any thread."""
         ...
 
+    async def close(self) -> None:
+        """Break it, and let the driver know."""
+        ...
+
 
 class PsycopgRaw:
     """A psycopg 3 connection."""
@@ -80,6 +84,10 @@ class PsycopgRaw:
         with contextlib.suppress(Exception):
             shut_down(self._connection.fileno())
 
+    async def close(self) -> None:
+        self.cut()
+        await self._connection.close()
+
 
 class MySqlRaw:
     """A connection of PyMySQL, mysqlclient, aiomysql or asyncmy."""
@@ -125,6 +133,11 @@ class MySqlRaw:
                 shut_down(connection.fileno())
             else:  # aiomysql and asyncmy send nothing here
                 connection.close()
+
+    async def close(self) -> None:
+        self.cut()
+        with contextlib.suppress(Exception):
+            self._connection.close()
 
 
 def shut_down(fd: int) -> None:

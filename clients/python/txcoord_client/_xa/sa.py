@@ -105,6 +105,9 @@ class _AsyncpgRaw:
     def cut(self) -> None:
         self._connection.terminate()
 
+    async def close(self) -> None:
+        self.cut()
+
 
 class _Sentinel:
     """Stands in for the driver's transaction while the branch is open. Who commits the connection below SQLAlchemy

@@ -161,7 +161,7 @@ class _SqlAlchemyHeld(ABC):
     async def release(self, committed: bool) -> None:
         try:
             if self._taken_out:
-                self.abort()
+                await self._driver.close()
             else:
                 await self._release(committed)
         finally:
@@ -172,9 +172,10 @@ class _SqlAlchemyHeld(ABC):
         if self._connection is None:
             return
         self.forget_transaction()
-        self.abort()
         if self._taken_out:
+            await self._driver.close()
             return
+        self.abort()
         if not self._connection.closed:
             await self._connection.invalidate()
         await self._discard()

@@ -75,8 +75,8 @@ class DriverHeld:
 
     def discard(self) -> None:
         if self.value is not None:
-            self.abort()
             self._let_go()
+            self._driver.close()
 
     def _let_go(self) -> None:
         for what in ("commit", "rollback"):
@@ -104,7 +104,6 @@ class PsycopgPoolHeld(DriverHeld):
             return
         super().discard()
         # A closed one is replaced.
-        self.value.close()
         self._pool.putconn(self.value)
 
 

@@ -31,6 +31,10 @@ class Raw(Protocol):
         """Break the connection, from any thread."""
         ...
 
+    def close(self) -> None:
+        """Break it, and let the driver know."""
+        ...
+
 
 class PsycopgRaw:
     """A psycopg 3 connection."""
@@ -81,6 +85,10 @@ class PsycopgRaw:
         with contextlib.suppress(Exception):
             shut_down(self._connection.fileno())
 
+    def close(self) -> None:
+        self.cut()
+        self._connection.close()
+
 
 class MySqlRaw:
     """A connection of PyMySQL, mysqlclient, aiomysql or asyncmy."""
@@ -126,6 +134,11 @@ class MySqlRaw:
                 shut_down(connection.fileno())
             else:  # aiomysql and asyncmy send nothing here
                 connection.close()
+
+    def close(self) -> None:
+        self.cut()
+        with contextlib.suppress(Exception):
+            self._connection.close()
 
 
 def shut_down(fd: int) -> None:

@@ -162,7 +162,7 @@ class _SqlAlchemyHeld(ABC):
     def release(self, committed: bool) -> None:
         try:
             if self._taken_out:
-                self.abort()
+                self._driver.close()
             else:
                 self._release(committed)
         finally:
@@ -173,9 +173,10 @@ class _SqlAlchemyHeld(ABC):
         if self._connection is None:
             return
         self.forget_transaction()
-        self.abort()
         if self._taken_out:
+            self._driver.close()
             return
+        self.abort()
         if not self._connection.closed:
             self._connection.invalidate()
         self._discard()
