@@ -176,7 +176,7 @@ def test_psycopg_connections_and_pools(client: Client, site: Site) -> None:
                 db.execute("INSERT INTO note (body) VALUES (%s)", (body,))
             with g.xa(other, resource="ledger") as db:
                 db.execute("INSERT INTO note (body) VALUES (%s)", (body,))
-                with pytest.raises(RuntimeError), db.transaction():
+                with pytest.raises(RuntimeError), db.transaction():  # noqa: PT012
                     db.execute("INSERT INTO note (body) VALUES (%s)", (body,))
                     raise RuntimeError
         assert site.counts(body) == (1, 1)
@@ -242,9 +242,12 @@ def test_a_full_pool_is_told_at_the_deadline(client: Client) -> None:
     with ThreadPoolExecutor(4) as threads:
         work = [threads.submit(hold) for _ in range(4)]
         held.wait(30)
-        with pytest.raises(ResourceBusy, match="accounts"), client.coord.begin("sync", timeout=0.5) as g:
-            with g.xa(client.accounts):
-                pass
+        with (
+            pytest.raises(ResourceBusy, match="accounts"),
+            client.coord.begin("sync", timeout=0.5) as g,
+            g.xa(client.accounts),
+        ):
+            pass
         leave.set()
         for one in work:
             one.result(30)

@@ -1,4 +1,4 @@
-"""Branches on drivers' own connections and pools: psycopg, aiomysql and asyncmy, PyMySQL. asyncpg's are in ``asyncpg_``."""
+"""Branches on drivers' own connections and pools: psycopg, aiomysql, asyncmy, PyMySQL."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Made from txcoord_client/_xa/direct.py by scripts/sync; to change it, change that.
-"""Branches on drivers' own connections and pools: psycopg, aiomysql and asyncmy, PyMySQL. asyncpg's are in ``asyncpg_``."""
+"""Branches on drivers' own connections and pools: psycopg, aiomysql, asyncmy, PyMySQL."""
 
 from __future__ import annotations
 
