@@ -13,6 +13,7 @@ from typing import Self
 from ..adapters.embedded import InProcessLeases, SystemClock, SystemRandomness, Tasks
 from ..adapters.sql.leases import SqlLeases
 from ..adapters.sql.log import SqlLog
+from ..adapters.xa.checks import Examiner, Expectations
 from ..adapters.xa.postgresql import PostgresFinisher
 from ..api.grpc.mapping import Limits
 from ..api.grpc.server import ApiSettings, GrpcServer
@@ -25,7 +26,9 @@ from ..engine.recovery import Recovery, RecoverySettings
 from ..observe import logs
 from ..ports import Failpoints, Leases, LogIdentity, LogUnavailable, ResourceStatus, SchemaMismatch
 from .claim import FileClaim
+from .diagnosis import expectations
 from .errors import ExitCode, StartError
+from .examiners import examiner
 from .resources import Resources
 
 log = logs.get("txcoord.node")
@@ -45,10 +48,11 @@ class Node:
         self.tasks = Tasks()
         self.log = open_log(settings)
         self.resources = Resources(
-            [finisher(settings, name) for name in settings.resources], self.log, self.clock
+            [finisher(settings, name) for name in settings.resources], self.log, self.clock, self._look_at
         )
         self._failpoints = failpoints_ or _failpoints()
         self._opened = False
+        self._log_ids: tuple[str, ...] = ()
         file = log_file(settings)
         self._claim = FileClaim(file) if file is not None else None
         self._leases: Leases = InProcessLeases(self.clock.now_us) if file is not None else SqlLeases(self.log)
@@ -66,6 +70,9 @@ class Node:
         """The coordinator of a node that was started."""
         assert self._coordinator is not None
         return self._coordinator
+
+    def _look_at(self, name: str) -> tuple[Examiner, Expectations]:
+        return examiner(name, self.settings.resources[name]), expectations(name, self.settings, self._log_ids)
 
     def statuses(self) -> list[ResourceStatus]:
         """The resources as this node sees them."""
@@ -99,6 +106,7 @@ class Node:
             self._claim.take()
         identity = await connect(self.log, self.settings)
         self._opened = True
+        self._log_ids = (identity.log_id, *identity.earlier_log_ids)
         self.clock.observe(await self.log.now_us())
         await self.resources.look_first()
         s = self.settings

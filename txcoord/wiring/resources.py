@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from txcoord_client.protocol import reasons
 
+from ..adapters.xa.checks import ERROR, OK, CannotConnect, Examiner, Expectations, Finding
 from ..adapters.xa.postgresql import PostgresFinisher
 from ..observe import logs
 from ..ports import (
@@ -26,9 +27,11 @@ from .errors import ExitCode, StartError
 
 log = logs.get("txcoord.resources")
 
-IN_RECOVERY = "RESOURCE_IN_RECOVERY"
-PREPARE_DISABLED = reasons.PREPARE_DISABLED
+LookAt = Callable[[str], tuple[Examiner, Expectations]]
+"""What looks at the resource of that name, not connected yet, and what it has to know."""
 
+_NO_IDENTITY = (reasons.RESOURCE_NOT_PREPARED, reasons.NOT_PERMITTED)
+_NOT_LOOKED_AT = "not looked at yet"
 _RETRY_S = 2.0
 _LOOK_AGAIN_S = 10.0
 
@@ -41,6 +44,8 @@ class Seen:
     version: str = ""
     problem: str = ""
     trouble: ResourceTrouble | None = None
+    risks: tuple[Finding, ...] = ()
+    """What is wrong besides, or may go wrong."""
 
 
 class ManagedResource:
@@ -49,15 +54,17 @@ class ManagedResource:
     A URL that leads to the wrong database would let the scanner judge, and phase two "finish", what is not there.
     """
 
-    def __init__(self, finisher: PostgresFinisher) -> None:
+    def __init__(self, finisher: PostgresFinisher, look_at: LookAt) -> None:
         self.name = finisher.name
         self.engine = finisher.engine
-        self.status = ResourceStatus(finisher.name, finisher.engine, problem="not looked at yet")
+        self.status = ResourceStatus(finisher.name, finisher.engine, problem=_NOT_LOOKED_AT)
         self.trouble: ResourceTrouble | None = ResourceTrouble(
-            finisher.name, reasons.RESOURCE_UNREACHABLE, "not looked at yet"
+            finisher.name, reasons.RESOURCE_UNREACHABLE, _NOT_LOOKED_AT
         )
         """Why nothing is done on it."""
+        self.risks: tuple[Finding, ...] = ()
         self._finisher = finisher
+        self._look_at = look_at
 
     # ---- ports.Finisher ----
 
@@ -97,19 +104,25 @@ class ManagedResource:
 
     async def inspect(self) -> Seen:
         """Look at the database; changes nothing here."""
+        eyes, expected = self._look_at(self.name)
         try:
-            settings = await self._finisher.settings()
-            version = settings["server_version"]
-            if settings["in_recovery"] == "true":
-                raise ResourceTrouble(
-                    self.name,
-                    IN_RECOVERY,
-                    "this database is a replica (in recovery): prepared transactions are on its primary. "
-                    "Give the primary's URL",
-                )
-            return Seen(await self.identity(), version, _unfit(settings))
-        except ResourceTrouble as trouble:
-            return Seen(trouble=trouble)
+            facts = await eyes.collect(thorough=self.status.problem == _NOT_LOOKED_AT)
+        except CannotConnect as cannot:
+            return Seen(trouble=self._trouble(cannot.finding))
+        finally:
+            await eyes.close()
+        findings = [f for f in eyes.judge(facts, expected) if f.severity != OK]
+        refused = [f for f in findings if f.refused]
+        if not refused and not facts.identity:
+            refused = [f for f in findings if f.reason in _NO_IDENTITY]
+        if refused:
+            return Seen(version=facts.version, trouble=self._trouble(refused[0]))
+        unfit = [f for f in findings if f.reason == reasons.PREPARE_DISABLED]
+        risks = tuple(f for f in findings if f not in unfit)
+        return Seen(facts.identity, facts.version, str(unfit[0]) if unfit else "", risks=risks)
+
+    def _trouble(self, finding: Finding) -> ResourceTrouble:
+        return ResourceTrouble(self.name, finding.reason, str(finding).removeprefix(f"{finding.reason}: "))
 
     async def judge(self, seen: Seen, log_: Log, others: Mapping[str, ManagedResource]) -> None:
         """Is it the database that it was? What is wrong is in ``trouble`` and ``status`` afterwards."""
@@ -176,21 +189,13 @@ def mismatch(name: str, found: str, remembered: str | None, whose: str) -> str:
     )
 
 
-def _unfit(settings: Mapping[str, str]) -> str:
-    """What makes a reachable database unfit, for people; empty when nothing does."""
-    if settings.get("max_prepared_transactions") == "0":
-        return (
-            f"{PREPARE_DISABLED}: max_prepared_transactions is 0, so nothing can be prepared here. "
-            "ALTER SYSTEM SET max_prepared_transactions = 200, then restart the server"
-        )
-    return ""
-
-
 class Resources:
     """All resources of a node, looked at again and again in the background."""
 
-    def __init__(self, finishers: Sequence[PostgresFinisher], log_: Log, clock: Clock) -> None:
-        self.by_name = {finisher.name: ManagedResource(finisher) for finisher in finishers}
+    def __init__(
+        self, finishers: Sequence[PostgresFinisher], log_: Log, clock: Clock, look_at: LookAt
+    ) -> None:
+        self.by_name = {finisher.name: ManagedResource(finisher, look_at) for finisher in finishers}
         self._log = log_
         self._clock = clock
 
@@ -199,15 +204,16 @@ class Resources:
         return [resource.status for resource in self.by_name.values()]
 
     async def look_first(self) -> None:
-        """Look at all, side by side. Raises StartError for what no waiting will mend."""
+        """Look at all, side by side. Raises StartError where a URL leads to the wrong database."""
         resources = list(self.by_name.values())
         # Side by side, so that many unreachable ones cost one time-out; judged one after the other, so that
         # each is compared with those before it.
         seen = await asyncio.gather(*(resource.inspect() for resource in resources))
         for resource, one in zip(resources, seen, strict=True):
             await resource.judge(one, self._log, self.by_name)
+            self._warn(resource, one.risks)
             trouble = resource.trouble
-            if trouble is not None and trouble.reason in (reasons.RESOURCE_MISMATCH, IN_RECOVERY):
+            if trouble is not None and trouble.reason == reasons.RESOURCE_MISMATCH:
                 raise StartError(
                     ExitCode.CONFIG, trouble.reason, f"resource {resource.name!r}: {trouble.message}"
                 )
@@ -219,11 +225,23 @@ class Resources:
             await self._clock.sleep(_RETRY_S if resource.status.problem else _LOOK_AGAIN_S)
             before = resource.status.problem
             try:
-                await resource.judge(await resource.inspect(), self._log, self.by_name)
+                seen = await resource.inspect()
+                await resource.judge(seen, self._log, self.by_name)
             except LogUnavailable as error:
                 log.warning("resource.not_compared", resource=resource.name, reason=str(error))
                 continue
             self._say(resource, before)
+            if seen.trouble is None:
+                self._warn(resource, seen.risks)
+
+    def _warn(self, resource: ManagedResource, risks: Sequence[Finding]) -> None:
+        """Each once, until it has been gone. Figures change; the reason and the remedy are what it is about."""
+        known = {(f.reason, *f.remedy) for f in resource.risks}
+        for f in risks:
+            if (f.reason, *f.remedy) not in known:
+                say = log.error if f.severity == ERROR else log.warning
+                say("resource.finding", resource=resource.name, reason=f.reason, finding=str(f))
+        resource.risks = tuple(risks)
 
     def _say(self, resource: ManagedResource, before: str) -> None:
         problem = resource.status.problem
