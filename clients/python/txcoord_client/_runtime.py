@@ -10,6 +10,7 @@ from . import _aio, _sources
 from ._admission import Admission
 from ._pb import common_pb2 as c
 from ._pb import coordinator_pb2 as pb
+from ._scope import opening_a_branch
 from ._wire import Wire
 from ._xa.branch import Branch
 from ._xa.dialect import Dialect
@@ -136,7 +137,8 @@ class Runtime:
             await self.admission.enter(holder, source.pool, source.resource, size, until)
             branch.admitted = True
         try:
-            await branch.open(self._check_identity, until)
+            with opening_a_branch():
+                await branch.open(self._check_identity, until)
         except BaseException:
             self._leave(branch, holder)
             raise

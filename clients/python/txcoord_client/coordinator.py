@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, Literal, ParamSpec, Self, TypeVar
 
 from . import _aio
 from . import outcome as outcomes
@@ -20,6 +20,7 @@ from ._block import Scope
 from ._carrying import Targets
 from ._pb import coordinator_pb2 as pb
 from ._runtime import Runtime
+from ._scope import outside_on_purpose
 from ._services import Services
 from ._sources import Resources
 from ._version import __version__
@@ -243,12 +244,31 @@ class Coordinator(Services):
 
     @contextmanager
     def outside(self) -> Iterator[None]:
-        """What runs inside is outside of the current transaction (NOT_SUPPORTED): audit rows that must stay."""
+        """What runs inside is outside of the current transaction (NOT_SUPPORTED): audit rows that must stay. Writes on
+        instrumented engines are allowed there."""
         token = self._current.set(None)
         try:
-            yield
+            with outside_on_purpose():
+                yield
         finally:
             self._current.reset(token)
+
+    def instrument(
+        self, target: Any, *, resource: str, outside: Literal["refuse", "local"] = "refuse"
+    ) -> Any:
+        """Code that uses ``target`` as it always did joins the current transaction by itself: what it begins, commits
+        and rolls back inside is a unit of work of the whole, a savepoint. Once, at start-up. Answers the target.
+
+        ``target``: a SQLAlchemy engine, a pool or the ``connect`` of psycopg, the alias of a Django database.
+        ``resource``: its database's name. ``outside``: what happens to writes where there is no transaction.
+        ``"refuse"``: the database refuses them, and NoTransaction is raised, but inside :meth:`outside`; ``"local"``:
+        nothing is changed there.
+
+        Raises Rejected for a target that cannot be instrumented.
+        """
+        from ._instrument import instrument
+
+        return instrument(self, target, resource=resource, outside=outside)
 
     # ---- questions ----
 

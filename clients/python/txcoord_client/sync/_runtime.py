@@ -9,6 +9,7 @@ from typing import Any
 
 from .._pb import common_pb2 as c
 from .._pb import coordinator_pb2 as pb
+from .._scope import opening_a_branch
 from .._xa.drivers import errno_of, sqlstate_of
 from ..errors import Rejected, ResourceMismatch, UnknownResource
 from ..protocol import mariadb, reasons
@@ -137,7 +138,8 @@ class Runtime:
             self.admission.enter(holder, source.pool, source.resource, size, until)
             branch.admitted = True
         try:
-            branch.open(self._check_identity, until)
+            with opening_a_branch():
+                branch.open(self._check_identity, until)
         except BaseException:
             self._leave(branch, holder)
             raise

@@ -1,0 +1,84 @@
+"""One instrumented target: which transaction its code is in, and the branch that it works on there."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from .. import _scope as scope
+from ..errors import NoTransaction
+from .units import Branch, Units, install
+
+
+class Coordinator(Protocol):
+    """What of a Coordinator is needed."""
+
+    @property
+    def _current(self) -> ContextVar[Any]:
+        """The Transaction, of the asynchronous or the synchronous SDK."""
+        ...
+
+
+class Home:
+    """An instrumented engine, pool or alias, and its Coordinator."""
+
+    def __init__(self, coordinator: Coordinator, resource: str, *, refuses: bool) -> None:
+        self.resource = resource
+        self.refuses = refuses
+        """Are writes outside of a transaction refused?"""
+        self._coordinator = coordinator
+        self._units: weakref.WeakKeyDictionary[Any, Units] = weakref.WeakKeyDictionary()
+
+    def current(self) -> Any:
+        """The transaction that this code runs in. Raises NoTransaction where its transaction has ended: what was
+        started inside, such as a task, does not go on outside unnoticed."""
+        found = self._coordinator._current.get()
+        if found is None or found.active:
+            return found
+        if self.refuses:
+            return None  # It may read.
+        raise NoTransaction(
+            f"the global transaction in which this code was started has ended: on {self.resource!r} it would work "
+            "outside of it. Say `with coord.outside():` if that is meant"
+        )
+
+    def units(self, target: Any, family: str, may_join: Callable[[Branch], None]) -> Units | None:
+        """The units of the current transaction's branch, which is opened if need be; None: there is none."""
+        tx = self.current()
+        if tx is None:
+            return None
+        known = self._units.get(tx)
+        if known is not None:
+            known.check()
+            return known
+        with scope.opening_a_branch():
+            branch = _wait(tx._enter_xa(target, self.resource))
+        tx._leave_xa(branch, None)  # Units have an end of their own.
+        known = self._units.get(tx)
+        if known is not None:
+            return known  # Another task was faster.
+        may_join(branch)
+        known = self._units[tx] = Units(tx, branch, family)
+        install(known)
+        return known
+
+    def is_held(self, connection: Any) -> bool:
+        """Is this the connection of a branch itself?"""
+        tx = self._coordinator._current.get()
+        for branch in tx._branches.values() if tx is not None else ():
+            value = branch.held.value
+            if getattr(value, "sync_connection", value) is connection:
+                return True
+        return False
+
+
+def _wait(value: Any) -> Any:
+    """From within SQLAlchemy's greenlet, where it must be awaited."""
+    if not inspect.isawaitable(value):
+        return value
+    from sqlalchemy.util import await_only
+
+    return await_only(value)
