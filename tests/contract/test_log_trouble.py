@@ -351,8 +351,8 @@ class TestWhatCannotBeALog:
         assert "secret" not in str(caught.value)
 
     def test_another_database(self) -> None:
-        with pytest.raises(ValueError, match="mysql"):
-            SqlLog("mysql://u@h/x", windows=WINDOWS)
+        with pytest.raises(ValueError, match="oracle"):
+            SqlLog("oracle://u@h/x", windows=WINDOWS)
 
     async def test_a_replica(self, pg_server: Callable[..., PostgresServer], tmp_path: Path) -> None:
         server = pg_server()

@@ -29,7 +29,9 @@ from tests.support.logs import (
     written,
     xa,
 )
+from txcoord.adapters.sql import mariadb_server as server
 from txcoord.adapters.sql.log import SqlLog
+from txcoord.adapters.sql.mariadb import MariaDBStore
 from txcoord.adapters.sql.postgresql import PostgresStore
 from txcoord.core.model import (
     Audit,
@@ -441,5 +443,8 @@ async def _synchronous(log: SqlLog) -> str:
     store: Any = log.store
     if isinstance(store, PostgresStore):
         return str(await store._flusher.fetchval("SHOW synchronous_commit"))  # type: ignore[union-attr]
+    if isinstance(store, MariaDBStore):  # always, if the server is set so
+        rows = await server.ask(await store._hot(), "SELECT @@innodb_flush_log_at_trx_commit")
+        return {1: "on"}.get(rows[0][0], "off")
     row = await store._writer.run(lambda: store._writer.raw.execute("PRAGMA synchronous").fetchone())
     return str(row[0])

@@ -189,3 +189,20 @@ async def _message(reader: asyncio.StreamReader) -> tuple[str, dict[str, str], b
 
 def _raw(line: str, headers: dict[str, str], body: bytes) -> bytes:
     return "\r\n".join([line, *(f"{k}: {v}" for k, v in headers.items()), "", ""]).encode("latin-1") + body
+
+
+@contextmanager
+def between(url: str, meddle: Callable[[int, dict[str, str]], dict[str, str] | None]) -> Iterator[Between]:
+    """A :class:`Between` in a thread of its own, for callers that block."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    proxy = Between(int(url.rpartition(":")[2]), meddle)
+    try:
+        asyncio.run_coroutine_threadsafe(proxy.__aenter__(), loop).result(10)
+        yield proxy
+    finally:
+        asyncio.run_coroutine_threadsafe(proxy.__aexit__(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

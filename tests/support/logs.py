@@ -34,6 +34,7 @@ from txcoord.core.model import (
     Written,
 )
 from txcoord.ports import LogIdentity, LogUnavailable
+from txcoord.testing.mariadb import MariaDBServer
 from txcoord.testing.postgres import PostgresServer
 
 S = 1_000_000
@@ -151,7 +152,7 @@ class Place:
     """A migrated, empty log database, and the logs that a test opens on it."""
 
     url: str
-    server: PostgresServer | None = None
+    server: PostgresServer | MariaDBServer | None = None
     opened: list[SqlLog] = field(default_factory=list)
     identities: list[LogIdentity] = field(default_factory=list)
 
@@ -168,15 +169,19 @@ class Place:
             await log.close()
 
 
-async def shared_place(server: PostgresServer) -> Place:
+async def shared_place(server: PostgresServer | MariaDBServer) -> Place:
     """The database of this server that tests take turns on, emptied."""
     url = _migrated.get(id(server))
     if url is None:
         server.create_database("log_contract")
         url = _migrated[id(server)] = server.url("log_contract")
         await migrate(url)
-    tables = ", ".join(f"txcoord_{name}" for name in _TABLES)
-    server.sql(f"TRUNCATE {tables}", database_of(url))
+    tables = [f"txcoord_{name}" for name in _TABLES]
+    if isinstance(server, MariaDBServer):
+        empty = "; ".join(f"DELETE FROM {table}" for table in tables)
+    else:
+        empty = f"TRUNCATE {', '.join(tables)}"
+    server.sql(empty, database_of(url))
     return Place(url, server)
 
 
@@ -189,7 +194,7 @@ async def sqlite_place(folder: Path) -> Place:
 class LogContract:
     """Every test of a class of this kind runs on each kind of log."""
 
-    @pytest.fixture(params=["sqlite", "pg18", "pg17"])
+    @pytest.fixture(params=["sqlite", "pg18", "pg17", "mariadb"])
     async def place(self, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
         if request.param == "sqlite":
             place = await sqlite_place(tmp_path)

@@ -16,6 +16,7 @@ from ...observe import logs
 from ...ports import LogIdentity, LogUnavailable, Query
 from . import mapping, reading, schema, upkeep
 from .batch import Flushed, Item, halves, rounds_of
+from .mariadb import MariaDBStore
 from .postgresql import PostgresStore
 from .sqlite import SqliteStore, path_of
 from .store import FlushRefused, ReplyLost, Store, parse_url
@@ -36,7 +37,8 @@ def store_for(url: str, *, statement_timeout_s: float = 10.0, pool_size: int = 4
     parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite":
         return SqliteStore(parsed, statement_timeout_s=statement_timeout_s)
-    return PostgresStore(parsed, statement_timeout_s=statement_timeout_s, pool_size=pool_size)
+    kind = MariaDBStore if parsed.get_backend_name() == "mysql" else PostgresStore
+    return kind(parsed, statement_timeout_s=statement_timeout_s, pool_size=pool_size)
 
 
 class SqlLog:

@@ -10,6 +10,7 @@ from typing import Any
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
+from asyncmy import errors
 from sqlalchemy import URL, Connection, NullPool, create_engine, event, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -17,7 +18,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from txcoord_client.protocol.xid import new_log_id
 
 from ...ports import LogUnavailable, SchemaMismatch
-from . import schema, tables
+from . import mariadb_server, schema, tables
 from .sqlite import path_of
 from .store import T, Work, parse_url, shown
 
@@ -43,7 +44,8 @@ async def current_revision(url: str) -> str | None:
 
 
 def upgrade(conn: Connection) -> tuple[str | None, str]:
-    """Within one SQL transaction, and under a lock that ends with it."""
+    """Under a lock, and within one SQL transaction where the database can do that. On MariaDB each statement of a
+    migration can be repeated instead."""
     if conn.dialect.name == "postgresql":
         conn.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
     before = schema.revision(conn)
@@ -71,10 +73,12 @@ async def _run(url: URL, work: Work[T]) -> T:
     try:
         if url.get_backend_name() == "sqlite":
             return await asyncio.to_thread(_on_sqlite, url, work)
+        if url.get_backend_name() == "mysql":
+            return await _on_mariadb(url, work)
         return await _on_postgresql(url, work)
     except SchemaMismatch:
         raise
-    except (OSError, TimeoutError, SQLAlchemyError) as error:
+    except (errors.Error, OSError, TimeoutError, SQLAlchemyError) as error:
         raise LogUnavailable(f"{shown(url)}: {type(error).__name__}: {error}") from error
 
 
@@ -95,6 +99,27 @@ def _on_sqlite(url: URL, work: Work[T]) -> T:
 
 async def _on_postgresql(url: URL, work: Work[T]) -> T:
     engine = create_async_engine(url, poolclass=NullPool, connect_args={"timeout": 10.0})
+    try:
+        async with engine.begin() as conn:
+            return await conn.run_sync(work)
+    finally:
+        await engine.dispose()
+
+
+async def _on_mariadb(url: URL, work: Work[T]) -> T:
+    options = mariadb_server.options_of(url)
+
+    async def connected() -> Any:
+        conn = await mariadb_server.connect(options, _PATIENCE_S, "READ COMMITTED")
+        try:
+            await mariadb_server.examine(conn, shown(url))
+            await mariadb_server.lock_migrations(conn, _PATIENCE_S)
+        except BaseException:
+            conn.close()
+            raise
+        return conn
+
+    engine = create_async_engine(url, poolclass=NullPool, async_creator=connected)
     try:
         async with engine.begin() as conn:
             return await conn.run_sync(work)

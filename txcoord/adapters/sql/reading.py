@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, exists, or_, select, text
+from sqlalchemy import ColumnElement, Connection, Select, exists, or_, select
 
 from ...core.model import Audit, Branch, HistoryEntry, Tx
 from ...ports import LogIdentity, Query
@@ -59,30 +59,28 @@ def audits(conn: Connection, tx_id: str) -> list[Audit]:
 
 def overdue(conn: Connection, now_us: int, limit: int) -> list[Tx]:
     """Undecided and past their deadline, oldest first."""
+    due = tables.UNDECIDED.due_of(conn)
     statement = (
-        select(tx)
-        .where(text(tables.UNDECIDED), tx.c.deadline_us < now_us)
-        .order_by(tx.c.deadline_us, tx.c.tx_id)
-        .limit(limit)
+        select(tx).where(tables.UNDECIDED.of(conn), due < now_us).order_by(due, tx.c.tx_id).limit(limit)
     )
     return _whole(conn, statement)
 
 
 def query(conn: Connection, q: Query) -> list[Tx]:
     """A page, newest first."""
-    statement = select(tx).where(*_filters(q)).order_by(tx.c.tx_id.desc()).limit(q.limit)
+    statement = select(tx).where(*_filters(conn, q)).order_by(tx.c.tx_id.desc()).limit(q.limit)
     return _whole(conn, statement)
 
 
-def _filters(q: Query) -> Iterator[ColumnElement[bool]]:
+def _filters(conn: Connection, q: Query) -> Iterator[ColumnElement[bool]]:
     if q.namespace is not None:
         yield tx.c.namespace == q.namespace
     if q.states:
         yield tx.c.state.in_([str(s) for s in q.states])
     if q.parked is not None:
-        yield _is(tables.PARKED, q.parked)
+        yield _is(conn, tables.PARKED, q.parked)
     if q.heuristic is not None:
-        yield _is(tables.HEURISTIC, q.heuristic)
+        yield _is(conn, tables.HEURISTIC, q.heuristic)
     if q.name is not None:
         yield tx.c.name == q.name
     if q.created_before_us is not None:
@@ -98,8 +96,8 @@ def _filters(q: Query) -> Iterator[ColumnElement[bool]]:
         yield or_(_reason(tx.c.reason, q.reason), of_branch)
 
 
-def _is(condition: str, wanted: bool) -> Any:
-    return text(condition if wanted else f"NOT ({condition})")
+def _is(conn: Connection, part: tables.Part, wanted: bool) -> Any:
+    return part.of(conn) if wanted else part.others(conn)
 
 
 def _reason(column: Any, code: str) -> ColumnElement[bool]:

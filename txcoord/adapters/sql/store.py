@@ -67,7 +67,11 @@ def parse_url(url: str) -> URL:
             return parsed.set(drivername="sqlite")
         case "postgresql" | "postgres":
             return parsed.set(drivername="postgresql+asyncpg")
-    raise ValueError(f"a log cannot be on {parsed.get_backend_name()!r}: use sqlite:///… or postgresql://…")
+        case "mariadb" | "mysql":
+            return parsed.set(drivername="mysql+asyncmy")
+    raise ValueError(
+        f"a log cannot be on {parsed.get_backend_name()!r}: use sqlite:///…, postgresql://… or mariadb://…"
+    )
 
 
 def shown(url: URL) -> str:

@@ -2,18 +2,22 @@
 
 No foreign keys: they would cost a look-up for each row of the hot path, and only pruning deletes. All times
 are UTC microseconds. Indexes are partial where the engine can do that: what is over for good is in none of
-those that the hot path keeps.
+those that the hot path keeps. MariaDB has no partial indexes: there columns that it computes itself say which rows
+are in which part (see the migration).
 """
 
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
+    Connection,
     Index,
     Integer,
     LargeBinary,
@@ -21,40 +25,78 @@ from sqlalchemy import (
     SmallInteger,
     String,
     Table,
+    literal_column,
     text,
 )
+from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.elements import TextClause
-from sqlalchemy.types import TypeDecorator, Uuid
+from sqlalchemy.types import TypeDecorator, TypeEngine, Uuid
+
+MARIADB: Final = "mysql"
+"""What SQLAlchemy calls the dialect of a log on MariaDB."""
+TEXT: Final = String().with_variant(mysql.MEDIUMTEXT(), MARIADB)
+BYTES: Final = LargeBinary().with_variant(mysql.MEDIUMBLOB(), MARIADB)
 
 
 class TxId(TypeDecorator[str]):
-    """A tx id: 32 hexadecimal digits here, the database's own UUID type where it has one."""
+    """A tx id: 32 hexadecimal digits here, the database's own UUID type where it has one that keeps their order."""
 
     impl = Uuid
     cache_ok = True
 
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(mysql.BINARY(16) if dialect.name == MARIADB else Uuid())
+
     def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
-        return None if value is None else uuid.UUID(hex=value)
+        if value is None:
+            return None
+        return bytes.fromhex(value) if dialect.name == MARIADB else uuid.UUID(hex=value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
-        return None if value is None else value.hex
+        if value is None:
+            return None
+        return value.hex() if isinstance(value, bytes) else str(value.hex)
 
 
 metadata = MetaData()
 
-# Conditions of the partial indexes. Literal, in statements too: an engine uses such an index only for what it
-# can prove when it plans, and a parameter proves nothing.
-UNDECIDED = "decision IS NULL"
-IN_PHASE_TWO = "decision IS NOT NULL AND ended_us = 0 AND NOT at_rest"
-WITH_DETAIL = "ended_us > 0 AND NOT detail_pruned"
-BARE = "detail_pruned"
-PARKED = "parked > 0"
-HEURISTIC = "heuristic"
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some of the rows of ``tx``, found by an index of their own."""
+
+    condition: str
+    """Of the partial index. Literal, in statements too: an engine uses such an index only for what it can prove when
+    it plans, and a parameter proves nothing."""
+    mariadb: str
+    """The same, by the columns that MariaDB computes."""
+    due: str = ""
+    """The column by which they come up; on MariaDB `due_us` has the same."""
+
+    def of(self, conn: Connection) -> TextClause:
+        """The condition."""
+        return text(self.mariadb if conn.dialect.name == MARIADB else self.condition)
+
+    def others(self, conn: Connection) -> TextClause:
+        """All rows but these."""
+        return text(f"NOT ({self.mariadb if conn.dialect.name == MARIADB else self.condition})")
+
+    def due_of(self, conn: Connection) -> ColumnElement[int]:
+        """Their order."""
+        return literal_column("due_us" if conn.dialect.name == MARIADB else self.due, BigInteger)
 
 
-def _partial(name: str, condition: str, *columns: str, unique: bool = False) -> Index:
-    where: TextClause = text(condition)
+UNDECIDED = Part("decision IS NULL", "part = 1", "deadline_us")
+IN_PHASE_TWO = Part("decision IS NOT NULL AND ended_us = 0 AND NOT at_rest", "part = 2", "lease_until_us")
+WITH_DETAIL = Part("ended_us > 0 AND NOT detail_pruned", "part = 3", "ended_us")
+BARE = Part("detail_pruned", "part = 4", "deadline_us")
+PARKED = Part("parked > 0", "attention IN (1, 3)")
+HEURISTIC = Part("heuristic", "attention IN (2, 3)")
+
+
+def _partial(name: str, part: Part | str, *columns: str, unique: bool = False) -> Index:
+    where: TextClause = text(part if isinstance(part, str) else part.condition)
     return Index(name, *columns, unique=unique, postgresql_where=where, sqlite_where=where)
 
 
@@ -68,7 +110,7 @@ tx = Table(
     Column("state", String(16), nullable=False),
     Column("decision", String(16)),
     Column("decided_by", String(16)),
-    Column("reason", String, nullable=False),
+    Column("reason", TEXT, nullable=False),
     Column("created_us", BigInteger, nullable=False),
     Column("decided_us", BigInteger, nullable=False),
     Column("deadline_us", BigInteger, nullable=False),
@@ -78,9 +120,9 @@ tx = Table(
     Column("owner", String(255), nullable=False),
     Column("lease_until_us", BigInteger, nullable=False),
     Column("one_phase_resource", String(255), nullable=False),
-    Column("labels", String, nullable=False),  # JSON; empty for none
-    Column("headers", String, nullable=False),
-    Column("result", LargeBinary, nullable=False),
+    Column("labels", TEXT, nullable=False),  # JSON; empty for none
+    Column("headers", TEXT, nullable=False),
+    Column("result", BYTES, nullable=False),
     Column("parked", Integer, nullable=False),  # how many branches are parked
     Column("heuristic", Boolean, nullable=False),  # is any branch
     Column("at_rest", Boolean, nullable=False),  # phase two waits for an operator: not to be claimed
@@ -106,10 +148,10 @@ branch = Table(
     Column("xid", String(255), nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("next_attempt_us", BigInteger, nullable=False),
-    Column("reason", String, nullable=False),
+    Column("reason", TEXT, nullable=False),
     Column("heuristic", Boolean, nullable=False),
-    Column("payload", LargeBinary, nullable=False),
-    Column("result", LargeBinary, nullable=False),
+    Column("payload", BYTES, nullable=False),
+    Column("result", BYTES, nullable=False),
     sqlite_with_rowid=False,  # one tree less to write
 )
 
@@ -122,7 +164,7 @@ history = Table(
     Column("what", String(64), nullable=False),
     Column("branch", String(64), nullable=False),
     Column("by_whom", String(255), nullable=False),
-    Column("reason", String, nullable=False),
+    Column("reason", TEXT, nullable=False),
     sqlite_with_rowid=False,
 )
 
@@ -133,7 +175,7 @@ audit = Table(
     Column("at_us", BigInteger, primary_key=True),
     Column("ordinal", BigInteger, primary_key=True),
     Column("actor", String(255), nullable=False),
-    Column("reason", String, nullable=False),
+    Column("reason", TEXT, nullable=False),
     Column("action", String(64), nullable=False),
 )
 
@@ -143,7 +185,7 @@ log_identity = Table(
     Column("id", Integer, primary_key=True, autoincrement=False),  # always 1
     Column("log_id", String(10), nullable=False),
     Column("incarnation", Integer, nullable=False),
-    Column("earlier_log_ids", String, nullable=False),  # separated by blanks
+    Column("earlier_log_ids", TEXT, nullable=False),  # separated by blanks
 )
 
 resource = Table(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Insert, Select, delete, exists, insert, or_, select, text, update
+from sqlalchemy import Connection, Insert, Select, delete, exists, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ...core.kinds import RULES
@@ -25,12 +25,13 @@ def claim(
     conn: Connection, now_us: int, owner: str, lease_us: int, limit: int, *, all_of_owner: bool
 ) -> list[Tx]:
     """Take over what nobody carries out; those whose lease ended first come first."""
-    free = tx.c.lease_until_us < now_us
+    due = tables.IN_PHASE_TWO.due_of(conn)
+    free = due < now_us
     ids = _locked(
         conn,
         select(tx.c.tx_id)
-        .where(text(tables.IN_PHASE_TWO), or_(free, tx.c.owner == owner) if all_of_owner else free)
-        .order_by(tx.c.lease_until_us)
+        .where(tables.IN_PHASE_TWO.of(conn), or_(free, tx.c.owner == owner) if all_of_owner else free)
+        .order_by(due)
         .limit(limit),
     )
     for some in reading.chunks(ids):
@@ -45,7 +46,7 @@ def claim(
 
 def renew(conn: Connection, now_us: int, owner: str, tx_ids: Sequence[str], lease_us: int) -> None:
     """Keep the lease of what this owner still has."""
-    mine = (text(tables.IN_PHASE_TWO), tx.c.owner == owner)
+    mine = (tables.IN_PHASE_TWO.of(conn), tx.c.owner == owner)
     for some in reading.chunks(tx_ids):
         ids = [
             row.tx_id
@@ -61,16 +62,17 @@ def prune(conn: Connection, now_us: int, windows: Windows, detail_retention_us: 
     pending = exists().where(
         branch.c.tx_id == tx.c.tx_id, branch.c.kind.in_(_DELIVERIES), branch.c.state.not_in(_SETTLED)
     )
+    ended, over = tables.WITH_DETAIL.due_of(conn), tables.BARE.due_of(conn)
     stripped = _locked(
         conn,
         select(tx.c.tx_id)
         .where(
-            text(tables.WITH_DETAIL),
-            tx.c.ended_us <= now_us - detail_retention_us,
+            tables.WITH_DETAIL.of(conn),
+            ended <= now_us - detail_retention_us,
             tx.c.parked == 0,
             ~pending,
         )
-        .order_by(tx.c.ended_us)
+        .order_by(ended)
         .limit(limit),
     )
     for some in reading.chunks(stripped):
@@ -80,8 +82,8 @@ def prune(conn: Connection, now_us: int, windows: Windows, detail_retention_us: 
     gone = _locked(
         conn,
         select(tx.c.tx_id)
-        .where(text(tables.BARE), tx.c.deadline_us < now_us - windows.keep_until(0))
-        .order_by(tx.c.deadline_us)
+        .where(tables.BARE.of(conn), over < now_us - windows.keep_until(0))
+        .order_by(over)
         .limit(limit - len(stripped)),
     )
     for some in reading.chunks(gone):

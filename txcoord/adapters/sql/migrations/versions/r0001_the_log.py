@@ -1,9 +1,16 @@
-"""The log, as it began. A revision never changes once it is released: make a new one."""
+"""The log, as it began. A revision never changes once it is released: make a new one.
+
+MariaDB ends an SQL transaction with each statement that makes something: there each can be repeated, so that a
+migration that died half way is simply run again.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import mysql
 
 revision = "0001"
 down_revision = None
@@ -11,12 +18,37 @@ branch_labels = None
 depends_on = None
 
 
+_MARIADB = "mysql"
+# Of every table on MariaDB, whatever the database's own are. The collation compares byte by byte, blanks at the end
+# too.
+_OPTIONS = {
+    "mysql_engine": "InnoDB",
+    "mysql_charset": "utf8mb4",
+    "mysql_collate": "utf8mb4_nopad_bin",
+    "mysql_row_format": "DYNAMIC",
+}
+_LONG_TEXT = sa.String().with_variant(mysql.MEDIUMTEXT(), _MARIADB)
+_UNDECIDED = "decision IS NULL"
+_IN_PHASE_TWO = "decision IS NOT NULL AND ended_us = 0 AND NOT at_rest"
+_WITH_DETAIL = "ended_us > 0 AND NOT detail_pruned"
+_BARE = "detail_pruned"
+
+
+def _again() -> bool:
+    """May what is to be made be there already, from a try that died?"""
+    return op.get_bind().dialect.name == _MARIADB
+
+
+def _table(name: str, *columns: sa.schema.SchemaItem, **options: Any) -> None:
+    op.create_table(name, *columns, if_not_exists=_again(), **_OPTIONS, **options)
+
+
 def _key(name: str) -> sa.Column[object]:
-    return sa.Column(name, sa.Uuid(), primary_key=True)
+    return sa.Column(name, sa.Uuid().with_variant(mysql.BINARY(16), _MARIADB), primary_key=True)
 
 
 def _text(name: str, length: int | None = None, *, key: bool = False, null: bool = False) -> sa.Column[str]:
-    return sa.Column(name, sa.String(length), primary_key=key, nullable=null)
+    return sa.Column(name, sa.String(length) if length else _LONG_TEXT, primary_key=key, nullable=null)
 
 
 def _number(name: str, type_: type[sa.Integer], *, key: bool = False) -> sa.Column[int]:
@@ -32,16 +64,49 @@ def _flag(name: str) -> sa.Column[bool]:
 
 
 def _bytes(name: str) -> sa.Column[bytes]:
-    return sa.Column(name, sa.LargeBinary(), nullable=False)
+    return sa.Column(name, sa.LargeBinary().with_variant(mysql.MEDIUMBLOB(), _MARIADB), nullable=False)
 
 
 def _index(name: str, condition: str, *columns: str, unique: bool = False) -> None:
+    """A partial index."""
     where = sa.text(condition)
-    op.create_index(name, "txcoord_tx", columns, unique=unique, postgresql_where=where, sqlite_where=where)
+    op.create_index(
+        name,
+        "txcoord_tx",
+        columns,
+        unique=unique,
+        if_not_exists=_again(),
+        postgresql_where=where,
+        sqlite_where=where,
+    )
+
+
+def _computed(name: str, type_: sa.types.TypeEngine[Any], expression: str) -> sa.Column[Any]:
+    return sa.Column(name, type_, sa.Computed(expression, persisted=True))
+
+
+def _mariadb_columns() -> list[sa.Column[Any]]:
+    """Instead of partial indexes: which part a row is in, when it comes up there, and whether it needs a look."""
+    flush = sa.Column("flush_id", sa.BigInteger(), nullable=False)  # which flush wrote the row last
+    part = (
+        f"CASE WHEN {_UNDECIDED} THEN 1 WHEN {_BARE} THEN 4 WHEN {_WITH_DETAIL} THEN 3 WHEN {_IN_PHASE_TWO} THEN 2"
+        " ELSE 0 END"
+    )
+    due = (
+        f"CASE WHEN {_UNDECIDED} OR {_BARE} THEN deadline_us WHEN {_WITH_DETAIL} THEN ended_us"
+        f" WHEN {_IN_PHASE_TWO} THEN lease_until_us ELSE 0 END"
+    )
+    return [
+        flush,
+        _computed("part", mysql.TINYINT(), part),
+        _computed("due_us", sa.BigInteger(), due),
+        _computed("attention", mysql.TINYINT(), "(parked > 0) + 2 * heuristic"),
+    ]
 
 
 def upgrade() -> None:
-    op.create_table(
+    dialect = op.get_bind().dialect.name
+    _table(
         "txcoord_tx",
         _key("tx_id"),
         _text("namespace", 255),
@@ -67,15 +132,20 @@ def upgrade() -> None:
         _flag("heuristic"),
         _flag("at_rest"),
         _flag("detail_pruned"),
+        *(_mariadb_columns() if dialect == _MARIADB else ()),
     )
     _index("txcoord_tx_gid", "gid IS NOT NULL", "namespace", "gid", unique=True)
-    _index("txcoord_tx_undecided", "decision IS NULL", "deadline_us")
-    _index("txcoord_tx_phase_two", "decision IS NOT NULL AND ended_us = 0 AND NOT at_rest", "lease_until_us")
-    _index("txcoord_tx_with_detail", "ended_us > 0 AND NOT detail_pruned", "ended_us")
-    _index("txcoord_tx_bare", "detail_pruned", "deadline_us")
-    _index("txcoord_tx_parked", "parked > 0", "tx_id")
-    _index("txcoord_tx_heuristic", "heuristic", "tx_id")
-    op.create_table(
+    if dialect == _MARIADB:
+        op.create_index("txcoord_tx_due", "txcoord_tx", ("part", "due_us"), if_not_exists=True)
+        op.create_index("txcoord_tx_attention", "txcoord_tx", ("attention",), if_not_exists=True)
+    else:
+        _index("txcoord_tx_undecided", _UNDECIDED, "deadline_us")
+        _index("txcoord_tx_phase_two", _IN_PHASE_TWO, "lease_until_us")
+        _index("txcoord_tx_with_detail", _WITH_DETAIL, "ended_us")
+        _index("txcoord_tx_bare", _BARE, "deadline_us")
+        _index("txcoord_tx_parked", "parked > 0", "tx_id")
+        _index("txcoord_tx_heuristic", "heuristic", "tx_id")
+    _table(
         "txcoord_branch",
         _key("tx_id"),
         _text("id", 64, key=True),
@@ -92,7 +162,7 @@ def upgrade() -> None:
         _bytes("result"),
         sqlite_with_rowid=False,
     )
-    op.create_table(
+    _table(
         "txcoord_history",
         _key("tx_id"),
         _big("at_us", key=True),
@@ -103,7 +173,7 @@ def upgrade() -> None:
         _text("reason"),
         sqlite_with_rowid=False,
     )
-    op.create_table(
+    _table(
         "txcoord_audit",
         _key("tx_id"),
         _big("at_us", key=True),
@@ -112,22 +182,22 @@ def upgrade() -> None:
         _text("reason"),
         _text("action", 64),
     )
-    op.create_table(
+    _table(
         "txcoord_log_identity",
         _number("id", sa.Integer, key=True),
         _text("log_id", 10),
         _number("incarnation", sa.Integer),
         _text("earlier_log_ids"),
     )
-    op.create_table("txcoord_resource", _text("name", 255, key=True), _text("identity", 255))
-    op.create_table(
+    _table("txcoord_resource", _text("name", 255, key=True), _text("identity", 255))
+    _table(
         "txcoord_lease",
         _text("duty", 255, key=True),
         _text("owner", 255),
         _big("token"),
         _big("until_us"),
     )
-    if op.get_bind().dialect.name == "postgresql":
+    if dialect == "postgresql":
         # Rows are updated once or twice and then rest: leave room for that, and vacuum by growth, not by share.
         op.execute(
             "ALTER TABLE txcoord_tx SET (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02,"
