@@ -98,15 +98,25 @@ def database_of(url: str) -> tuple[str, int, str]:
     return ("127.0.0.1" if host == "localhost" else host, port, name)
 
 
+_LOG_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "postgresql": "postgresql+asyncpg",
+    "mariadb": "mysql+asyncmy",
+}
+
+
 def _log_url(value: SecretStr) -> SecretStr:
     url = value.get_secret_value()
     engine = engine_of(url)
-    driver = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}.get(engine)
+    driver = _LOG_DRIVERS.get(engine)
     if driver is None:
         raise ValueError(
-            f"{redacted(url)[:80]!r}: the log can be on sqlite:///file.db or postgresql://user@host/database"
+            f"{redacted(url)[:80]!r}: the log can be on sqlite:///file.db, postgresql://user@host/database or "
+            "mariadb://user@host/database"
         )
     _readable(url)
+    if engine == "mariadb" and not urlsplit(url).path.strip("/"):
+        raise ValueError(f"{redacted(url)[:80]!r} names no database: mariadb://user@host/database")
     if engine == "sqlite" and (":memory:" in url or not urlsplit(url).path.strip("/")):
         raise ValueError("a log in memory would lose every decision at the end: `txcoord dev --memory`")
     return SecretStr(driver + ":" + url.partition(":")[2])
