@@ -224,16 +224,20 @@ def test_no_password_in_errors_and_texts(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "hunter2" not in repr(load())
 
 
-def test_the_log_can_be_on_sqlite_or_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_log_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     for url, wanted in (
         ("sqlite:///x.db", "sqlite+aiosqlite:///x.db"),
         ("postgres://u@h/x", "postgresql+asyncpg://u@h/x"),
         ("postgresql+asyncpg://u@h/x", "postgresql+asyncpg://u@h/x"),
+        ("mariadb://u@h/x", "mysql+asyncmy://u@h/x"),
+        ("mysql+pymysql://u@h/x", "mysql+asyncmy://u@h/x"),
     ):
         monkeypatch.setenv("TXCOORD_LOG__URL", url)
         assert load().log.url.get_secret_value() == wanted
-    monkeypatch.setenv("TXCOORD_LOG__URL", "mysql://u:p@h/x")
-    assert "the log can be on sqlite:///file.db or postgresql://" in one_problem()
+    monkeypatch.setenv("TXCOORD_LOG__URL", "oracle://u:p@h/x")
+    assert "the log can be on sqlite:///file.db, postgresql://" in one_problem()
+    monkeypatch.setenv("TXCOORD_LOG__URL", "mariadb://u:p@h")
+    assert "mariadb://u:***@h' names no database" in one_problem()
     monkeypatch.setenv("TXCOORD_LOG__URL", "sqlite:///:memory:")
     assert "txcoord dev --memory" in one_problem()
 

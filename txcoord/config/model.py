@@ -57,7 +57,7 @@ class LogSettings(_Part):
 
     url: LogUrl = Field(
         SecretStr("sqlite+aiosqlite:///txcoord.db"),
-        description="SQLite or PostgreSQL.",
+        description="SQLite, PostgreSQL or MariaDB.",
         validate_default=True,
     )
     statement_timeout: Duration = Field(timedelta(seconds=10), description="Of one statement on it.")
