@@ -194,7 +194,16 @@ class Finisher(Protocol):
     """Finishes XA branches straight on one resource's database."""
 
     name: str
-    engine: str
+
+    @property
+    def engine(self) -> str:
+        """``postgresql``, ``mariadb`` or ``mysql``: what it was when it was reached last."""
+        ...
+
+    @property
+    def lists_server(self) -> bool:
+        """Are the branches of other databases on the server among those that are listed?"""
+        ...
 
     async def identity(self) -> str:
         """The identity row of the database. Raises ResourceTrouble."""
@@ -205,7 +214,17 @@ class Finisher(Protocol):
         ...
 
     async def list_prepared(self, log_ids: Sequence[str]) -> list[PreparedBranch]:
-        """Prepared transactions of these logs in this database; never anyone else's."""
+        """Prepared transactions of these logs; never anyone else's. In this database, or, where
+        ``lists_server``, on its whole server."""
+        ...
+
+    async def has_ended(self, xid: str, commit: bool) -> bool:
+        """Has the session that prepared the branch finished it, as was decided? Changes nothing. Raises
+        ResourceTrouble."""
+        ...
+
+    async def in_limbo(self) -> int:
+        """How many prepared branches the server holds and cannot name any more. Raises ResourceTrouble."""
         ...
 
     async def probe_one_phase(self, tx_id: str, not_after_us: int) -> Probed:

@@ -22,6 +22,8 @@ class FakeDatabase:
     clock: Callable[[], int]
     windows: Windows = field(default_factory=Windows)
     engine: str = "fake"
+    lists_server: bool = False
+    limbo: int = 0
     prepared: dict[str, int] = field(default_factory=dict)
     markers: dict[Key, tuple[int, int]] = field(default_factory=dict)
     """State and time."""
@@ -134,6 +136,14 @@ class FakeDatabase:
             for xid, at_us in self.prepared.items()
             if (x := xids.parse(xid)) is not None and x.log_id in log_ids
         ]
+
+    async def has_ended(self, xid: str, commit: bool) -> bool:
+        await self._statement()
+        return xid not in self.prepared
+
+    async def in_limbo(self) -> int:
+        await self._statement()
+        return self.limbo
 
     async def probe_one_phase(self, tx_id: str, not_after_us: int) -> Probed:
         await self._statement()

@@ -130,14 +130,33 @@ def _resource_url(value: SecretStr) -> SecretStr:
             "SQLite cannot take part in XA: it has no PREPARE TRANSACTION, so a commit across databases could "
             "be half done after a crash. Use PostgreSQL here (the log itself may be on SQLite)"
         )
-    if engine == "mariadb":
-        raise ValueError("MariaDB and MySQL are not supported as a resource yet; PostgreSQL is")
-    if engine != "postgresql":
+    if engine not in ("postgresql", "mariadb"):
         raise ValueError(
             f"{redacted(url)[:80]!r} is no URL like postgresql://user:password@host:5432/database"
+            " (or mariadb://, mysql://)"
         )
     _readable(url)
+    if engine == "mariadb":
+        _mariadb(url)
     return value
+
+
+_MARIADB_OPTIONS = frozenset({"unix_socket", "ssl", "ssl_ca", "ssl_cert", "ssl_key", "charset"})
+
+
+def _mariadb(url: str) -> None:
+    """A URL of MariaDB or MySQL names a database, and no option that would be passed by in silence."""
+    parts = urlsplit(url)
+    if not parts.path.strip("/"):
+        raise ValueError(
+            f"{redacted(url)[:80]!r}: it must name the database, as in mariadb://user@host/database"
+        )
+    for name, _ in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in _MARIADB_OPTIONS:
+            known = ", ".join(sorted(_MARIADB_OPTIONS))
+            raise ValueError(
+                f"{redacted(url)[:80]!r}: the option {name[:40]!r} is not known; these are: {known}"
+            )
 
 
 def _readable(url: str) -> None:

@@ -14,10 +14,11 @@ from ..adapters.embedded import InProcessLeases, SystemClock, SystemRandomness, 
 from ..adapters.sql.leases import SqlLeases
 from ..adapters.sql.log import SqlLog
 from ..adapters.xa.checks import Examiner, Expectations
+from ..adapters.xa.mariadb import MariaFinisher
 from ..adapters.xa.postgresql import PostgresFinisher
 from ..api.grpc.mapping import Limits
 from ..api.grpc.server import ApiSettings, GrpcServer
-from ..config import Settings, microseconds, redacted, split_listen
+from ..config import Settings, engine_of, microseconds, redacted, split_listen
 from ..core.backoff import Backoff
 from ..core.model import Windows
 from ..engine import failpoints
@@ -29,7 +30,7 @@ from .claim import FileClaim
 from .diagnosis import expectations
 from .errors import ExitCode, StartError
 from .examiners import examiner
-from .resources import Resources
+from .resources import AnyFinisher, Resources
 
 log = logs.get("txcoord.node")
 
@@ -324,12 +325,14 @@ async def connect(log_: SqlLog, settings: Settings) -> LogIdentity:
         raise log_down(error) from error
 
 
-def finisher(settings: Settings, name: str) -> PostgresFinisher:
+def finisher(settings: Settings, name: str) -> AnyFinisher:
     """What finishes branches on one resource."""
     resource = settings.resources[name]
-    return PostgresFinisher(
+    url = resource.url.get_secret_value()
+    make = PostgresFinisher if engine_of(url) == "postgresql" else MariaFinisher
+    return make(
         name,
-        resource.url.get_secret_value(),
+        url,
         windows=windows(settings),
         width=resource.width,
         timeout_s=resource.timeout.total_seconds(),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from txcoord_client.protocol import reasons
 
 from ..adapters.xa.checks import ERROR, OK, CannotConnect, Examiner, Expectations, Finding
+from ..adapters.xa.mariadb import MariaFinisher
 from ..adapters.xa.postgresql import PostgresFinisher
 from ..observe import logs
 from ..ports import (
@@ -27,6 +28,7 @@ from .errors import ExitCode, StartError
 
 log = logs.get("txcoord.resources")
 
+AnyFinisher = PostgresFinisher | MariaFinisher
 LookAt = Callable[[str], tuple[Examiner, Expectations]]
 """What looks at the resource of that name, not connected yet, and what it has to know."""
 
@@ -54,9 +56,8 @@ class ManagedResource:
     A URL that leads to the wrong database would let the scanner judge, and phase two "finish", what is not there.
     """
 
-    def __init__(self, finisher: PostgresFinisher, look_at: LookAt) -> None:
+    def __init__(self, finisher: AnyFinisher, look_at: LookAt) -> None:
         self.name = finisher.name
-        self.engine = finisher.engine
         self.status = ResourceStatus(finisher.name, finisher.engine, problem=_NOT_LOOKED_AT)
         self.trouble: ResourceTrouble | None = ResourceTrouble(
             finisher.name, reasons.RESOURCE_UNREACHABLE, _NOT_LOOKED_AT
@@ -67,6 +68,16 @@ class ManagedResource:
         self._look_at = look_at
 
     # ---- ports.Finisher ----
+
+    @property
+    def engine(self) -> str:
+        """What it was when it was reached last."""
+        return self._finisher.engine
+
+    @property
+    def lists_server(self) -> bool:
+        """Are the branches of other databases on the server listed too?"""
+        return self._finisher.lists_server
 
     async def identity(self) -> str:
         """The identity row of the database."""
@@ -81,6 +92,14 @@ class ManagedResource:
     async def list_prepared(self, log_ids: Sequence[str]) -> list[PreparedBranch]:
         """Prepared transactions of these logs."""
         return await self._known().list_prepared(log_ids)
+
+    async def has_ended(self, xid: str, commit: bool) -> bool:
+        """Has its own session finished it?"""
+        return await self._known().has_ended(xid, commit)
+
+    async def in_limbo(self) -> int:
+        """How many prepared branches nobody can name any more."""
+        return await self._known().in_limbo()
 
     async def probe_one_phase(self, tx_id: str, not_after_us: int) -> Probed:
         """Tombstone the one-phase key."""
@@ -117,6 +136,10 @@ class ManagedResource:
             refused = [f for f in findings if f.reason in _NO_IDENTITY]
         if refused:
             return Seen(version=facts.version, trouble=self._trouble(refused[0]))
+        try:
+            await self._finisher.identity()  # What finishes branches has to get in too; it learns its engine.
+        except ResourceTrouble as trouble:
+            return Seen(version=facts.version, trouble=trouble)
         unfit = [f for f in findings if f.reason == reasons.PREPARE_DISABLED]
         risks = tuple(f for f in findings if f not in unfit)
         return Seen(facts.identity, facts.version, str(unfit[0]) if unfit else "", risks=risks)
@@ -192,9 +215,7 @@ def mismatch(name: str, found: str, remembered: str | None, whose: str) -> str:
 class Resources:
     """All resources of a node, looked at again and again in the background."""
 
-    def __init__(
-        self, finishers: Sequence[PostgresFinisher], log_: Log, clock: Clock, look_at: LookAt
-    ) -> None:
+    def __init__(self, finishers: Sequence[AnyFinisher], log_: Log, clock: Clock, look_at: LookAt) -> None:
         self.by_name = {finisher.name: ManagedResource(finisher, look_at) for finisher in finishers}
         self._log = log_
         self._clock = clock

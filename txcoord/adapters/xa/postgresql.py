@@ -42,6 +42,7 @@ class PostgresFinisher:
     """
 
     engine = "postgresql"
+    lists_server = False
 
     def __init__(
         self,
@@ -90,6 +91,14 @@ class PostgresFinisher:
                 rows = await conn.fetch(pg.list_prepared(log_id), timeout=self._timeout_s)
                 found.extend(PreparedBranch(row[0], row[1], row[2]) for row in rows)
             return found
+
+    async def has_ended(self, xid: str, commit: bool) -> bool:
+        """No session finishes its own branch here."""
+        return False
+
+    async def in_limbo(self) -> int:
+        """Never any."""
+        return 0
 
     async def probe_one_phase(self, tx_id: str, not_after_us: int) -> Probed:
         """Tombstone the one-phase key."""

@@ -181,6 +181,11 @@ def read_marker(tx_id: str, branch: str, op: str, schema: str = "") -> str:
     )
 
 
+def lock_marker(tx_id: str, branch: str, op: str, schema: str = "") -> str:
+    """As :func:`read_marker`, but it waits while an open or prepared branch holds the key; 1205: it still does."""
+    return f"{read_marker(tx_id, branch, op, schema)} LOCK IN SHARE MODE"
+
+
 def read_markers(keys: Iterable[tuple[str, str]], op: str, schema: str = "") -> str:
     """The markers at these keys (tx id, branch) that exist: tx id as lower-case hex digits, branch, state."""
     wanted = ", ".join(f"(X'{_tx(tx_id)}', '{_branch(branch)}')" for tx_id, branch in keys)
@@ -281,9 +286,31 @@ def kill(connection_id: int) -> str:
 READ_UPTIME_S = "SHOW GLOBAL STATUS LIKE 'Uptime'"
 """Name and value: how many seconds the server runs. Ids of sessions begin anew with it."""
 
-READ_HOLDERS = "SELECT trx_mysql_thread_id FROM information_schema.INNODB_TRX"
-"""For each transaction in InnoDB its session, 0 for one that has none: prepared and detached. Needs PROCESS.
-More zeros than :data:`XA_RECOVER` has rows: one is in limbo, prepared in InnoDB and unknown to ``XA COMMIT``."""
+READ_HOLDERS = (
+    "SELECT trx_mysql_thread_id FROM information_schema.INNODB_TRX"
+    " WHERE trx_state = 'RUNNING' AND trx_started < NOW() - INTERVAL 10 SECOND"
+)
+"""For each old transaction in InnoDB its session, 0 for one that has none: prepared and detached. Needs PROCESS.
+More zeros than :data:`XA_RECOVER` has rows: one is in limbo, prepared in InnoDB and unknown to ``XA COMMIT``.
+
+InnoDB makes this table, and that of :func:`find_blockers`, anew only when nobody has read it for 0.1 s."""
+
+HOLDERS_FRESH_S = 0.13
+
+
+def find_blockers(connection_id: int) -> str:
+    """MariaDB: the sessions whose locks that session waits for; 0 for a prepared and detached one. Needs PROCESS."""
+    return (
+        "SELECT b.trx_mysql_thread_id FROM information_schema.INNODB_LOCK_WAITS w"
+        " JOIN information_schema.INNODB_TRX r ON r.trx_id = w.requesting_trx_id"
+        " JOIN information_schema.INNODB_TRX b ON b.trx_id = w.blocking_trx_id"
+        f" WHERE r.trx_mysql_thread_id = {_connection(connection_id)}"
+    )
+
+
+def kill_query(connection_id: int) -> str:
+    """Interrupt what that session is doing (1317 there)."""
+    return f"KILL QUERY {_connection(connection_id)}"
 
 
 # ---- replies ----
