@@ -152,6 +152,7 @@ class _SqlAlchemyHeld(ABC):
         if self._taken_out or self._connection is None:
             return
         self._taken_out = True
+        self._let_go()
         record = getattr(self._fairy, "_connection_record", None)
         if record is not None:
             record.dbapi_connection = None

@@ -87,7 +87,8 @@ class MariaDB:
 
     def failed(self, error: BaseException, resource: str, *, asked: bool) -> Failed | None:
         number = errno_of(error)
-        if number == 1213:
+        if number in (1213, 1614) or (number == 1399 and "ROLLBACK ONLY" in str(error)):
+            # In the last two the error itself, of an earlier statement, was swallowed.
             return Failed(reasons.DEADLOCK, f"{resource!r}: {error}")
         if marker.TABLE in str(error) and my.meaning(number) in (Reply.NO_TABLE, Reply.REFUSED):
             return Failed(
