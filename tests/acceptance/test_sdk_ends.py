@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import os
 from collections.abc import Coroutine, Generator
 from typing import Any
 
@@ -31,6 +30,7 @@ from txcoord_client import (
     TxcoordError,
     Unavailable,
     _finish,
+    _forks,
 )
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client._xa import sqlalchemy_
@@ -297,12 +297,12 @@ async def test_each_loop_has_its_own_and_a_closed_one_harms_no_other(client: Cli
     assert site.counts(body) == (2, 1)
 
 
-async def test_a_forked_child_is_told(client: Client) -> None:
+async def test_a_forked_child_is_told(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     await client.coord.get("x")
-    client.coord._pid = os.getpid() + 1
-    with pytest.raises(ForkedAfterUse):
-        await client.coord.get("x")
-    client.coord._pid = os.getpid()
+    with monkeypatch.context() as patch:
+        patch.setattr(_forks, "_inherited", True)
+        with pytest.raises(ForkedAfterUse):
+            await client.coord.get("x")
 
 
 async def test_settle_tells_what_became_of_it(client: Client, site: Site) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from . import _aio
+from . import _aio, _forks
 from ._pb import common_pb2 as c
 from ._runtime import Runtime
 from ._xa.branch import Branch, Stage, reason_of
@@ -199,6 +199,7 @@ class Transaction:
         return number
 
     def _must_be_active(self) -> None:
+        _forks.check()  # The connections of its branches are the parent's.
         if self._over:
             raise NoTransaction(f"the transaction {self.gid or self.tx_id} has ended")
 

@@ -7,7 +7,6 @@ import contextvars
 import functools
 import inspect
 import json
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar
 
+from .. import _forks
 from .. import outcome as outcomes
 from .._carrying import Targets
 from .._pb import coordinator_pb2 as pb
@@ -23,7 +23,6 @@ from .._version import __version__
 from ..errors import (
     AlreadyAborted,
     AlreadyCommitted,
-    ForkedAfterUse,
     NoTransaction,
     OutcomeUnknown,
     Rejected,
@@ -76,7 +75,6 @@ class Coordinator(Services):
         self._targets = Targets(propagate_to)
         self._timeout = _seconds(timeout, "timeout")
         self._call_timeout = _seconds(call_timeout, "call_timeout")
-        self._pid: int | None = None
         self._runtimes: _aio.PerLoop[Runtime] = _aio.PerLoop()
         self._current: contextvars.ContextVar[Transaction | None] = contextvars.ContextVar(
             "txcoord_transaction", default=None
@@ -93,7 +91,7 @@ class Coordinator(Services):
     def close(self) -> None:
         """Let the ends of transactions that are under way finish (at most 5 s), then disconnect."""
         runtime = self._runtimes.pop()
-        if runtime is not None and self._pid == os.getpid():
+        if runtime is not None and not _forks.inherited():
             runtime.close()
 
     @contextmanager
@@ -307,13 +305,7 @@ class Coordinator(Services):
     # ---- inside ----
 
     def _runtime(self) -> Runtime:
-        pid = os.getpid()
-        if self._pid is not None and self._pid != pid and len(self._runtimes):
-            raise ForkedAfterUse(
-                "this process was forked after the Coordinator had been used: a gRPC channel does not survive that. "
-                "Make the Coordinator, or use it first, in the child"
-            )
-        self._pid = pid
+        _forks.use()
         runtime = self._runtimes.get()
         if runtime is None:
             runtime = self._runtimes.put(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from .. import _forks
 from .._pb import common_pb2 as c
 from ..errors import NoTransaction, Rejected
 from ..outcome import Outcome
@@ -200,6 +201,7 @@ class Transaction:
         return number
 
     def _must_be_active(self) -> None:
+        _forks.check()  # The connections of its branches are the parent's.
         if self._over:
             raise NoTransaction(f"the transaction {self.gid or self.tx_id} has ended")
 
