@@ -99,6 +99,17 @@ class HeuristicSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class HolderReported:
+    """The session that prepared a branch says what it has done with it."""
+
+    branch_id: str
+    resource: str
+    xid: str
+    committed: bool | None
+    """True: committed, False: rolled back, None: nothing, and it will do nothing any more."""
+
+
+@dataclass(frozen=True, slots=True)
 class Operate:
     """An operator's order about one branch: ``retry``, ``park``, ``skip`` or ``resolve``."""
 
@@ -118,6 +129,7 @@ Event = (
     | BranchFinished
     | BranchFailed
     | HeuristicSeen
+    | HolderReported
     | Operate
 )
 
@@ -132,6 +144,8 @@ class Finish:
     commit: bool
     at_us: int = 0
     """Not before; 0 is at once."""
+    held: bool = False
+    """The session that prepared it may live, and finishes it by itself: give it some time first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from .events import (
     Event,
     Finish,
     HeuristicSeen,
+    HolderReported,
     OnePhaseDone,
     Operate,
     OrphanFound,
@@ -59,6 +60,8 @@ def decide(tx: Tx | None, event: Event, now_us: int, windows: Windows) -> Verdic
             return _commit(tx, event, now_us, windows)
         case BranchFinished() | BranchFailed() | HeuristicSeen():
             return settle.progress(_known(tx), event, now_us)
+        case HolderReported():
+            return settle.reported(_known(tx), event, now_us)
         case Begin():
             return _begin(tx, event, now_us, windows)
         case Enlist():

@@ -114,6 +114,11 @@ class Branch:
     payload: bytes = b""
     result: bytes = b""
 
+    @property
+    def has_holder(self) -> bool:
+        """Was it prepared by a session that alone can finish it while it lives? Its xid ends in that session's id."""
+        return "@" in self.xid
+
 
 @dataclass(frozen=True, slots=True)
 class Tx:

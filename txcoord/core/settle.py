@@ -12,6 +12,7 @@ from .events import (
     Effect,
     Finish,
     HeuristicSeen,
+    HolderReported,
     Operate,
     Settled,
     Verdict,
@@ -37,7 +38,12 @@ _PHASE_TWO = (TxState.COMMITTING, TxState.ABORTING)
 def effects_of(tx: Tx) -> tuple[Effect, ...]:
     """Everything that is left to do for a decided transaction; asking twice asks for the same."""
     out: list[Effect] = [
-        Finish(b, commit=b.state is BranchState.FINISHING, at_us=b.next_attempt_us)
+        Finish(
+            b,
+            commit=b.state is BranchState.FINISHING,
+            at_us=b.next_attempt_us,
+            held=b.has_holder and not b.attempts,
+        )
         for b in tx.branches
         if b.state in (BranchState.FINISHING, BranchState.UNDOING)
         # An end that went well is written without its branches: they may still read as on their way.
@@ -88,6 +94,8 @@ def progress(tx: Tx, event: BranchFinished | BranchFailed | HeuristicSeen, now_u
                 reason=event.reason,
             )
             effects = (Finish(moved, moved.state is BranchState.FINISHING, event.retry_at_us),)
+            if _in_limbo(moved) and not _in_limbo(branch):
+                effects = (*effects, Alarm("in_limbo", branch.id, event.reason))
             history = (HistoryEntry(now_us, "branch.failed", branch.id, reason=event.reason),)
         case _:
             moved = replace(
@@ -104,6 +112,35 @@ def progress(tx: Tx, event: BranchFinished | BranchFailed | HeuristicSeen, now_u
     elif new.ended or new.shown_parked:
         effects = (*effects, Settled())
     return Verdict(new, _lazy(tx, new, moved, history), effects)
+
+
+def reported(tx: Tx, event: HolderReported, now_us: int) -> Verdict:
+    """The session that prepared a branch has finished it, or has let go of it.
+
+    What it says is taken as proof only when it is what was decided. Anything else is a person's to see, and the
+    branch's own database is asked at once.
+    """
+    if tx.decision is None:
+        if event.committed is None:
+            return Verdict(tx)
+        done = "committed" if event.committed else "rolled back"
+        text = f"branch {event.branch_id} was {done} before the transaction was decided"
+        return _no(tx, "FAILED_PRECONDITION", "IN_PROGRESS", text)
+    branch = tx.branch(event.branch_id)
+    if branch is None or (branch.resource, branch.xid) != (event.resource, event.xid):
+        if tx.decision is Decision.ABORT and not event.committed:
+            return Verdict(tx)  # Aborted without hearing of it, and undone.
+        return _no(tx, "INVALID_ARGUMENT", "BAD_BRANCH", f"branch {event.branch_id} is not as it was decided")
+    commit = tx.decision is Decision.COMMIT
+    if event.committed is commit:
+        return progress(tx, BranchFinished(branch.id), now_us)
+    effects: tuple[Effect, ...] = ()
+    if event.committed is not None:
+        done = "committed" if event.committed else "rolled back"
+        effects = (Alarm("reported_against_decision", branch.id, f"its session has {done} it"),)
+    if branch.state in (BranchState.FINISHING, BranchState.UNDOING) and not tx.ended:
+        effects = (*effects, Finish(branch, commit))
+    return Verdict(tx, effects=effects)
 
 
 def _lazy(old: Tx, new: Tx, moved: Branch, history: tuple[HistoryEntry, ...]) -> Change | None:
@@ -230,6 +267,10 @@ def operate(tx: Tx, event: Operate, now_us: int) -> Verdict:
         audit=event.audit,
     )
     return Verdict(new, change, effects_of(new))
+
+
+def _in_limbo(branch: Branch) -> bool:
+    return branch.reason.startswith("IN_LIMBO")
 
 
 def _next(branch: Branch, event: BranchEvent) -> BranchState:

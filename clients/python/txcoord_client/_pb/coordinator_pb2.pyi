@@ -400,18 +400,20 @@ class ReportResponse(_message.Message):
     def __init__(self, outcome: _Optional[_Union[_common_pb2.Outcome, _Mapping]] = ..., log_time_us: _Optional[int] = ...) -> None: ...
 
 class WaitItem(_message.Message):
-    __slots__ = ("tx_id", "gid", "level", "branches", "all_branches")
+    __slots__ = ("tx_id", "gid", "level", "branches", "all_branches", "expected")
     TX_ID_FIELD_NUMBER: _ClassVar[int]
     GID_FIELD_NUMBER: _ClassVar[int]
     LEVEL_FIELD_NUMBER: _ClassVar[int]
     BRANCHES_FIELD_NUMBER: _ClassVar[int]
     ALL_BRANCHES_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
     tx_id: str
     gid: str
     level: _common_pb2.WaitLevel
     branches: _containers.RepeatedScalarFieldContainer[str]
     all_branches: bool
-    def __init__(self, tx_id: _Optional[str] = ..., gid: _Optional[str] = ..., level: _Optional[_Union[_common_pb2.WaitLevel, str]] = ..., branches: _Optional[_Iterable[str]] = ..., all_branches: bool = ...) -> None: ...
+    expected: bool
+    def __init__(self, tx_id: _Optional[str] = ..., gid: _Optional[str] = ..., level: _Optional[_Union[_common_pb2.WaitLevel, str]] = ..., branches: _Optional[_Iterable[str]] = ..., all_branches: bool = ..., expected: bool = ...) -> None: ...
 
 class WaitRequest(_message.Message):
     __slots__ = ("namespace", "items", "wait_us")
