@@ -106,7 +106,7 @@ class ResourceBusy(Rejected):
 class ForkedAfterUse(Rejected):
     """A gRPC channel does not survive a fork: make or first use the Coordinator in the child."""
 
-    default_reason = "FORKED_AFTER_USE"
+    default_reason = reasons.FORKED_AFTER_USE
 
 
 class Aborted(TxcoordError):
