@@ -46,9 +46,10 @@ class PostgresExaminer:
         with self._door.troubles(self._name):
             conn = await self._connected()
             rows = await conn.fetch(
-                "SELECT name, setting FROM pg_settings WHERE name = ANY($1)", list(_SETTINGS)
+                "SELECT name, setting, source FROM pg_settings WHERE name = ANY($1)", list(_SETTINGS)
             )
             settings = {r[0]: r[1] for r in rows}
+            started_with = frozenset(r[0] for r in rows if r[2] == "command line")
             about = await conn.fetchrow(
                 "SELECT current_user::text AS role, current_database()::text AS database,"
                 " pg_backend_pid() AS backend_pid, pg_is_in_recovery() AS in_recovery"
@@ -57,7 +58,11 @@ class PostgresExaminer:
             now_us = await conn.fetchval(f"SELECT {pg.NOW_US}")
             offset_us = now_us - (before_us + time.time_ns() // 1000) // 2
             facts = PostgresFacts(
-                settings, announced_pid=conn.get_server_pid(), offset_us=offset_us, **dict(about or {})
+                settings,
+                started_with=started_with,
+                announced_pid=conn.get_server_pid(),
+                offset_us=offset_us,
+                **dict(about or {}),
             )
             facts = await _ask_tables(conn, facts)
             if facts.in_recovery:

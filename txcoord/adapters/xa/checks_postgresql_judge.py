@@ -22,6 +22,8 @@ class PostgresFacts:
     """What was seen."""
 
     settings: Mapping[str, str]
+    started_with: frozenset[str] = frozenset()
+    """Settings of the server's command line: no statement changes them."""
     role: str = "txcoord"
     database: str = "postgres"
     offset_us: int = 0
@@ -126,8 +128,7 @@ def _pooler(facts: PostgresFacts, expected: Expectations) -> list[Finding]:
 def _prepare(facts: PostgresFacts) -> list[Finding]:
     most = int(facts.settings["max_prepared_transactions"])
     enough = max(200, facts.sessions)
-    raise_it = [f"ALTER SYSTEM SET max_prepared_transactions = {enough};"]
-    raise_it.append("-- then restart the server (a reload is not enough)")
+    raise_it = _set(facts, "max_prepared_transactions", str(enough), restart=True)
     if facts.standbys:
         raise_it.insert(0, "-- on each standby first, or it stops following:")
     if most == 0:
@@ -174,8 +175,7 @@ def _durability(facts: PostgresFacts, lost: str) -> list[Finding]:
                 reasons.DURABILITY,
                 "fsync is off",
                 f"when the machine crashes, {lost}; the database itself may be corrupt",
-                "ALTER SYSTEM SET fsync = on;",
-                "SELECT pg_reload_conf();",
+                *_set(facts, "fsync", "on"),
                 "-- then flush by hand what was not: CHECKPOINT; and, in a shell on that machine: sync",
             )
         )
@@ -186,8 +186,7 @@ def _durability(facts: PostgresFacts, lost: str) -> list[Finding]:
                 "full_page_writes is off",
                 f"when the machine crashes in the middle of a page, that page is corrupt, and {lost}. Only a file "
                 "system that never tears pages (ZFS) makes it safe",
-                "ALTER SYSTEM SET full_page_writes = on;",
-                "SELECT pg_reload_conf();",
+                *_set(facts, "full_page_writes", "on"),
             )
         )
     if facts.settings.get("synchronous_commit") == "off":
@@ -198,7 +197,8 @@ def _durability(facts: PostgresFacts, lost: str) -> list[Finding]:
                 "local commits are confirmed before they are flushed: a crash loses them. What is prepared, and "
                 "one-phase commits of txcoord, are flushed all the same",
                 f"ALTER ROLE {_quoted(facts.role)} IN DATABASE {_quoted(facts.database)} SET synchronous_commit = on;",
-                "-- or for all: ALTER SYSTEM SET synchronous_commit = on; SELECT pg_reload_conf();",
+                "-- or for all:",
+                *_set(facts, "synchronous_commit", "on"),
             )
         )
     return out
@@ -206,22 +206,22 @@ def _durability(facts: PostgresFacts, lost: str) -> list[Finding]:
 
 def _replication(facts: PostgresFacts, lost: str) -> list[Finding]:
     out = []
+    named = facts.settings.get("synchronous_standby_names")
     waits = facts.settings.get("synchronous_commit") not in ("off", "local")
-    if facts.standbys and not (facts.settings.get("synchronous_standby_names") and waits):
+    if facts.standbys and not (named and waits):
         asynchronous = "1 standby" if facts.standbys == 1 else f"{facts.standbys} standbys"
         why = (
-            "synchronous_standby_names is empty"
-            if not facts.settings.get("synchronous_standby_names")
-            else f"synchronous_commit is {facts.settings['synchronous_commit']}"
+            f"synchronous_commit is {facts.settings['synchronous_commit']}"
+            if named
+            else "synchronous_standby_names is empty"
         )
         out.append(
             warning(
                 reasons.ASYNCHRONOUS_STANDBYS,
                 f"{asynchronous} of this primary may lag behind it: {why}",
                 f"after a fail-over {lost}, and nobody is told",
-                "ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (*)';",
-                "ALTER SYSTEM SET synchronous_commit = on;",
-                "SELECT pg_reload_conf();",
+                *([] if named else _set(facts, "synchronous_standby_names", "'ANY 1 (*)'")),
+                *([] if waits else _set(facts, "synchronous_commit", "on")),
             )
         )
     if facts.slots:
@@ -330,6 +330,15 @@ def _sessions(facts: PostgresFacts, expected: Expectations) -> list[Finding]:
             )
         )
     return out
+
+
+def _set(facts: PostgresFacts, name: str, value: str, *, restart: bool = False) -> list[str]:
+    if name in facts.started_with:
+        return [
+            f"# {name} is in the command line of the server; start it with: postgres -c {name}={value} ..."
+        ]
+    last = "-- then restart the server (a reload is not enough)" if restart else "SELECT pg_reload_conf();"
+    return [f"ALTER SYSTEM SET {name} = {value};", last]
 
 
 def _quoted(name: str) -> str:
