@@ -223,6 +223,10 @@ class Finisher(Protocol):
         ResourceTrouble."""
         ...
 
+    async def owns(self, xid: str) -> bool:
+        """Is the prepared branch in this database, and not in another one of its server? Raises ResourceTrouble."""
+        ...
+
     async def in_limbo(self) -> int:
         """How many prepared branches the server holds and cannot name any more. Raises ResourceTrouble."""
         ...

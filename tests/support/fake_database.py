@@ -141,6 +141,10 @@ class FakeDatabase:
         await self._statement()
         return xid not in self.prepared
 
+    async def owns(self, xid: str) -> bool:
+        await self._statement()
+        return xid in self.prepared
+
     async def in_limbo(self) -> int:
         await self._statement()
         return self.limbo

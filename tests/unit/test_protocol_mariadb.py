@@ -186,6 +186,7 @@ def test_only_a_session_can_be_ended(bad: int) -> None:
         (1440, my.Reply.DUPLICATE_XID),
         (1062, my.Reply.DUPLICATE),
         (1205, my.Reply.LOCK_TIMEOUT),
+        (3572, my.Reply.LOCK_TIMEOUT),
         (1094, my.Reply.NO_SESSION),
         (1095, my.Reply.REFUSED),
         (1142, my.Reply.REFUSED),

@@ -92,6 +92,10 @@ class RecoverySettings(_Part):
     grace: Duration = Field(
         timedelta(seconds=5), description="After its deadline, before an orphan is rolled back."
     )
+    hold: Duration = Field(
+        timedelta(seconds=2),
+        description="MariaDB: how long the session that prepared a branch has to finish it, before it is ended.",
+    )
 
 
 class BackoffSettings(_Part):

@@ -24,6 +24,7 @@ from ..core.events import (
     Event,
     Finish,
     HeuristicSeen,
+    HolderReported,
     OnePhaseDone,
     Operate,
     OrphanFound,
@@ -38,7 +39,6 @@ from ..core.model import (
     ChangeKind,
     Decision,
     Tx,
-    TxState,
     Windows,
     WriteResult,
     Written,
@@ -54,10 +54,11 @@ from ..ports import (
     Randomness,
     Spawn,
 )
-from .live import LiveSet, WaitLevel, reached
+from .live import LiveSet, WaitLevel
 from .one_phase import Prober
 from .phase_two import PhaseTwo
 from .strays import Strays
+from .waiting import Waiting
 
 log = logs.get("txcoord.coordinator")
 
@@ -74,6 +75,8 @@ class EngineSettings:
     lease_us: int = 10_000_000
     backoff: Backoff = field(default_factory=Backoff)
     finish_width: int = 8
+    hold_us: int = 2_000_000
+    """How long the session that prepared a branch has, from the decision on, before it is ended."""
     watch_interval_s: float = 0.25
     probe_interval_s: float = 0.2
 
@@ -110,7 +113,10 @@ class Coordinator:
             failpoints=failpoints,
             interval_s=settings.probe_interval_s,
         )
-        self._strays = Strays(self.finishers, spawn=spawn, alarm=self.alarm)
+        self._strays = Strays(
+            self.finishers, spawn=spawn, alarm=self.alarm, clock=clock, hold_us=settings.hold_us
+        )
+        self.waiting = Waiting(self, spawn=spawn, interval_s=settings.watch_interval_s)
         self.phase_two = PhaseTwo(
             finishers,
             clock=clock,
@@ -121,6 +127,7 @@ class Coordinator:
             tell=self.tell,
             wanted=self._wanted,
             width=settings.finish_width,
+            hold_us=settings.hold_us,
         )
 
     # ---- commands ----
@@ -219,44 +226,32 @@ class Coordinator:
 
     async def wait(self, tx: Tx, level: WaitLevel, timeout_s: float) -> Tx:
         """Wait until it has reached ``level``, at most ``timeout_s`` seconds; answers how it stands then."""
-        if reached(tx, level):
-            return tx
-        until = self.clock.monotonic() + timeout_s
-        while True:
-            left = until - self.clock.monotonic()
-            if left <= 0:
-                return tx
-            live = self.live.get(tx.tx_id)
-            if live is not None:
-                tx = live.tx
-                if reached(tx, level):
-                    return tx
-                future = self.live.wait(live, level)
-                try:
-                    done, _ = await asyncio.wait({future}, timeout=left)
-                finally:
-                    self.live.leave(live, future)
-                if not done:
-                    return live.tx
-                tx = future.result()
-                if reached(tx, level):
-                    return tx
-                continue
-            # Undecided, or another node carries it out: the log tells.
-            tx = await self._as_logged(tx)
-            if reached(tx, level):
-                return tx
-            await self.clock.sleep(min(left, self.settings.watch_interval_s))
+        return await self.waiting.wait(tx, level, timeout_s)
 
-    async def _as_logged(self, tx: Tx) -> Tx:
-        try:
-            fresh = await self.get(tx.tx_id)
-        except LogUnavailable:
-            return tx  # What is known stays true; whoever waits asked for no more than that.
-        if fresh is None and tx.decision is Decision.ABORT and not tx.ended:
-            # An abort without a row that is not on its way any more: all of it is undone.
-            return replace(tx, state=TxState.ABORTED)
-        return fresh or tx
+    async def holder_reported(self, asked: Tx, event: HolderReported) -> Tx | None:
+        """The session that prepared a branch has finished it, or has let go of it. None: nothing is known of its
+        transaction (presumed abort)."""
+        live = self.live.get(asked.tx_id)
+        tx = (
+            live.tx if live is not None else await self.get(asked.tx_id) or self.waiting.unlogged(asked.tx_id)
+        )
+        if tx is not None and tx.namespace not in ("", asked.namespace):
+            tx = None
+        if tx is None:
+            if event.committed:
+                self.alarm("committed_unknown", asked.tx_id, event.branch_id, event.resource)
+                raise Refused(Refusal("NOT_FOUND", "NOT_FOUND", f"there is no transaction {asked.tx_id}"))
+            return None
+        verdict = decide(tx, event, self.clock.now_us(), self.settings.windows)
+        if verdict.refusal is not None:
+            self.alarm("reported_before_decision", tx.tx_id, event.branch_id, verdict.refusal.message)
+            raise Refused(verdict.refusal)
+        if live is None:
+            # Another node carries it out, and looks by itself; or it has ended.
+            self._raise_alarms(tx, verdict.effects)
+            return tx
+        self.tell(tx.tx_id, event)
+        return live.tx
 
     # ---- the loop around the core ----
 
@@ -340,8 +335,7 @@ class Coordinator:
         tx = verdict.tx
         self._raise_alarms(tx, verdict.effects)
         if verdict.unlogged:
-            if not tx.ended:
-                self._adopt(tx, verdict.effects, logged=False)
+            self._adopt(tx, verdict.effects, logged=False)
             return tx
         live = self.live.get(tx.tx_id)
         return live.tx if live is not None and live.logged else tx
@@ -406,6 +400,7 @@ class Coordinator:
         self._adopt(tx, resume(tx))
 
     def _adopt(self, tx: Tx, effects: tuple[Effect, ...], *, logged: bool = True) -> None:
+        self.waiting.decided(tx, logged=logged)
         live = self.live.get(tx.tx_id)
         if live is not None and live.logged and (not logged or live.tx.epoch >= tx.epoch):
             return
@@ -433,7 +428,7 @@ class Coordinator:
         live = self.live.get(tx_id)
         if live is None:
             return
-        assert isinstance(event, BranchFinished | BranchFailed | HeuristicSeen)
+        assert isinstance(event, BranchFinished | BranchFailed | HeuristicSeen | HolderReported)
         verdict = decide(live.tx, event, self.clock.now_us(), self.settings.windows)
         self._raise_alarms(verdict.tx, verdict.effects)
         tx, change = verdict.tx, verdict.change

@@ -1,6 +1,9 @@
 """Phase two: branch by branch, each resource in a lane of its own: a dead database delays only its own.
 
 A lane has a few workers; what failed waits for its due time outside the lane and blocks nobody.
+
+A branch with a holder (the session that prepared it, which finishes it by itself) is given some time first. The holder
+reports to whichever node it knows, so the branch is also looked at now and then meanwhile.
 """
 
 from __future__ import annotations
@@ -10,13 +13,23 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..core.backoff import Backoff
 from ..core.events import BranchFailed, BranchFinished, Event, Finish, HeuristicSeen
 from ..core.model import Branch
 from ..observe import logs
-from ..ports import Clock, Failpoints, Finished, Finisher, FinishResult, Randomness, Spawn, Task
+from ..ports import (
+    Clock,
+    Failpoints,
+    Finished,
+    Finisher,
+    FinishResult,
+    Randomness,
+    ResourceTrouble,
+    Spawn,
+    Task,
+)
 
 log = logs.get("txcoord.phase_two")
 
@@ -28,9 +41,16 @@ class Job:
     tx_id: str
     branch: Branch
     commit: bool
+    held_until_us: int = 0
+    """Until then its holder has it: it is looked at only."""
+    look_us: int = 0
+    """How long after this look the next one is."""
 
 
 Key = tuple[str, str]
+
+_LOOKS = 20
+"""The first look at a held branch is after this part of the holder's time, the next ones are further apart."""
 
 
 class Lane:
@@ -107,8 +127,10 @@ class PhaseTwo:
         tell: Callable[[str, Event], None],
         wanted: Callable[[str, str], bool] = _always,
         width: int = 8,
+        hold_us: int = 0,
     ) -> None:
         self._clock = clock
+        self._hold_us = hold_us
         self._random = randomness
         self._spawn = spawn
         self._failpoints = failpoints
@@ -126,20 +148,34 @@ class PhaseTwo:
         self._timer: Task | None = None
         self._timing = False
         self._inflight: set[Key] = set()
+        self._hurried: set[Key] = set()
+        """Asked for at once while they were on their way: a look at them must not put them off."""
 
     def carry_out(self, tx_id: str, effect: Finish) -> None:
         """Do it now, or when it is due. Asking again while it is on its way changes nothing."""
         key = (tx_id, effect.branch.id)
-        if key in self._inflight:
-            return
         job = Job(tx_id, effect.branch, effect.commit)
-        if effect.at_us > self._clock.now_us():
-            self._postpone(effect.at_us, key, job)
+        now_us = self._clock.now_us()
+        if effect.held and self._hold_us and effect.branch.resource in self._lanes:
+            if key in self._valid or key in self._inflight:
+                return
+            look_us = self._hold_us // _LOOKS
+            held = replace(job, held_until_us=now_us + self._hold_us, look_us=look_us * 2)
+            self._postpone(now_us + look_us, key, held)
+        elif effect.at_us > now_us:
+            if key not in self._inflight:
+                self._postpone(effect.at_us, key, job)
+        else:
+            self._do(key, job)
+
+    def _do(self, key: Key, job: Job) -> None:
+        if key in self._inflight:
+            self._hurried.add(key)
             return
         self._valid.pop(key, None)
-        lane = self._lanes.get(effect.branch.resource)
+        lane = self._lanes.get(job.branch.resource)
         if lane is None:
-            self._failed(job, f"UNKNOWN_RESOURCE: {effect.branch.resource!r} is not configured here")
+            self._failed(job, f"UNKNOWN_RESOURCE: {job.branch.resource!r} is not configured here")
             return
         self._inflight.add(key)
         lane.put(job)
@@ -164,7 +200,12 @@ class PhaseTwo:
         key = (job.tx_id, job.branch.id)
         if not self._wanted(*key):
             self._inflight.discard(key)
+            self._hurried.discard(key)
             return
+        if job.held_until_us > self._clock.now_us() and key not in self._hurried:
+            await self._look(key, job, finisher)
+            return
+        self._hurried.discard(key)
         try:
             await self._failpoints.reach("finish.before")
             result = await finisher.finish(job.branch.xid, job.commit)
@@ -188,6 +229,31 @@ class PhaseTwo:
             self._tell(job.tx_id, HeuristicSeen(job.branch.id, result.reason))
         else:
             self._failed(job, result.reason)
+
+    async def _look(self, key: Key, job: Job, finisher: Finisher) -> None:
+        """Has its holder finished it? If not, look again later, and finish it when the holder's time is over."""
+        try:
+            ended = await finisher.has_ended(job.branch.xid, job.commit)
+        except ResourceTrouble:
+            ended = False
+        except Exception:
+            log.exception("branch.look_crashed", tx_id=job.tx_id, branch=job.branch.id)
+            ended = False
+        finally:
+            self._inflight.discard(key)
+        hurried = key in self._hurried
+        self._hurried.discard(key)
+        if ended:
+            self._tell(job.tx_id, BranchFinished(job.branch.id))
+        elif hurried:
+            self._do(key, replace(job, held_until_us=0))
+        elif self._wanted(*key):
+            now_us = self._clock.now_us()
+            self._postpone(
+                min(now_us + job.look_us, max(now_us, job.held_until_us)),
+                key,
+                replace(job, look_us=job.look_us * 2),
+            )
 
     def _failed(self, job: Job, reason: str) -> None:
         delay = self._backoff.delay_us(job.branch.attempts + 1, self._random.random())
@@ -226,7 +292,7 @@ class PhaseTwo:
                 if not self._wanted(*key):
                     continue
                 try:
-                    self.carry_out(job.tx_id, Finish(job.branch, job.commit))
+                    self._do(key, job)
                 except Exception:
                     log.exception("timer.crashed", tx_id=job.tx_id, branch=job.branch.id)
         finally:

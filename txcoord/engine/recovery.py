@@ -31,6 +31,7 @@ from ..ports import (
     Finisher,
     Leases,
     LogUnavailable,
+    PreparedBranch,
     Query,
     ResourceTrouble,
     Spawn,
@@ -65,6 +66,9 @@ _LATE = (
     Judgement.NOT_IN_COMMIT_LIST,
     Judgement.PREPARED_AFTER_ABORT,
 )
+
+
+Judged = tuple[PreparedBranch, xids.Xid, Judgement]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,9 @@ class Recovery:
         self.scans: dict[str, int] = {}
         """How many scans each resource has had."""
         self.orphans: dict[str, int] = {}
+        self._late: dict[str, set[str]] = {}
+        """Branches with a holder that the last scan of a resource would have finished: it has until the next one."""
+        self._limbo: dict[str, int] = {}
         self.problems: dict[str, str] = {}
         """Why a resource could not be scanned the last time."""
 
@@ -217,6 +224,8 @@ class Recovery:
             # Phase two may have ended between the list and the rows. What is prepared still is no race.
             again = {p.xid for p in await finisher.list_prepared(own)}
             judged = [item for item in judged if item[2] not in _LATE or item[0].xid in again]
+        judged = self._without_held(finisher, judged)
+        await self._look_for_limbo(finisher)
         for p, x, judgement in judged:
             try:
                 await self._failpoints.reach("scan.before_judge")
@@ -228,6 +237,27 @@ class Recovery:
         self.scans[finisher.name] = self.scans.get(finisher.name, 0) + 1
         self.problems.pop(finisher.name, None)
         return len(found)
+
+    def _without_held(self, finisher: Finisher, judged: list[Judged]) -> list[Judged]:
+        """The session that holds a branch learns the decision too, and finishes it: not ended at first sight."""
+        before = self._late.get(finisher.name, set())
+        self._late[finisher.name] = {p.xid for p, x, j in judged if j in _LATE and x.connection_id}
+        return [
+            (p, x, j) for p, x, j in judged if not (j in _LATE and x.connection_id and p.xid not in before)
+        ]
+
+    @staticmethod
+    async def _is_here(finisher: Finisher, x: xids.Xid) -> bool:
+        """In this database, and not in another one of its server?"""
+        return not finisher.lists_server or await finisher.owns(str(x))
+
+    async def _look_for_limbo(self, finisher: Finisher) -> None:
+        """Alarm for prepared branches that nobody can name. They come back when their server is started again."""
+        found = await finisher.in_limbo()
+        if found > self._limbo.get(finisher.name, 0):
+            detail = f"IN_LIMBO: {found} on {finisher.name}: restart that server"
+            self._c.alarm("in_limbo", "", detail=detail)
+        self._limbo[finisher.name] = found
 
     def _row(self, rows: Mapping[str, Tx], x: xids.Xid) -> Tx | None:
         live = self._c.live.get(x.tx_id)
@@ -241,6 +271,10 @@ class Recovery:
             return Judgement.LEAVE  # Its deadline, or its caller, decides.
         listed = tx.branch(x.branch)
         known = listed is not None and listed.xid == xid and listed.resource == finisher.name
+        if finisher.lists_server and listed is not None and listed.xid == xid and not known:
+            other = self._c.finishers.get(listed.resource)
+            if other is None or other.lists_server:
+                return Judgement.LEAVE  # Of another database on this server: its own scan judges it.
         if tx.decision is Decision.ABORT:
             # Until the end phase two is at what it knows, here or on the node that holds the lease.
             return Judgement.LEAVE if known and not tx.ended else Judgement.PREPARED_AFTER_ABORT
@@ -270,7 +304,7 @@ class Recovery:
             # The log was restored since: whether it was committed is not known here any more.
             c.alarm("earlier_incarnation", x.tx_id, x.branch, f"on {finisher.name}: needs an operator")
             return
-        if now_us <= c.settings.windows.marker_until(x.deadline_us):
+        if now_us <= c.settings.windows.marker_until(x.deadline_us) or not await self._is_here(finisher, x):
             return
         branch = Branch(x.branch, Kind.XA, BranchState.OPEN, finisher.name, str(x))
         orphan = Tx(x.tx_id, "", x.deadline_us, branches=(branch,))
@@ -284,6 +318,8 @@ class Recovery:
     ) -> None:
         """Finish a branch outside of phase two, and write that down."""
         c = self._c
+        if not await self._is_here(finisher, x):
+            return
         await self._failpoints.reach("finish_late.before")
         result = await finisher.finish(xid, commit)
         await self._failpoints.reach("finish_late.after")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from ..core.model import Branch, Decision, Tx
 from ..observe import logs
-from ..ports import Finished, Finisher, Spawn
+from ..ports import Clock, Finished, Finisher, Spawn
 
 log = logs.get("txcoord.strays")
 
@@ -15,9 +15,17 @@ class Strays:
     """Frees their locks as soon as their caller tells of them; the scan would do it later."""
 
     def __init__(
-        self, finishers: Mapping[str, Finisher], *, spawn: Spawn, alarm: Callable[[str, str, str, str], None]
+        self,
+        finishers: Mapping[str, Finisher],
+        *,
+        spawn: Spawn,
+        alarm: Callable[[str, str, str, str], None],
+        clock: Clock,
+        hold_us: int,
     ) -> None:
         self._finishers = finishers
+        self._clock = clock
+        self._hold_us = hold_us
         self._spawn = spawn
         self._alarm = alarm
 
@@ -32,6 +40,8 @@ class Strays:
                 self._spawn(self._undo(finisher, tx, branch), f"stray:{tx.tx_id}")
 
     async def _undo(self, finisher: Finisher, tx: Tx, branch: Branch) -> None:
+        if branch.has_holder:
+            await self._clock.sleep(self._hold_us / 1_000_000)
         result = await finisher.finish(branch.xid, False)
         log.info("branch.undone_late", tx_id=tx.tx_id, branch=branch.id, result=result.finished)
         if result.finished is Finished.HEURISTIC:

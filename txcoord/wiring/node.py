@@ -118,6 +118,7 @@ class Node:
                 node=s.node_name,
                 windows=windows(s),
                 lease_us=microseconds(s.recovery.lease),
+                hold_us=microseconds(s.recovery.hold),
                 backoff=Backoff(
                     first_us=microseconds(s.backoff.first),
                     factor=s.backoff.factor,

@@ -97,6 +97,10 @@ class ManagedResource:
         """Has its own session finished it?"""
         return await self._known().has_ended(xid, commit)
 
+    async def owns(self, xid: str) -> bool:
+        """Is the prepared branch in this database?"""
+        return await self._known().owns(xid)
+
     async def in_limbo(self) -> int:
         """How many prepared branches nobody can name any more."""
         return await self._known().in_limbo()

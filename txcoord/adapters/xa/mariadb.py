@@ -106,6 +106,18 @@ class MariaFinisher:
                 return await self._state(s, x) == marker.DONE
             return x not in await self._listed(s)
 
+    async def owns(self, xid: str) -> bool:
+        """A prepared branch holds the key of its marker, which is in the database that it changed."""
+        x = _parsed(xid)
+        async with self._session() as s:
+            try:
+                await s.rows(my.try_marker(x.tx_id, x.branch, marker.XA, s.flavour, self._schema))
+            except StatementError as error:
+                if error.meaning is not my.Reply.LOCK_TIMEOUT:
+                    raise
+                return True
+        return False
+
     async def in_limbo(self) -> int:
         """How many prepared branches nobody can name any more; 0 also where the right to see it is missing."""
         async with self._session() as s:

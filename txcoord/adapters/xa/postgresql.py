@@ -96,6 +96,10 @@ class PostgresFinisher:
         """No session finishes its own branch here."""
         return False
 
+    async def owns(self, xid: str) -> bool:
+        """Only those of this database are listed."""
+        return True
+
     async def in_limbo(self) -> int:
         """Never any."""
         return 0

@@ -81,10 +81,12 @@ class Reader:
         log_id: str,
         resources: Iterable[str],
         now_us: Callable[[], int],
+        engine: Callable[[str], str] = lambda _resource: "",
     ) -> None:
         self._limits = limits
         self._log_id = log_id
         self._resources = frozenset(resources)
+        self._engine = engine
         self._now_us = now_us
 
     def namespace(self, name: str) -> str:
@@ -196,9 +198,7 @@ class Reader:
                 "UNIMPLEMENTED",
             )
         self.resource(item.xa.resource)
-        x = xids.parse(item.xa.xid)
-        if x is None:
-            raise bad(reasons.BAD_XID, f"branch {item.id}: {item.xa.xid[:120]!r} is no xid of txcoord")
+        x = self.xid(item.id, item.xa)
         if x.log_id != self._log_id:
             raise bad(
                 reasons.BAD_XID,
@@ -209,14 +209,30 @@ class Reader:
             raise bad(
                 reasons.BAD_XID, f"branch {item.id}: its xid names another transaction, deadline or branch"
             )
+        engine = self._engine(item.xa.resource)
+        if engine == "mariadb" and item.vote == c.VOTE_PREPARED and not x.connection_id:
+            raise bad(reasons.BAD_XID, f"branch {item.id}: on MariaDB its xid needs the connection id")
         return Branch(
             item.id,
             kind,
             _VOTED.get(item.vote, BranchState.OPEN),
             item.xa.resource,
-            item.xa.xid,
+            str(x),
             reason=item.reason[:500],
         )
+
+    def xid(self, branch: str, part: c.XaPart) -> xids.Xid:
+        """The full xid of a branch: its text, and on MariaDB the id of the session that prepared it."""
+        x = xids.parse(part.xid)
+        if x is None:
+            raise bad(reasons.BAD_XID, f"branch {branch[:40]}: {part.xid[:120]!r} is no xid of txcoord")
+        if not part.connection_id or x.connection_id == part.connection_id:
+            return x
+        if x.connection_id or self._engine(part.resource) == "postgresql":
+            raise bad(
+                reasons.BAD_XID, f"branch {branch[:40]}: connection id {part.connection_id} is not its xid's"
+            )
+        return replace(x, connection_id=part.connection_id)
 
     def _sized(self, data: bytes, what: str) -> None:
         if len(data) > self._limits.payload:
@@ -280,6 +296,15 @@ def branch_status(b: Branch) -> c.BranchStatus:
     )
 
 
+def xa_part(b: Branch) -> c.XaPart:
+    """A branch in its database, for the wire."""
+    x = xids.parse(b.xid)
+    if x is None or not x.connection_id:
+        return c.XaPart(resource=b.resource, xid=b.xid)
+    bare = str(replace(x, connection_id=0))
+    return c.XaPart(resource=b.resource, xid=bare, connection_id=x.connection_id)
+
+
 def transaction(tx: Tx) -> c.Transaction:
     """A row as the wire shows it."""
     out = c.Transaction(
@@ -302,7 +327,6 @@ def transaction(tx: Tx) -> c.Transaction:
     for b in tx.branches:
         spec = c.Branch(id=b.id, kind=KIND[b.kind])
         if b.kind is Kind.XA:
-            spec.xa.resource = b.resource
-            spec.xa.xid = b.xid
+            spec.xa.CopyFrom(xa_part(b))
         out.branches.append(c.BranchDetail(spec=spec, status=branch_status(b)))
     return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from txcoord_client.protocol import identifiers, reasons
 
 from ... import __version__
 from ...core.errors import Refusal, Refused
-from ...core.events import Begin, Commit, Enlist, OnePhaseDone, Rollback
+from ...core.events import Begin, Commit, Enlist, HolderReported, OnePhaseDone, Rollback
 from ...core.model import Branch, BranchState, DecidedBy, Decision, Kind, Tx
 from ...engine.coordinator import Coordinator, expired
 from ...engine.live import WaitLevel, reached
@@ -27,6 +27,13 @@ _LEVEL = {
     c.WAIT_LEVEL_DECIDED: WaitLevel.DECIDED,
     c.WAIT_LEVEL_COMMITTED: WaitLevel.COMMITTED,
     c.WAIT_LEVEL_DELIVERED: WaitLevel.DELIVERED,
+}
+
+
+_HOLDER_DID: Mapping[int, bool | None] = {
+    c.BRANCH_EVENT_COMMITTED: True,
+    c.BRANCH_EVENT_ROLLED_BACK: False,
+    c.BRANCH_EVENT_RELEASED: None,
 }
 
 
@@ -51,6 +58,7 @@ class Operations:
             log_id=coordinator.identity.log_id,
             resources=coordinator.finishers,
             now_us=coordinator.clock.now_us,
+            engine=lambda name: coordinator.finishers[name].engine,
         )
         self.by_name: dict[str, Callable[[Any, str, float], Awaitable[Any]]] = {
             "commit": self.commit,
@@ -153,7 +161,7 @@ class Operations:
             if branch is None:
                 raise bad(reasons.NOT_FOUND, f"branch {vote.branch[:40]!r} was not enlisted", "NOT_FOUND")
             item = c.Branch(id=branch.id, kind=mapping.KIND[branch.kind], vote=vote.vote, reason=vote.reason)
-            item.xa.resource, item.xa.xid = branch.resource, branch.xid
+            item.xa.CopyFrom(mapping.xa_part(branch))
             voted.append(item)
         branches = self._read.branches(request.tx_id, request.deadline_us, voted)
         done = await self._c.enlist(Enlist(asked, branches), begun=True)
@@ -171,6 +179,7 @@ class Operations:
             request.result,
         )
         done = await self._c.commit(Commit(tx, request.begun or bool(request.gid)))
+        await self._let_go(done, request.branches)
         if done.decision is Decision.ABORT and done.decided_by is not DecidedBy.BRANCH:
             # Not by its own votes: somebody, or the deadline, was faster.
             raise Refused(
@@ -209,28 +218,58 @@ class Operations:
             resources=tuple(request.resources),
         )
         done = await self._c.rollback(event, begun=request.begun or bool(request.gid) or row is not None)
+        await self._let_go(done, request.branches)
         done = await self._waited(done, request.wait, request.wait_us, most_s)
         return pb.RollbackResponse(outcome=self._outcome(done, request.wait))
 
     async def report(self, request: pb.ReportRequest, namespace: str, most_s: float) -> pb.ReportResponse:
-        """Take what happened elsewhere: here, a one-phase commit."""
+        """Take what happened elsewhere: a one-phase commit, or what the holders of branches did with them."""
+        if not request.reports:
+            raise bad(reasons.BAD_REQUEST, "no report")
+        for report in request.reports:
+            if not identifiers.is_branch(report.branch):
+                raise bad(reasons.BAD_BRANCH, f"branch id {report.branch[:80]!r}")
+            self._read.resource(report.xa.resource)
         spec = request.spec if request.HasField("spec") else None
         tx = self._read.tx(
             namespace, request.tx_id, request.gid, request.deadline_us, spec, result=request.result
         )
-        if len(request.reports) != 1 or request.reports[0].event != c.BRANCH_EVENT_ONE_PHASE_COMMITTED:
+        if request.reports[0].event == c.BRANCH_EVENT_ONE_PHASE_COMMITTED and len(request.reports) == 1:
+            return pb.ReportResponse(outcome=mapping.outcome(await self._one_phase(tx, request.reports[0])))
+        events = [(self._held(tx, report.branch, report.xa), report) for report in request.reports]
+        if any(report.event not in _HOLDER_DID for _, report in events):
             raise bad(
-                reasons.NOT_SUPPORTED, "only one report, of a one-phase commit, is known", "UNIMPLEMENTED"
+                reasons.NOT_SUPPORTED, "such a report, or such a mixture, is not known here", "UNIMPLEMENTED"
             )
-        report = request.reports[0]
-        resource = self._read.resource(report.xa.resource)
-        if not identifiers.is_branch(report.branch):
-            raise bad(reasons.BAD_BRANCH, f"branch id {report.branch[:80]!r}")
-        branch = Branch(report.branch, Kind.XA, BranchState.DONE, resource)
-        done = await self._c.one_phase_done(
-            OnePhaseDone(replace(tx, branches=(branch,), one_phase_resource=resource))
+        done: Tx | None = None
+        for xid, report in events:
+            event = HolderReported(report.branch, report.xa.resource, xid, _HOLDER_DID[report.event])
+            done = await self._c.holder_reported(tx, event)
+        return pb.ReportResponse(outcome=mapping.outcome(done) if done is not None else None)
+
+    async def _one_phase(self, tx: Tx, report: c.BranchReport) -> Tx:
+        branch = Branch(report.branch, Kind.XA, BranchState.DONE, report.xa.resource)
+        return await self._c.one_phase_done(
+            OnePhaseDone(replace(tx, branches=(branch,), one_phase_resource=report.xa.resource))
         )
-        return pb.ReportResponse(outcome=mapping.outcome(done))
+
+    def _held(self, tx: Tx, branch: str, part: c.XaPart) -> str:
+        """The xid of a branch that is reported on."""
+        x = self._read.xid(branch, part)
+        if (x.tx_id, x.branch) != (tx.tx_id, branch):
+            raise bad(reasons.BAD_XID, f"branch {branch}: its xid names another transaction or branch")
+        return str(x)
+
+    async def _let_go(self, tx: Tx, asked: Iterable[c.Branch]) -> None:
+        """Branches that nobody holds any more need not wait for their holders."""
+        if tx.decision is None or tx.ended:
+            return
+        for item in asked:
+            branch = tx.branch(item.id)
+            if item.xa.connection_id and not item.xa.held and branch is not None:
+                await self._c.holder_reported(
+                    tx, HolderReported(branch.id, branch.resource, branch.xid, None)
+                )
 
     async def wait(self, request: pb.WaitRequest, namespace: str, most_s: float) -> pb.WaitResponse:
         """Wait until any of many has got there."""
@@ -240,8 +279,14 @@ class Operations:
         if most_s:
             limit_s = min(limit_s, most_s)
         response = pb.WaitResponse()
-        waiting: dict[asyncio.Task[Tx], tuple[int, pb.WaitItem]] = {}
+        waiting: dict[asyncio.Task[Tx | None], tuple[int, pb.WaitItem]] = {}
         for index, item in enumerate(request.items):
+            if item.expected:
+                if not identifiers.is_tx_id(item.tx_id):
+                    raise bad(reasons.BAD_TX_ID, "what is expected is named by its tx_id")
+                expect = self._c.waiting.expect(item.tx_id, _LEVEL[item.level], limit_s)
+                waiting[asyncio.ensure_future(expect)] = (index, item)
+                continue
             tx = await self._find(namespace, item.tx_id, item.gid)
             if tx is None:
                 refused = status.to_pb(self._not_found(item.tx_id or item.gid).refusal)
@@ -249,18 +294,48 @@ class Operations:
             elif reached(tx, _LEVEL[item.level]):
                 response.results.append(self._wait_result(index, item, tx))
             else:
-                task = asyncio.ensure_future(self._c.wait(tx, _LEVEL[item.level], limit_s))
+                task = asyncio.ensure_future(self._waiting(tx, _LEVEL[item.level], limit_s))
                 waiting[task] = (index, item)
         try:
-            if waiting and not response.results and limit_s > 0:
-                await asyncio.wait(waiting, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if limit_s <= 0:
+                looks = [task for task, (_, item) in waiting.items() if item.expected]
+                await asyncio.gather(*looks, return_exceptions=True)
+            elif waiting and not response.results:
+                await self._first(waiting, namespace, limit_s)
             for task, (index, item) in waiting.items():
-                if task.done() and task.exception() is None and reached(task.result(), _LEVEL[item.level]):
-                    response.results.append(self._wait_result(index, item, task.result()))
+                found = self._got_there(task, item, namespace)
+                if found is not None:
+                    response.results.append(self._wait_result(index, item, found))
         finally:
             for task in waiting:
                 task.cancel()
         return response
+
+    async def _waiting(self, tx: Tx, level: WaitLevel, limit_s: float) -> Tx | None:
+        return await self._c.wait(tx, level, limit_s)
+
+    async def _first(
+        self, waiting: dict[asyncio.Task[Tx | None], tuple[int, pb.WaitItem]], namespace: str, limit_s: float
+    ) -> None:
+        """Until one has got there, or the time is over. One that has only given up does not end it."""
+        until = self._c.clock.monotonic() + limit_s
+        left = set(waiting)
+        while left:
+            done, left = await asyncio.wait(
+                left,
+                timeout=max(0.0, until - self._c.clock.monotonic()),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if not done or any(self._got_there(t, waiting[t][1], namespace) is not None for t in done):
+                return
+
+    def _got_there(self, task: asyncio.Task[Tx | None], item: pb.WaitItem, namespace: str) -> Tx | None:
+        if not task.done() or task.cancelled() or task.exception() is not None:
+            return None
+        tx = task.result()
+        if tx is None or tx.namespace not in ("", namespace) or not reached(tx, _LEVEL[item.level]):
+            return None
+        return None if expired(tx, self._c.settings.windows) else tx
 
     async def get(self, request: pb.GetRequest, namespace: str, most_s: float) -> pb.GetResponse:
         """One transaction."""

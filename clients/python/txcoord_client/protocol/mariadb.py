@@ -186,6 +186,12 @@ def lock_marker(tx_id: str, branch: str, op: str, schema: str = "") -> str:
     return f"{read_marker(tx_id, branch, op, schema)} LOCK IN SHARE MODE"
 
 
+def try_marker(tx_id: str, branch: str, op: str, flavour: Flavour, schema: str = "") -> str:
+    """As :func:`lock_marker`, without waiting: it fails (:attr:`Reply.LOCK_TIMEOUT`) while the key is held."""
+    lock = "LOCK IN SHARE MODE" if flavour is Flavour.MARIADB else "FOR SHARE"
+    return f"{read_marker(tx_id, branch, op, schema)} {lock} NOWAIT"
+
+
 def read_markers(keys: Iterable[tuple[str, str]], op: str, schema: str = "") -> str:
     """The markers at these keys (tx id, branch) that exist: tx id as lower-case hex digits, branch, state."""
     wanted = ", ".join(f"(X'{_tx(tx_id)}', '{_branch(branch)}')" for tx_id, branch in keys)
@@ -327,6 +333,7 @@ _MEANING = {
     1020: Reply.ROLLED_BACK,
     1062: Reply.DUPLICATE,
     1205: Reply.LOCK_TIMEOUT,
+    3572: Reply.LOCK_TIMEOUT,
     1094: Reply.NO_SESSION,
     1146: Reply.NO_TABLE,
     # Rights, credentials, a server that is read-only.
