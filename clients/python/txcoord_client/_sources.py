@@ -41,6 +41,11 @@ class Resources:
             self._kept += [owner, target]
             self._sources[id(target)] = _make(target, owner, name)
 
+    def add(self, target: Any, source: Source) -> None:
+        """Take a target of a kind of its own, with where its connections come from."""
+        self._kept.append(target)
+        self._sources[id(target)] = source
+
     def source(self, target: Any, resource: str = "") -> Source:
         """Where the connections of a target come from. Raises UnknownResource."""
         made = self._sources.get(id(target))

@@ -5,31 +5,22 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable
-from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 
 from .. import _scope as scope
 from ..errors import NoTransaction
 from .units import Branch, Units, install
 
 
-class Coordinator(Protocol):
-    """What of a Coordinator is needed."""
-
-    @property
-    def _current(self) -> ContextVar[Any]:
-        """The Transaction, of the asynchronous or the synchronous SDK."""
-        ...
-
-
 class Home:
     """An instrumented engine, pool or alias, and its Coordinator."""
 
-    def __init__(self, coordinator: Coordinator, resource: str, *, refuses: bool) -> None:
+    def __init__(self, coordinator: Any, resource: str, *, refuses: bool) -> None:
         self.resource = resource
         self.refuses = refuses
         """Are writes outside of a transaction refused?"""
         self._coordinator = coordinator
+        """Of the asynchronous or the synchronous SDK."""
         self._units: weakref.WeakKeyDictionary[Any, Units] = weakref.WeakKeyDictionary()
 
     def current(self) -> Any:
@@ -45,7 +36,13 @@ class Home:
             "outside of it. Say `with coord.outside():` if that is meant"
         )
 
-    def units(self, target: Any, family: str, may_join: Callable[[Branch], None]) -> Units | None:
+    def add(self, target: Any, source: Any) -> None:
+        """Make a target known to the Coordinator."""
+        self._coordinator._resources.add(target, source)
+
+    def units(
+        self, target: Any, family: str, may_join: Callable[[Branch], None] = lambda branch: None
+    ) -> Units | None:
         """The units of the current transaction's branch, which is opened if need be; None: there is none."""
         tx = self.current()
         if tx is None:
@@ -64,6 +61,13 @@ class Home:
         known = self._units[tx] = Units(tx, branch, family)
         install(known)
         return known
+
+    def no_transaction(self, error: BaseException) -> NoTransaction:
+        """What a write that the database refused outside of a transaction is told as."""
+        return NoTransaction(
+            f"a write on {self.resource!r} outside of a global transaction. Begin one before the session or connection "
+            f"is first used, or say `with coord.outside():` for work that is meant to be local ({error})"
+        )
 
     def is_held(self, connection: Any) -> bool:
         """Is this the connection of a branch itself?"""

@@ -20,7 +20,7 @@ from sqlalchemy.pool import Pool, PoolProxiedConnection
 
 from .. import _scope as scope
 from .._xa.drivers import sqlstate_of
-from ..errors import NotIdle, NoTransaction, Rejected
+from ..errors import NotIdle, Rejected
 from ..protocol import reasons
 from .dbapi import Control, UnitConnection, by_cursor
 from .home import Home
@@ -142,11 +142,7 @@ class InstrumentedEngine:
             return None
         if sqlstate_of(error) not in _READ_ONLY_ERRORS and not _is_mysql_read_only(error):
             return None
-        return NoTransaction(
-            f"a write on {self._home.resource!r} outside of a global transaction. Begin one before the session or "
-            "connection is first used, or say `with coord.outside():` for work that is meant to be local "
-            f"({error})"
-        )
+        return self._home.no_transaction(error)
 
 
 def _is_mysql_read_only(error: BaseException) -> bool:
