@@ -23,7 +23,11 @@ class FakeDatabase:
     windows: Windows = field(default_factory=Windows)
     engine: str = "fake"
     lists_server: bool = False
+    beside: FakeDatabase | None = None
+    """Another database on the same server: its branches are listed too."""
     limbo: int = 0
+    says: str = ""
+    """What every attempt is answered with."""
     prepared: dict[str, int] = field(default_factory=dict)
     markers: dict[Key, tuple[int, int]] = field(default_factory=dict)
     """State and time."""
@@ -90,6 +94,8 @@ class FakeDatabase:
             await self._statement()
         except ResourceTrouble as trouble:
             return FinishResult(Finished.RETRY, f"{trouble.reason}: {trouble.message}")
+        if self.says:
+            return FinishResult(Finished.RETRY, self.says)
         if xid in self.busy:
             return FinishResult(Finished.RETRY, "BUSY: 55000")
         result = self._finish(xid, commit)
@@ -131,9 +137,10 @@ class FakeDatabase:
 
     async def list_prepared(self, log_ids: Sequence[str]) -> list[PreparedBranch]:
         await self._statement()
+        listed = {**self.prepared, **(self.beside.prepared if self.beside is not None else {})}
         return [
             PreparedBranch(xid, "app", at_us)
-            for xid, at_us in self.prepared.items()
+            for xid, at_us in listed.items()
             if (x := xids.parse(xid)) is not None and x.log_id in log_ids
         ]
 

@@ -38,12 +38,15 @@ def new_tx(clock: Clock, *, gid: str = "", deadline_s: float = 30.0, one_phase: 
     )
 
 
-def xid_of(tx: Tx, branch: str, log_id: str = LOG_ID) -> str:
-    return str(Xid(log_id, tx.deadline_us, tx.tx_id, branch))
+def xid_of(tx: Tx, branch: str, log_id: str = LOG_ID, session: int = 0) -> str:
+    return str(Xid(log_id, tx.deadline_us, tx.tx_id, branch, session))
 
 
-def xa(tx: Tx, branch: str, resource: str, state: BranchState = BranchState.READY) -> Branch:
-    return Branch(branch, Kind.XA, state, resource, xid_of(tx, branch))
+def xa(
+    tx: Tx, branch: str, resource: str, state: BranchState = BranchState.READY, *, session: int = 0
+) -> Branch:
+    """An XA branch, on MariaDB with the session that prepares it."""
+    return Branch(branch, Kind.XA, state, resource, xid_of(tx, branch, session=session))
 
 
 class Node:

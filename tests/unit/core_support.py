@@ -18,6 +18,7 @@ from txcoord.core.events import (
     Event,
     Finish,
     HeuristicSeen,
+    HolderReported,
     OnePhaseDone,
     Operate,
     OrphanFound,
@@ -280,7 +281,10 @@ def say(world: World, event: Event, mode: str) -> World:
     return world
 
 
-def news(world: World, event: BranchFinished | BranchFailed | HeuristicSeen | Operate, mode: str) -> World:
+News = BranchFinished | BranchFailed | HeuristicSeen | HolderReported | Operate
+
+
+def news(world: World, event: News, mode: str) -> World:
     """Phase two, or an operator, has news. Lost: the process dies before it writes."""
     # An order may come over another node, which has read the row some time ago.
     tx = world.stale if mode == "stale" and isinstance(event, Operate) else (world.live or world.row)
@@ -348,7 +352,7 @@ def _orphan(world: World, mode: str) -> World:
     return say(world, OrphanFound(tx_of(branch("1"))), mode)
 
 
-def _news(event: BranchFinished | BranchFailed | HeuristicSeen | Operate) -> Action:
+def _news(event: News) -> Action:
     return lambda world, mode: news(world, event, mode)
 
 
@@ -412,6 +416,9 @@ XA: dict[str, Action] = {
     "finished 2": _news(BranchFinished("2")),
     "failed 1": _news(BranchFailed("1", "BUSY", 7)),
     "heuristic 2": _news(HeuristicSeen("2", "HEURISTIC")),
+    "its holder committed 1": _news(HolderReported("1", "db1", "xid-1", True)),
+    "its holder rolled 1 back": _news(HolderReported("1", "db1", "xid-1", False)),
+    "its holder let go of 1": _news(HolderReported("1", "db1", "xid-1", None)),
     **{f"{what} 1": _news(Operate(what, "1", AUDIT)) for what in ("retry", "park", "skip", "resolve")},
 }
 ONE_PHASE: dict[str, Action] = {

@@ -180,3 +180,38 @@ def test_what_a_person_must_see_is_in_the_outcome() -> None:
     shown = mapping.transaction(tx)
     assert [b.spec.id for b in shown.branches] == ["1", "2", "3"]
     assert shown.branches[0].spec.xa.resource == "a"
+
+
+# ---- MariaDB: the session is part of the xid ----
+
+ENGINES = {"a": "postgresql", "m": "mariadb", "y": "mysql"}
+ON_ALL = Reader(limits=LIMITS, log_id=LOG, resources=ENGINES, now_us=lambda: NOW, engine=ENGINES.__getitem__)
+
+
+def on(resource: str, session: int = 0, *, in_text: int = 0, vote: c.Vote = c.VOTE_PREPARED) -> Branch:
+    item = pb("1", resource, vote, connection_id=in_text)
+    item.xa.connection_id = session
+    (branch,) = ON_ALL.branches(TX, DEADLINE, [item])
+    return branch
+
+
+def test_the_session_of_a_branch_is_kept_in_its_xid() -> None:
+    full = str(Xid(LOG, DEADLINE, TX, "1", 77))
+    for branch in (on("m", 77), on("m", in_text=77), on("m", 77, in_text=77)):
+        assert branch.xid == full
+        assert branch.has_holder
+        part = mapping.xa_part(branch)
+        assert (part.xid, part.connection_id) == (str(Xid(LOG, DEADLINE, TX, "1")), 77)
+    for branch in (on("a"), on("y"), on("m", vote=c.VOTE_NO)):
+        assert not branch.has_holder
+        assert mapping.xa_part(branch).connection_id == 0
+        assert mapping.xa_part(branch).xid == branch.xid
+
+
+@pytest.mark.parametrize(
+    ("resource", "session", "in_text"), [("m", 77, 78), ("a", 77, 0), ("m", 0, 0)], ids=str
+)
+def test_a_session_that_cannot_be_right_is_refused(resource: str, session: int, in_text: int) -> None:
+    with pytest.raises(Refused) as error:
+        on(resource, session, in_text=in_text)
+    assert refused(error) == "BAD_XID"
