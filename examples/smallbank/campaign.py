@@ -15,10 +15,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .run import Plan, Result, main_loop, run
+from .run import Plan, Result, add_options, main_loop, run
 from .show import Screen, conclusion, summary
-
-LOGS = ("sqlite", "postgresql")
+from .world import LOGS
 
 
 async def campaign(plans: Sequence[Plan], as_json: bool) -> int:
@@ -28,7 +27,7 @@ async def campaign(plans: Sequence[Plan], as_json: bool) -> int:
         screen = Screen(plan.kills, 10.0, events=plan.kills <= 20)
         screen.say(
             f"[bold]campaign[/]  seed [bold]{plan.seed}[/], {plan.kills} kills, log on {plan.log}"
-            f"  (again: --kills {plan.kills} --log {plan.log} --seed {plan.seed})"
+            f"  (again: --kills {plan.kills} {plan.options})"
         )
         result = await run(plan, screen)
         screen.console.print(
@@ -48,6 +47,8 @@ def figures(plan: Plan, result: Result) -> dict[str, Any]:
     return {
         "seed": plan.seed,
         "log": plan.log,
+        "savings": plan.savings,
+        "sync": plan.sync,
         "kills": result.kills.total(),
         "kills_by_victim": dict(sorted(result.kills.items())),
         "payments": len(result.clients.payments),
@@ -68,16 +69,30 @@ def main() -> int:
     )
     parser.add_argument("--kills", type=int, default=200, help="SIGKILLs with each log (%(default)s)")
     parser.add_argument(
-        "--log", choices=(*LOGS, "both"), default="both", help="where the log is (%(default)s)"
+        "--log", choices=(*LOGS, "both"), default="both", help="where the log is (both: sqlite, postgresql)"
     )
+    add_options(parser)
     parser.add_argument("--seed", type=int, help="who dies when, and who pays whom (random, and printed)")
     parser.add_argument("--clients", type=int, default=16, help="how many at once (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON too")
     parser.add_argument("--keep", action="store_true", help="keep logs and data in the end")
     args = parser.parse_args()
     seed = secrets.randbelow(1_000_000) if args.seed is None else args.seed
-    logs = LOGS if args.log == "both" else (args.log,)
-    plans = [Plan(seed, log, 0, args.kills, args.clients, pause_s=(0.2, 1.2), keep=args.keep) for log in logs]
+    logs = ("sqlite", "postgresql") if args.log == "both" else (args.log,)
+    plans = [
+        Plan(
+            seed,
+            log,
+            0,
+            args.kills,
+            args.clients,
+            pause_s=(0.2, 1.2),
+            keep=args.keep,
+            savings="mariadb" if args.mariadb else "postgresql",
+            sync=args.sync,
+        )
+        for log in logs
+    ]
     return main_loop(campaign(plans, args.json))
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import asyncpg
+from .databases import Database
 
 COMMITTED = "committed"
 ABORTED = "aborted"
@@ -49,6 +50,7 @@ class Payment:
             "send_payment": ("checking", "savings"),
             "withdraw_savings": ("savings", "checking"),
             "move_checking": ("checking", "checking"),
+            "move_savings": ("savings", "savings"),
         }[self.op]
         return sorted([(first, self.source, -self.cents), (second, self.target, self.cents)])
 
@@ -68,6 +70,8 @@ class Verdict:
     """Payments of which a client once knew nothing, by what it was told in the end."""
     unknown_done: int = 0
     prepared_left: int = 0
+    limbo_left: int = 0
+    """Held by a database that has forgotten their names."""
     foreign_left: int = 0
     anomalies: list[str] = field(default_factory=list)
 
@@ -77,25 +81,18 @@ class Verdict:
         return not self.anomalies
 
 
-async def check(
-    databases: dict[str, asyncpg.Connection],
-    payments: dict[str, Payment],
-    cents_each: int,
-    foreign: list[str],
-) -> Verdict:
-    """Compare. Each account had ``cents_each``; ``foreign`` prepared transactions must still be there."""
-    sums = {
-        name: int(await db.fetchval("SELECT sum(balance) FROM account")) for name, db in databases.items()
-    }
-    accounts = sum([await db.fetchval("SELECT count(*) FROM account") for db in databases.values()])
+def check(databases: Sequence[Database], payments: dict[str, Payment], cents_each: int) -> Verdict:
+    """Compare. Each account had ``cents_each``; each database's foreign prepared transactions must still be there."""
+    sums = {db.name: db.number("SELECT sum(balance) FROM account") for db in databases}
+    accounts = sum(db.number("SELECT count(*) FROM account") for db in databases)
     verdict = Verdict(accounts * cents_each, sum(sums.values()), sums)
     if verdict.money_after != verdict.money_before:
         verdict.anomalies.append(f"money: {verdict.money_before} cents before, {verdict.money_after} after")
     rows: dict[str, list[tuple[str, int, int]]] = {}
-    for name, db in databases.items():
-        for gid, account, delta in await db.fetch("SELECT gid, account, delta FROM journal"):
-            rows.setdefault(gid, []).append((name, account, delta))
-        await _balances(verdict, name, db, cents_each)
+    for db in databases:
+        for gid, account, delta in db.rows("SELECT gid, account, delta FROM journal"):
+            rows.setdefault(gid, []).append((db.name, int(account), int(delta)))
+        _balances(verdict, db, cents_each)
     for gid, found in rows.items():
         if gid not in payments:
             verdict.anomalies.append(f"{gid}: nobody asked for it: {found}")
@@ -103,20 +100,20 @@ async def check(
             verdict.anomalies.append(f"{gid}: half done, or more than once: {found}")
     for payment in payments.values():
         _told(verdict, payment, done=payment.gid in rows)
-    await _prepared(verdict, databases, foreign)
+    for db in databases:
+        _prepared(verdict, db)
     return verdict
 
 
-async def _balances(verdict: Verdict, name: str, db: asyncpg.Connection, cents_each: int) -> None:
+def _balances(verdict: Verdict, db: Database, cents_each: int) -> None:
     """Every account must hold what its journal says."""
-    wrong = await db.fetch(
+    wrong = db.rows(
         "SELECT a.id, a.balance, coalesce(j.total, 0) FROM account a LEFT JOIN"
         " (SELECT account, sum(delta) AS total FROM journal GROUP BY account) j ON j.account = a.id"
-        " WHERE a.balance <> $1 + coalesce(j.total, 0)",
-        cents_each,
+        f" WHERE a.balance <> {cents_each} + coalesce(j.total, 0)"
     )
     for account, balance, total in wrong:
-        verdict.anomalies.append(f"account {account} in {name}: {balance}, but its journal says {total:+}")
+        verdict.anomalies.append(f"account {account} in {db.name}: {balance}, but its journal says {total}")
 
 
 def _told(verdict: Verdict, payment: Payment, *, done: bool) -> None:
@@ -125,7 +122,7 @@ def _told(verdict: Verdict, payment: Payment, *, done: bool) -> None:
     if payment.doubted:
         verdict.doubted[told] += 1
     verdict.done += done
-    verdict.one_phase += done and payment.op == "move_checking"
+    verdict.one_phase += done and payment.op.startswith("move_")
     verdict.unknown_done += done and told == UNKNOWN
     if told == COMMITTED and not done:
         verdict.anomalies.append(f"{payment.gid}: told committed, and it is nowhere")
@@ -136,14 +133,15 @@ def _told(verdict: Verdict, payment: Payment, *, done: bool) -> None:
         verdict.anomalies.append(f"{payment.gid}: told two stories: {payment.answers}")
 
 
-async def _prepared(verdict: Verdict, databases: dict[str, asyncpg.Connection], foreign: list[str]) -> None:
-    left: list[str] = []
-    for db in databases.values():
-        left += [row[0] for row in await db.fetch("SELECT gid FROM pg_prepared_xacts")]
-    ours = [gid for gid in left if gid not in foreign]
-    verdict.prepared_left = len(ours)
-    verdict.foreign_left = len(left) - len(ours)
+def _prepared(verdict: Verdict, db: Database) -> None:
+    left = db.prepared()
+    ours = [gid for gid in left if gid not in db.foreign]
+    verdict.prepared_left += len(ours)
+    verdict.foreign_left += len(left) - len(ours)
     if ours:
-        verdict.anomalies.append(f"{len(ours)} left prepared: {ours[:3]}")
-    if verdict.foreign_left != len(foreign):
-        verdict.anomalies.append("a foreign prepared transaction was touched")
+        verdict.anomalies.append(f"{len(ours)} left prepared in {db.name}: {ours[:3]}")
+    if sorted(set(left) & set(db.foreign)) != sorted(db.foreign):
+        verdict.anomalies.append(f"a foreign prepared transaction in {db.name} was touched")
+    if unlisted := db.unlisted():
+        verdict.limbo_left += unlisted
+        verdict.anomalies.append(f"{unlisted} left in limbo, or open, in {db.name}")

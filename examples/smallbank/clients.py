@@ -13,7 +13,11 @@ import grpc
 
 from .check import ABORTED, FINAL, UNKNOWN, Payment
 
-OPS = ("send_payment", "send_payment", "withdraw_savings", "withdraw_savings", "move_checking")
+OPS = (
+    *("send_payment", "send_payment", "send_payment"),
+    *("withdraw_savings", "withdraw_savings", "withdraw_savings"),
+    *("move_checking", "move_savings"),
+)
 Pay = Callable[..., Awaitable[bytes]]
 _CALL_S = 10.0
 _ASKS = 60

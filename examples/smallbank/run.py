@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import contextlib
 import json
 import random
 import signal
@@ -13,13 +13,11 @@ from collections.abc import Coroutine
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import asyncpg
-
 from .chaos import plan, strike
 from .check import Verdict, check
 from .clients import Clients
 from .show import Screen
-from .world import DATABASES, World
+from .world import World, in_thread
 
 INTERRUPTED = 130
 
@@ -37,6 +35,19 @@ class Plan:
     accounts: int = 500
     pause_s: tuple[float, float] = (0.3, 1.5)
     keep: bool = False
+    savings: str = "postgresql"
+    """The second database: postgresql or mariadb."""
+    sync: bool = False
+    """A service of threads, on the synchronous SDK."""
+
+    @property
+    def options(self) -> str:
+        """The options of the command line that make the same run again, but for the numbers."""
+        return (
+            ("--mariadb " if self.savings == "mariadb" else "")
+            + ("--sync " if self.sync else "")
+            + f"--log {self.log} --seed {self.seed}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +62,30 @@ class Result:
     settled_s: float
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What of a world can be chosen, besides its log."""
+    parser.add_argument("--mariadb", action="store_true", help="the second database is on MariaDB")
+    parser.add_argument(
+        "--sync", action="store_true", help="the service uses threads, and the synchronous SDK"
+    )
+
+
 async def run(wanted: Plan, screen: Screen) -> Result:
     """The whole of it. Evidence is kept when something is wrong."""
     rng = random.Random(wanted.seed)
     begun = time.monotonic()
-    world = World(log=wanted.log, accounts=wanted.accounts, keep=wanted.keep)
+    world = World(
+        log=wanted.log,
+        savings=wanted.savings,
+        sync=wanted.sync,
+        accounts=wanted.accounts,
+        keep=wanted.keep,
+    )
     async with world:
         start_s = time.monotonic() - begun
         screen.say(
-            f"{len(world.servers)} PostgreSQL servers, a coordinator and a service are up after {start_s:.1f} s; "
+            f"{_servers(world)}, a coordinator and a service{' of threads' if wanted.sync else ''} are up after "
+            f"{start_s:.1f} s; "
             f"{world.money / 100:,.2f} in {2 * wanted.accounts:,} accounts"
         )
         clients = Clients(world.service.address, wanted.accounts, rng.random(), f"pay-{wanted.seed}")
@@ -102,14 +128,14 @@ async def _work(wanted: Plan, world: World, clients: Clients, rng: random.Random
 
 async def verdict_of(world: World, clients: Clients) -> Verdict:
     """What the checker says, and the coordinator's own alarms."""
-    async with contextlib.AsyncExitStack() as stack:
-        databases = {}
-        for name in DATABASES:
-            databases[name] = await asyncpg.connect(world.servers[name].url(driver="postgresql"))
-            stack.push_async_callback(databases[name].close)
-        verdict = await check(databases, clients.payments, world.cents_each, world.foreign)
+    verdict = await in_thread(check, list(world.banks.values()), clients.payments, world.cents_each)
     verdict.anomalies += [f"the coordinator's alarm: {line[:300]}" for line in world.alarms()[:5]]
     return verdict
+
+
+def _servers(world: World) -> str:
+    products = Counter(server.product for server in world.servers.values())
+    return " and ".join(f"{count} {name} server{'s' * (count > 1)}" for name, count in products.items())
 
 
 def _keep(world: World, clients: Clients, screen: Screen) -> None:

@@ -31,9 +31,9 @@ from txcoord_client import (
 )
 
 TIMEOUT_S = 6.0
-_TAKE = text("UPDATE account SET balance = balance - :cents WHERE id = :id AND balance >= :cents")
-_GIVE = text("UPDATE account SET balance = balance + :cents WHERE id = :id")
-_JOURNAL = text("INSERT INTO journal (gid, account, delta) VALUES (:gid, :id, :cents)")
+TAKE = text("UPDATE account SET balance = balance - :cents WHERE id = :id AND balance >= :cents")
+GIVE = text("UPDATE account SET balance = balance + :cents WHERE id = :id")
+JOURNAL = text("INSERT INTO journal (gid, account, delta) VALUES (:gid, :id, :cents)")
 
 
 class InsufficientFunds(Exception):
@@ -73,46 +73,75 @@ class Bank:
             await _take(db, gid, source, cents)
             await _give(db, gid, target, cents)
 
+    async def move_savings(self, gid: str, source: int, target: int, cents: int) -> None:
+        """The same within the other database."""
+        async with (
+            self._coord.begin("move-savings", gid=gid, timeout=TIMEOUT_S, resources=["savings"]) as g,
+            g.xa(self._savings) as db,
+        ):
+            await _take(db, gid, source, cents)
+            await _give(db, gid, target, cents)
+
 
 async def _take(db: AsyncConnection, gid: str, account: int, cents: int) -> None:
-    done = await db.execute(_TAKE, {"id": account, "cents": cents})
+    done = await db.execute(TAKE, {"id": account, "cents": cents})
     if done.rowcount != 1:
         raise InsufficientFunds
-    await db.execute(_JOURNAL, {"gid": gid, "id": account, "cents": -cents})
+    await db.execute(JOURNAL, {"gid": gid, "id": account, "cents": -cents})
 
 
 async def _give(db: AsyncConnection, gid: str, account: int, cents: int) -> None:
-    await db.execute(_GIVE, {"id": account, "cents": cents})
-    await db.execute(_JOURNAL, {"gid": gid, "id": account, "cents": cents})
+    await db.execute(GIVE, {"id": account, "cents": cents})
+    await db.execute(JOURNAL, {"gid": gid, "id": account, "cents": cents})
 
 
 async def answer(bank: Bank, request: dict[str, Any]) -> dict[str, str]:
     """What the client is told: committed, aborted, refused (a business no), or unknown. Never a guess."""
     operation = getattr(bank, request["op"])
-    arguments = {key: request[key] for key in ("gid", "source", "target", "cents")}
     try:
-        await operation(**arguments)
-    except InsufficientFunds:
-        return {"told": "refused"}
-    except AlreadyCommitted:
-        return {"told": "committed"}
-    except (Aborted, AlreadyAborted) as error:
-        return {"told": "aborted", "why": error.reason}
-    except (InProgress, OutcomeUnknown) as error:
-        return {"told": "unknown", "why": error.reason}
-    except TxcoordError as error:
-        return {"told": "unknown" if not error.definite else "failed", "why": error.reason}
-    except (DBAPIError, OSError) as error:
-        # The database died under the work, before any commit was asked for.
-        return {"told": "failed", "why": type(error).__name__}
+        await operation(**arguments_of(request))
+    except Exception as error:
+        return told(error)
     return {"told": "committed"}
+
+
+def arguments_of(request: dict[str, Any]) -> dict[str, Any]:
+    """What the operation is called with."""
+    return {key: request[key] for key in ("gid", "source", "target", "cents")}
+
+
+def told(error: Exception) -> dict[str, str]:
+    """What the client is told where the operation raised this. Raises what nobody expected."""
+    match error:
+        case InsufficientFunds():
+            return {"told": "refused"}
+        case AlreadyCommitted():
+            return {"told": "committed"}
+        case Aborted() | AlreadyAborted():
+            return {"told": "aborted", "why": error.reason}
+        case InProgress() | OutcomeUnknown():
+            return {"told": "unknown", "why": error.reason}
+        case TxcoordError():
+            return {"told": "failed" if error.definite else "unknown", "why": error.reason}
+        case DBAPIError() | OSError():
+            # The database died under the work, before any commit was asked for.
+            return {"told": "failed", "why": type(error).__name__}
+    raise error
+
+
+def options_for(url: str) -> dict[str, Any]:
+    """The options of an engine for this URL."""
+    options: dict[str, Any] = {"pool_size": 20, "max_overflow": 0, "pool_pre_ping": True}
+    if url.startswith("mysql"):
+        # Who waits longer for a row waits for somebody who waits in the other database.
+        options["connect_args"] = {"init_command": "SET SESSION innodb_lock_wait_timeout = 3"}
+    return options
 
 
 async def main(port: str, address: str, checking_url: str, savings_url: str) -> None:
     """Serve until SIGTERM."""
-    pool = {"pool_size": 20, "max_overflow": 0, "pool_pre_ping": True}
-    checking = create_async_engine(checking_url, **pool)
-    savings = create_async_engine(savings_url, **pool)
+    checking = create_async_engine(checking_url, **options_for(checking_url))
+    savings = create_async_engine(savings_url, **options_for(savings_url))
     coord = Coordinator(address, resources={"checking": checking, "savings": savings})
     bank = Bank(coord, checking, savings)
 

@@ -21,6 +21,7 @@ _WHY = {
     "CONNECTION_LOST": "a database died at the end of the work",
     "SERIALIZATION_FAILURE": "serialization failure",
     "DEADLOCK": "deadlock, also across the two databases",
+    "LOCK_TIMEOUT": "waited too long for a lock, also across the two databases",
     "RESOURCE_BUSY": "no connection to a database until the deadline",
     "ORPHAN": "prepared, then its service died",
     "SETTLED": "the reply to its commit was lost, and asking found that nothing was committed",
@@ -119,7 +120,10 @@ def summary(clients: Clients, verdict: Verdict, kills: Counter[str], busy_s: flo
                 else "; none is left"
             ),
         ),
-        ("left prepared", f"{verdict.prepared_left} of ours, {waited_s:.1f} s after the last answer"),
+        (
+            "left prepared, or in limbo",
+            f"{verdict.prepared_left + verdict.limbo_left} of ours, {waited_s:.1f} s after the last answer",
+        ),
         ("foreign prepared ones", f"{verdict.foreign_left}, untouched"),
     ]
     table = Table(title="What became of it", show_header=False, title_justify="left")

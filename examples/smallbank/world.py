@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import sys
 import tempfile
@@ -14,17 +13,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from txcoord.testing.mariadb import MariaDBServer
 from txcoord.testing.postgres import PostgresServer
 from txcoord.testing.processes import Managed, coordinator, free_port
-from txcoord_client.protocol import postgresql as pg
+
+from .databases import Database, make
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 DATABASES = ("checking", "savings")
-SCHEMA = """
-CREATE TABLE account (id int PRIMARY KEY, balance bigint NOT NULL CHECK (balance >= 0));
-CREATE TABLE journal (gid text NOT NULL, account int NOT NULL, delta bigint NOT NULL);
-"""
+LOGS = ("sqlite", "postgresql", "mariadb")
 
 
 async def in_thread(work: Callable[..., T], *arguments: object) -> T:
@@ -44,6 +42,8 @@ class World:
         self,
         *,
         log: str = "sqlite",
+        savings: str = "postgresql",
+        sync: bool = False,
         accounts: int = 500,
         cents_each: int = 100_000,
         settings: Mapping[str, str] | None = None,
@@ -52,15 +52,17 @@ class World:
         self.folder = Path(tempfile.mkdtemp(prefix="txcoord-smallbank-"))
         self.folder.chmod(0o755)  # As root the servers run as nobody, who has to get in.
         self.log = log
+        self.products = dict(zip(DATABASES, ("postgresql", savings), strict=True))
+        self.sync = sync
+        """Is the service one of threads, on the synchronous SDK?"""
         self.accounts = accounts
         self.cents_each = cents_each
         self.keep = keep
         """Keep logs and data in the end."""
-        self.servers: dict[str, PostgresServer] = {}
+        self.banks: dict[str, Database] = {}
+        self.servers: dict[str, PostgresServer | MariaDBServer] = {}
         self.kills: Counter[str] = Counter()
         self.down: set[str] = set()
-        self.foreign: list[str] = []
-        """Prepared transactions that are none of ours; they must survive everything."""
         self._settings = {
             "RECOVERY__SCAN_INTERVAL": "2s",
             "RECOVERY__GRACE": "2s",
@@ -97,10 +99,14 @@ class World:
     # ---- build ----
 
     async def _build(self) -> None:
-        for name in (*DATABASES, *(["log"] if self.log == "postgresql" else [])):
-            folder = self.folder / f"pg-{name}"
+        for name, product in self.products.items():
+            bank = self.banks[name] = make(product, name, self.folder / name)
+            self.servers[name] = bank.server
+        if self.log != "sqlite":
+            folder = self.folder / "log"
             folder.mkdir(mode=0o755)
-            self.servers[name] = PostgresServer(folder, die_with_parent=True)
+            kind = MariaDBServer if self.log == "mariadb" else PostgresServer
+            self.servers["log"] = kind(folder, die_with_parent=True)
         starts = [asyncio.ensure_future(in_thread(s.start)) for s in self.servers.values()]
         try:
             await asyncio.sleep(0)
@@ -110,25 +116,27 @@ class World:
             await asyncio.wait(starts)
         for start in starts:
             start.result()
-        await asyncio.gather(migrate(self._log_url), *(self._fill(name) for name in DATABASES))
+        if self.log == "mariadb":
+            await in_thread(self.servers["log"].create_database, "txcoord")
+        fills = [in_thread(bank.fill, self.accounts, self.cents_each) for bank in self.banks.values()]
+        await asyncio.gather(migrate(self._log_url), *fills)
         await asyncio.gather(*(in_thread(process.start) for process in self._processes.values()))
 
     def _describe(self) -> None:
-        urls = {name: self.servers[name].url() for name in DATABASES}
-        self._log_url = (
-            self.servers["log"].url()
-            if self.log == "postgresql"
-            else f"sqlite+aiosqlite:///{self.folder}/coordinator.db"
-        )
+        self._log_url = self._where_the_log_is()
         self.coordinator = coordinator(
-            self.folder, resources=urls, log_url=self._log_url, settings=self._settings
+            self.folder,
+            resources={name: bank.url() for name, bank in self.banks.items()},
+            log_url=self._log_url,
+            settings=self._settings,
         )
         port = free_port()
         self.service = Managed(
             "service",
             [
-                sys.executable, "-m", "examples.smallbank.service", str(port),
-                self.coordinator.address, urls["checking"], urls["savings"],
+                sys.executable, "-m", f"examples.smallbank.service{'_sync' if self.sync else ''}", str(port),
+                self.coordinator.address,
+                *(bank.url(bank.sync_driver if self.sync else bank.driver) for bank in self.banks.values()),
             ],
             log=self.folder / "service.log",
             address=f"127.0.0.1:{port}",
@@ -136,18 +144,11 @@ class World:
         )  # fmt: skip
         self._processes = {"service": self.service, "coordinator": self.coordinator}
 
-    async def _fill(self, name: str) -> None:
-        """Money, txcoord's tables, and prepared transactions of somebody else."""
-        rows = f"INSERT INTO account SELECT i, {self.cents_each} FROM generate_series(1, {self.accounts}) i;"
-        # As `txcoord resource check --fix` does it.
-        resource = "; ".join([*pg.ddl(), pg.set_identity(os.urandom(16).hex())])
-        await in_thread(self.servers[name].sql, f"{SCHEMA}{rows}{resource}")
-        # What another txcoord log has prepared here is just as foreign as what anybody else has.
-        foreign = [f"foreign-{name}", f"txc1.vvvvvvvvvv.0.{0:012}70008{0:015}.{DATABASES.index(name) + 1}"]
-        for number, gid in enumerate(foreign):
-            table = f"CREATE TABLE foreign_{number} (i int)"
-            await in_thread(self.servers[name].sql, f"BEGIN; {table}; PREPARE TRANSACTION '{gid}'")
-        self.foreign += foreign
+    def _where_the_log_is(self) -> str:
+        if self.log == "sqlite":
+            return f"sqlite+aiosqlite:///{self.folder}/coordinator.db"
+        server = self.servers["log"]
+        return server.url("txcoord") if self.log == "mariadb" else server.url()
 
     # ---- kills ----
 
@@ -176,17 +177,20 @@ class World:
     # ---- the end ----
 
     async def settled(self, patience_s: float = 60.0) -> float:
-        """Wait until nothing of ours is prepared any more. Answers how long that took."""
+        """Wait until nothing of ours is prepared, or open, any more. Answers how long that took."""
         begun = time.monotonic()
         until = begun + patience_s
-        while await in_thread(self.prepared) and time.monotonic() < until:  # noqa: ASYNC110 - databases tell nobody
+        while await in_thread(self.unfinished) and time.monotonic() < until:  # noqa: ASYNC110 - databases tell nobody
             await asyncio.sleep(0.1)
         return time.monotonic() - begun
 
+    def unfinished(self) -> bool:
+        """Is something of ours prepared now, or held in a database without a name?"""
+        return bool(self.prepared()) or any(bank.unlisted() for bank in self.banks.values())
+
     def prepared(self) -> list[str]:
         """What of ours is prepared now."""
-        rows = [self.servers[name].sql("SELECT gid FROM pg_prepared_xacts") for name in DATABASES]
-        return [gid for some in rows for gid in some.split("\n") if gid and gid not in self.foreign]
+        return [gid for bank in self.banks.values() for gid in bank.prepared() if gid not in bank.foreign]
 
     def alarms(self) -> list[str]:
         """What the coordinator said that a person must see."""

@@ -1,16 +1,20 @@
 # databases.sh: the database servers that do not come from wheels. To be sourced after env.sh.
 #
-#   need_databases         MariaDB, and MySQL if it can be had, for txcoord/testing/mariadb.py, which
-#                          looks for them on the machine and in .cache/mariadb and .cache/mysql.
-#                          Returns at once when they are there. Needs no root.
+#   need_mariadb           MariaDB, for txcoord/testing/mariadb.py, which looks for it on the machine and in
+#                          .cache/mariadb. Returns at once when it is there. Needs no root.
+#   need_databases         that, and MySQL if it can be had, in .cache/mysql.
 #
 # MySQL is not in Debian's stable releases, so it comes from sid with all it depends on; it may be
 # gone tomorrow. The tests of it then print NOT TESTED. MariaDB must be there.
 
-need_databases() {
+need_mariadb() {
     if ! _on_this_machine && [ ! -e "$root/.cache/mariadb/complete" ]; then
         _unpack mariadb "" mariadb-server-core mariadb-client-core || die "cannot get MariaDB"
     fi
+}
+
+need_databases() {
+    need_mariadb
     if [ ! -e "$root/.cache/mysql/complete" ]; then
         _unpack mysql sid mysql-server-core || say "MySQL cannot be had here: it is NOT TESTED"
     fi

@@ -12,9 +12,26 @@ KILLS = 8
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("log", ["sqlite", "postgresql"])
-async def test_nothing_is_lost_under_kills(log: str) -> None:
-    plan = Plan(seed=4, log=log, payments=0, kills=KILLS, clients=8, pause_s=(0.2, 0.8))
+@pytest.mark.parametrize(
+    ("log", "savings", "sync"),
+    [
+        ("sqlite", "postgresql", False),
+        ("postgresql", "postgresql", True),
+        ("mariadb", "mariadb", False),
+        ("sqlite", "mariadb", True),
+    ],
+)
+async def test_nothing_is_lost_under_kills(log: str, savings: str, sync: bool) -> None:
+    plan = Plan(
+        seed=4,
+        log=log,
+        payments=0,
+        kills=KILLS,
+        clients=8,
+        pause_s=(0.2, 0.8),
+        savings=savings,
+        sync=sync,
+    )
     result = await run(plan, Screen(KILLS, 5.0))
     assert result.verdict.anomalies == []
     assert result.kills.total() == KILLS
