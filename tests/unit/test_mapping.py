@@ -209,7 +209,9 @@ def test_the_session_of_a_branch_is_kept_in_its_xid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("resource", "session", "in_text"), [("m", 77, 78), ("a", 77, 0), ("m", 0, 0)], ids=str
+    ("resource", "session", "in_text"),
+    [("m", 77, 78), ("a", 77, 0), ("a", 0, 77), ("y", 77, 0), ("m", 0, 0)],
+    ids=str,
 )
 def test_a_session_that_cannot_be_right_is_refused(resource: str, session: int, in_text: int) -> None:
     with pytest.raises(Refused) as error:

@@ -226,13 +226,12 @@ class Reader:
         x = xids.parse(part.xid)
         if x is None:
             raise bad(reasons.BAD_XID, f"branch {branch[:40]}: {part.xid[:120]!r} is no xid of txcoord")
-        if not part.connection_id or x.connection_id == part.connection_id:
-            return x
-        if x.connection_id or self._engine(part.resource) == "postgresql":
-            raise bad(
-                reasons.BAD_XID, f"branch {branch[:40]}: connection id {part.connection_id} is not its xid's"
-            )
-        return replace(x, connection_id=part.connection_id)
+        session = part.connection_id or x.connection_id
+        if session and (
+            x.connection_id not in (0, session) or self._engine(part.resource) in ("postgresql", "mysql")
+        ):
+            raise bad(reasons.BAD_XID, f"branch {branch[:40]}: connection id {session} is not its xid's")
+        return replace(x, connection_id=session)
 
     def _sized(self, data: bytes, what: str) -> None:
         if len(data) > self._limits.payload:
