@@ -343,7 +343,7 @@ def reason_of(error: BaseException | None) -> str:
     """The reason code of an abort that this error, raised inside the work, brings about."""
     if isinstance(error, TxcoordError):
         return error.reason
-    return _ABORTS.get(sqlstate_of(error) or errno_of(error), reasons.APPLICATION_ERROR)
+    return _ABORTS.get(errno_of(error) or sqlstate_of(error), reasons.APPLICATION_ERROR)
 
 
 def worth_another_try(error: BaseException) -> bool:
