@@ -478,3 +478,16 @@ async def test_contexts_that_make_no_sense_are_refused(site: Site, pair: Pair) -
                 )
         with pytest.raises(grpc.aio.AioRpcError, match="cannot be read"):
             await channel.unary_unary("/Notes/Do")(b"", metadata=(("txcoord-context-bin", b"\xff\xff"),))
+
+
+async def test_a_service_that_cannot_take_part_says_why(site: Site, pair: Pair) -> None:
+    async def handler(request: bytes, context: Any) -> bytes:
+        pytest.fail("it ran")
+
+    do = await pair.serve(handler)
+    with pytest.raises(Aborted) as caught:
+        async with pair.caller.coord.begin("order") as g:
+            g._log_id = "0123456789"
+            with pytest.raises(grpc.aio.AioRpcError, match="BAD_XID"):
+                await do(b"")
+    assert caught.value.reason == "BAD_XID", "the callee's own reason, not only that a vote is missing"

@@ -260,3 +260,15 @@ def test_contexts_that_make_no_sense_are_refused(site: Site, pair: Pair) -> None
     address = pair.grpc(handler)
     with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError, match="cannot be read"):
         channel.unary_unary("/Notes/Do")(b"", metadata=(("txcoord-context-bin", b"\xff\xff"),))
+
+
+def test_a_service_that_cannot_take_part_says_why(site: Site, pair: Pair) -> None:
+    def handler(request: bytes, context: Any) -> bytes:
+        pytest.fail("it ran")
+
+    do = pair.stub(pair.grpc(handler))
+    with pytest.raises(Aborted) as caught, pair.caller.coord.begin("order") as g:
+        g._log_id = "0123456789"
+        with pytest.raises(grpc.RpcError, match="BAD_XID"):
+            do(b"")
+    assert caught.value.reason == "BAD_XID"

@@ -127,7 +127,7 @@ def test_gunicorn_preload_in_a_callers_transaction(
             if used:
                 with pytest.raises(Exception, match=FORKED), client.coord.begin("order"):
                     reply = http.get(f"{forking.url}/{body}")
-                    assert (reply.status_code, reply.json()["reason"]) == (400, FORKED)
+                    assert (reply.status_code, reply.json()["reason"]) == (500, FORKED)
             else:
                 with client.coord.begin("order"):
                     assert http.get(f"{forking.url}/{body}").text.startswith("written")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from txcoord_client import Rejected, Unavailable, _carrying
+from txcoord_client import ForkedAfterUse, Rejected, Unavailable, _carrying
 from txcoord_client._carrying import Problem, Targets
 from txcoord_client._pb import common_pb2 as c
 
@@ -201,6 +201,7 @@ def test_who_cannot_come_in() -> None:
     assert _carrying.no_entry(Rejected("x", reason="BAD_REQUEST")).status == 400
     assert _carrying.no_entry(Rejected("x", reason="BAD_XID")).status == 409
     assert _carrying.no_entry(Unavailable("x")).status == 503
+    assert _carrying.no_entry(ForkedAfterUse("x")).status == 500
 
 
 def test_error_replies_and_torn_ones_doom() -> None:

@@ -107,6 +107,13 @@ def vote_of(tx: Carried) -> c.CallVote:
     return vote
 
 
+def no_vote(context: c.CallContext, error: TxcoordError) -> c.CallVote:
+    """That of a service whose doors stay closed: nothing was done there, and the caller may know why."""
+    vote = c.CallVote(tx_id=context.tx_id, branch=context.branch, rollback_only=True)
+    vote.reason, vote.message = error.reason, error.message[:MAX_TEXT]
+    return vote
+
+
 def why(tx: Carried) -> str:
     """Why the transaction cannot commit, for people."""
     text = tx._rollback_message
@@ -288,15 +295,19 @@ _TITLES = {
     501: "Not Implemented",
     503: "Service Unavailable",
 }
+_NO_ENTRY = {
+    reasons.BAD_REQUEST: 400,
+    reasons.DEADLINE_TOO_FAR: 400,
+    reasons.BAD_NAMESPACE: 409,
+    reasons.BAD_XID: 409,
+}
 _REFUSED = {reasons.NOT_SUPPORTED: 501, reasons.TOO_LARGE: 500}
 
 
 def no_entry(error: TxcoordError) -> Problem:
     """The answer to a call whose transaction cannot be joined."""
-    if isinstance(error, Unavailable):
-        return Problem(_TRY_LATER, error.reason, error.message)
-    foreign = error.reason in (reasons.BAD_NAMESPACE, reasons.BAD_XID, reasons.DEADLINE)
-    return Problem(409 if foreign else 400, error.reason, error.message)
+    status = _TRY_LATER if isinstance(error, Unavailable) else _NO_ENTRY.get(error.reason, 500)
+    return Problem(status, error.reason, error.message)
 
 
 def refuse_stream(content_type: str) -> None:

@@ -84,10 +84,7 @@ class Middleware:
         try:
             tx = await self._door.join(context)
         except TxcoordError as error:
-            # Nothing was done here: the caller may know why, not only that a vote is missing.
-            no = c.CallVote(tx_id=context.tx_id, branch=context.branch, rollback_only=True)
-            no.reason, no.message = error.reason, error.message[: _carrying.MAX_TEXT]
-            await _answer(send, _carrying.no_entry(error), _header(no))
+            await _answer(send, _carrying.no_entry(error), _header(_carrying.no_vote(context, error)))
             return
         await self._serve(tx, _hidden(scope), receive, send)
 

@@ -137,10 +137,12 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         coordinator = self._coordinator
 
         async def run(request: Any, context: Any) -> Any:
+            called: Any = None
             try:
-                tx = await _joining.joined(coordinator, _carrying.read_context(sent, coordinator.namespace))
+                called = _carrying.read_context(sent, coordinator.namespace)
+                tx = await _joining.joined(coordinator, called)
             except TxcoordError as error:
-                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error), _refusal(called, error))
             token = coordinator._current.set(tx)
             try:
                 reply = await behaviour(request, context)
@@ -169,6 +171,13 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             return reply
 
         return run
+
+
+def _refusal(called: Any, error: TxcoordError) -> tuple[tuple[str, bytes], ...]:
+    """The vote of a service that cannot take part; none where it is not known for whom."""
+    if called is None:
+        return ()
+    return ((VOTE_KEY, _carrying.no_vote(called, error).SerializeToString()),)
 
 
 def _send_vote(context: Any, tx: Transaction) -> None:

@@ -56,9 +56,7 @@ class Middleware:
         try:
             tx = self._door.join(context)
         except TxcoordError as error:
-            # Nothing was done here: the caller may know why, not only that a vote is missing.
-            no = c.CallVote(tx_id=context.tx_id, branch=context.branch, rollback_only=True)
-            no.reason, no.message = error.reason, error.message[: _carrying.MAX_TEXT]
+            no = _carrying.no_vote(context, error)
             return _answer(start_response, _carrying.no_entry(error), _carrying.vote_header(no))
         return self._serve(tx, _hidden(environ), start_response)
 

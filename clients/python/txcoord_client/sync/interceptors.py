@@ -224,9 +224,12 @@ class ServerInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
         coordinator = self._coordinator
 
         def run(request: Any, context: Any) -> Any:
+            called: Any = None
             try:
-                tx = _joining.joined(coordinator, _carrying.read_context(sent, coordinator.namespace))
+                called = _carrying.read_context(sent, coordinator.namespace)
+                tx = _joining.joined(coordinator, called)
             except TxcoordError as error:
+                context.set_trailing_metadata(_refusal(called, error))
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
             token = coordinator._current.set(tx)
             try:
@@ -252,6 +255,13 @@ class ServerInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
             return reply
 
         return run
+
+
+def _refusal(called: Any, error: TxcoordError) -> tuple[tuple[str, bytes], ...]:
+    """The vote of a service that cannot take part; none where it is not known for whom."""
+    if called is None:
+        return ()
+    return ((VOTE_KEY, _carrying.no_vote(called, error).SerializeToString()),)
 
 
 def _send_vote(context: Any, tx: Any) -> None:
