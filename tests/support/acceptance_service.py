@@ -19,7 +19,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from txcoord_client import Coordinator, _finish
+from txcoord_client import Coordinator, _finish, _keeping
 
 INSERT = text("INSERT INTO note (body) VALUES (:body)")
 
@@ -36,9 +36,12 @@ async def die(*_: object) -> NoReturn:
 async def once(
     coord: Coordinator, engines: Mapping[str, AsyncEngine], where: str, gid: str, timeout: float
 ) -> None:
-    """Write in all databases, and die `before_prepare`, `after_prepare` or not at all."""
+    """Write in all databases, and die `before_prepare`, `after_prepare`, `after_decision` or not at all."""
     if where == "after_prepare":
         _finish._ask_commit = die
+    if where == "after_decision":
+        _keeping._finished = die
+        _finish._followed = die
     async with coord.begin("once", gid=gid, timeout=timeout) as g:
         for engine in engines.values():
             async with g.xa(engine) as db:

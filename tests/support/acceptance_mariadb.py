@@ -1,0 +1,48 @@
+"""A database on MariaDB or MySQL, for the acceptance tests: the words of ``acceptance.Db``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.support.acceptance import Db
+from tests.support.databases import database_of
+from txcoord.testing.mariadb import MariaDBServer, MySQLServer
+
+AnyServer = MariaDBServer | MySQLServer
+
+
+@dataclass(frozen=True)
+class MariaDb(Db):
+    """One database, looked at past everybody."""
+
+    server: AnyServer  # type: ignore[assignment]
+
+    def sql(self, statement: str) -> str:
+        return self.server.sql(statement, database_of(self.url))
+
+    def make_table(self) -> None:
+        # Without a key: what is done twice shall be there twice.
+        self.sql("CREATE TABLE note (body varchar(200) NOT NULL, KEY (body)) ENGINE=InnoDB")
+
+    def prepared(self, tx_id: str = "") -> list[str]:
+        names = (
+            f"{g.decode('ascii', 'replace')}.{b.decode('ascii', 'replace')}"
+            for _, g, b in self.server.prepared()
+        )
+        return sorted(name for name in names if tx_id in name)
+
+    @property
+    def holds(self) -> bool:
+        """Must the session that prepared finish?"""
+        return isinstance(self.server, MariaDBServer)
+
+    def status(self, name: str) -> int:
+        """A counter of the whole server."""
+        return int(self.sql(f"SHOW GLOBAL STATUS LIKE '{name}'").split("|")[1])
+
+    def limbo(self) -> int:
+        """How many transactions InnoDB holds prepared that the server does not list, nor any session."""
+        detached = int(
+            self.sql("SELECT count(*) FROM information_schema.INNODB_TRX WHERE trx_mysql_thread_id = 0")
+        )
+        return max(0, detached - len(self.server.prepared()))
