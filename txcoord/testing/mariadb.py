@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from .servers import Server, ServerError, copy_for_all, open_to_all
+from .servers import Server, ServerError, copy_for_all, nobody, open_to_all
 
 _CHECKOUT: Final = Path(__file__).resolve().parents[2]
 _LIBRARIES: Final = f"{platform.machine()}-linux-gnu"
@@ -161,6 +161,14 @@ class _MySQLFamily(Server):
     def _pid_file(self) -> Path:
         return self.data / "server.pid"
 
+    def _temporary(self) -> Path:
+        # One of its own: a server that starts deletes the temporary tables of all that share its folder.
+        folder = self.home / "tmp"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if user := nobody():
+            os.chown(folder, user.pw_uid, user.pw_gid)
+        return folder
+
     def _options(self) -> dict[str, str]:
         return {
             "datadir": str(self.data),
@@ -169,6 +177,7 @@ class _MySQLFamily(Server):
             "bind-address": "127.0.0.1",
             "port": str(self.port),
             "init-file": str(self.home / "start.sql"),
+            "tmpdir": str(self._temporary()),
             **self.settings,
         }
 
@@ -241,6 +250,7 @@ class MariaDBServer(_MySQLFamily):
             "--no-defaults",
             f"--basedir={self.root / 'usr'}",
             f"--datadir={new}",
+            f"--tmpdir={self._temporary()}",
             "--auth-root-authentication-method=normal",
             "--skip-test-db",
             "--skip-name-resolve",
@@ -290,6 +300,7 @@ class MySQLServer(_MySQLFamily):
             "--no-defaults",
             f"--basedir={self.root / 'usr'}",
             f"--datadir={new}",
+            f"--tmpdir={self._temporary()}",
             f"--lc-messages-dir={self.root / 'usr/share/mysql'}",
             "--initialize-insecure",
         ]
