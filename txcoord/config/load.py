@@ -18,7 +18,9 @@ from .values import PREFIX
 
 DEFAULT_FILE = "txcoord.toml"
 
-OTHER_VARIABLES = frozenset({"CONFIG", "ADDRESS", "NAMESPACE", "ACTOR", "FAILPOINTS", "PROFILE", "VENV"})
+OTHER_VARIABLES = frozenset(
+    {"CONFIG", "ADDRESS", "NAMESPACE", "ACTOR", "FAILPOINTS", "PROFILE", "VENV", "MARIADB", "MYSQL"}
+)
 """Variables with our prefix that are no settings: read by the command line, by tests and by the scripts."""
 
 # A Kubernetes service named "txcoord" puts these into every pod of its namespace.
