@@ -15,6 +15,7 @@ from txcoord.adapters.sql.log import SqlLog
 from txcoord.adapters.sql.migrate import migrate
 from txcoord.core.model import Written
 from txcoord.ports import LogUnavailable
+from txcoord.testing.mariadb import MariaDBServer
 from txcoord.testing.postgres import PostgresServer
 
 WRITERS = 16
@@ -44,9 +45,12 @@ async def assert_all_there(log: SqlLog, tx_ids: list[str]) -> None:
     assert {len(tx.branches) for tx in found.values()} == {2}
 
 
-@pytest.mark.parametrize("flavour", [PG18, PG17])
-async def test_the_database_is_killed(pg_server: Callable[..., PostgresServer], flavour: str) -> None:
-    server = pg_server(flavour)
+@pytest.mark.parametrize("flavour", [PG18, PG17, "mariadb"])
+async def test_the_database_is_killed(
+    pg_server: Callable[..., PostgresServer], mariadb_server: Callable[..., MariaDBServer], flavour: str
+) -> None:
+    server: PostgresServer | MariaDBServer
+    server = mariadb_server() if flavour == "mariadb" else pg_server(flavour)
     await migrate(server.url())
     place = Place(server.url(), server)
     log = await place.open()
@@ -83,18 +87,25 @@ async def test_the_node_is_killed(tmp_path: Path) -> None:
     await place.close()
 
 
-async def test_another_log_at_the_same_url(pg18: PostgresServer, pg_database: Databases) -> None:
+@pytest.mark.parametrize("kind", ["pg18", "mariadb"])
+async def test_another_log_at_the_same_url(
+    request: pytest.FixtureRequest, new_database: Databases, kind: str
+) -> None:
     """A backup was restored as a new incarnation, say: a node that ran before must not write there."""
-    url = pg_database(pg18)
+    server = request.getfixturevalue(kind)
+    url = new_database(server)
     await migrate(url)
     place = Place(url)
     log = await place.open()
     database = database_of(url)
-    pg18.sql("UPDATE txcoord_log_identity SET incarnation = 2", database)
-    pg18.sql(
-        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-        f" WHERE datname = '{database}' AND pid <> pg_backend_pid()"
-    )
+    server.sql("UPDATE txcoord_log_identity SET incarnation = 2", database)
+    if kind == "mariadb":
+        server.end_sessions(database)
+    else:
+        server.sql(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            f" WHERE datname = '{database}' AND pid <> pg_backend_pid()"
+        )
     with pytest.raises(LogUnavailable, match="another log"):
         await log.write(insert(active(1)))
     await log.close()

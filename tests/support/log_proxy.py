@@ -1,4 +1,4 @@
-"""A TCP proxy before a PostgreSQL server that breaks connections at chosen moments."""
+"""A TCP proxy before a PostgreSQL or MariaDB server that breaks connections at chosen moments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Self
 from sqlalchemy import make_url
 
 _READY = b"Z\x00\x00\x00\x05I"
-"""ReadyForQuery, outside of a transaction: what was sent has been committed."""
+"""PostgreSQL's ReadyForQuery, outside of a transaction: what was sent has been committed."""
+_DONE = b"\x00\x00\x00\x02\x00\x00\x00"
+"""MariaDB's OK, outside of a transaction and with no more results to come."""
 
 
 class Proxy:
@@ -21,6 +23,8 @@ class Proxy:
 
     def __init__(self, url: str) -> None:
         self._target = make_url(url)
+        mariadb = self._target.get_backend_name() == "mysql"
+        self._committed = (lambda data: data.endswith(_DONE)) if mariadb else (lambda data: _READY in data)
         self._server: asyncio.Server | None = None
         self._marker = b""
         self._swallow = False
@@ -90,7 +94,7 @@ class Proxy:
         async def down() -> None:
             while data := await up_reader.read(65536):
                 if lost:
-                    if self._swallow and _READY in data:
+                    if self._swallow and self._committed(data):
                         self.broke.set()
                         return
                     continue

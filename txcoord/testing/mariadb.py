@@ -12,6 +12,7 @@ import os
 import platform
 import signal
 import subprocess
+import time
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,6 +95,7 @@ class _MySQLFamily(Server):
             "autocommit": True,
             "charset": "utf8mb4",
             "connect_timeout": 10,
+            "ssl_disabled": True,
         }
         return pymysql.connect(**{**values, **options})
 
@@ -118,13 +120,19 @@ class _MySQLFamily(Server):
     def create_database(self, name: str) -> None:
         self.sql(f"CREATE DATABASE {_quoted(name)} CHARACTER SET utf8mb4")
 
+    def end_sessions(self, database: str) -> None:
+        """KILL all sessions in this database, and wait until they are gone."""
+        query = f"SELECT ID FROM information_schema.PROCESSLIST WHERE DB = '{database}'"
+        while ids := self.sql(query).split():
+            for number in ids:
+                with contextlib.suppress(MariaDBError):  # it may be gone
+                    self.sql(f"KILL {number}")
+            time.sleep(0.01)
+
     def drop_database(self, name: str) -> None:
         """Drop a database with its connections. Prepared transactions that stand in the way are rolled back,
         of whatever database: nothing tells which one a branch is in."""
-        ids = self.sql(f"SELECT ID FROM information_schema.PROCESSLIST WHERE DB = '{name}'").split()
-        for number in ids:
-            with contextlib.suppress(MariaDBError):  # it may be gone
-                self.sql(f"KILL {number}")
+        self.end_sessions(name)
         drop = f"SET lock_wait_timeout = 1, innodb_lock_wait_timeout = 1; DROP DATABASE IF EXISTS {_quoted(name)}"
         for mend in (self._roll_back_prepared, self._restart_hard):
             try:

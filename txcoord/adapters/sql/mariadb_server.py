@@ -68,16 +68,26 @@ def session(timeout_s: float) -> str:
 async def connect(
     options: Mapping[str, Any], timeout_s: float, isolation: str, **more: Any
 ) -> asyncmy.Connection:
-    """A new connection with the session's settings."""
+    """A new connection with the session's settings. Raises LogUnavailable if it is not MariaDB's."""
     merged = {**options, "connect_timeout": min(timeout_s, 5.0), **more}
     conn = await asyncmy.connect(**merged)
     try:
+        await _check_product(conn)
         await ask(conn, session(timeout_s))
         await ask(conn, f"SET SESSION TRANSACTION ISOLATION LEVEL {isolation}")
     except BaseException:
         conn.close()
         raise
     return conn
+
+
+async def _check_product(conn: asyncmy.Connection) -> None:
+    """MySQL lacks much of what is asked here, so this comes first. A proxy may greet with any version."""
+    if "mariadb" in str(conn.get_server_info()).lower():
+        return
+    ((version, comment),) = await ask(conn, "SELECT VERSION(), @@version_comment")
+    if "mariadb" not in f"{version} {comment}".lower():
+        raise LogUnavailable(f"this is MySQL ({version}), which cannot be a log: use MariaDB or PostgreSQL")
 
 
 async def connect_flusher(options: Mapping[str, Any], timeout_s: float) -> asyncmy.Connection:
@@ -88,9 +98,7 @@ async def connect_flusher(options: Mapping[str, Any], timeout_s: float) -> async
 
 async def examine(conn: asyncmy.Connection, name: str) -> int:
     """Refuse what cannot be a log; answers the bytes of the largest message. Raises LogUnavailable."""
-    ((version, comment, *_),) = await ask(conn, "SELECT VERSION(), @@version_comment")
-    if "mariadb" not in f"{version} {comment}".lower():
-        raise LogUnavailable(f"{name} is MySQL ({version}), which cannot be a log: use MariaDB or PostgreSQL")
+    ((version,),) = await ask(conn, "SELECT VERSION()")
     if _number(version) < OLDEST:
         raise LogUnavailable(f"MariaDB 10.6 or newer is needed for a log: {name} is {version}")
     ((read_only, binlog, binlog_format, packet),) = await ask(
