@@ -14,6 +14,7 @@ import structlog
 from tests.faults.enumeration import Places
 from tests.faults.scenarios import NAMES
 from txcoord.adapters.sql.migrate import migrate
+from txcoord.testing.mariadb import MariaDBServer
 from txcoord.testing.postgres import PostgresServer
 from txcoord_client.protocol import postgresql as pg
 
@@ -47,21 +48,22 @@ def databases(pg18: PostgresServer) -> Iterator[dict[str, tuple[str, list[str]]]
         pg18.drop_database(f"crash_{name}")
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def places(
-    request: pytest.FixtureRequest, databases: dict[str, tuple[str, list[str]]], pg18: PostgresServer
-) -> Iterator[Places]:
+@pytest.fixture(scope="module", params=["sqlite", "postgresql", "mariadb"])
+def places(request: pytest.FixtureRequest, databases: dict[str, tuple[str, list[str]]]) -> Iterator[Places]:
     out = Places({n: url for n, (url, _) in databases.items()}, {n: f for n, (_, f) in databases.items()})
+    names = [f"crash_log_{number}" for number in range(_AT_ONCE)]
+    server: PostgresServer | MariaDBServer | None = None
+    if request.param != "sqlite":
+        server = request.getfixturevalue({"postgresql": "pg18", "mariadb": "mariadb"}[request.param])
     with tempfile.TemporaryDirectory() as folder:
-        names = [f"crash_log_{number}" for number in range(_AT_ONCE)]
         for name in names:
-            if request.param == "sqlite":
+            if server is None:
                 out.logs.append(f"sqlite+aiosqlite:///{Path(folder)}/{name}.db")
             else:
-                pg18.create_database(name)
-                out.logs.append(pg18.url(name))
+                server.create_database(name)
+                out.logs.append(server.url(name))
             asyncio.run(migrate(out.logs[-1]))
         yield out
-        if request.param != "sqlite":
-            for name in names:
-                pg18.drop_database(name)
+        for name in names:
+            if server is not None:
+                server.drop_database(name)

@@ -1,7 +1,7 @@
 """Every crash point of every scenario: the coordinator dies there, another one comes, and the databases are asked.
 
 First one run counts what is reached, then there is one run for each hit. In process, on real PostgreSQL, with the
-log on SQLite and on PostgreSQL.
+log on SQLite, on PostgreSQL and on MariaDB.
 """
 
 from __future__ import annotations
