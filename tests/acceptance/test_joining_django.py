@@ -14,12 +14,12 @@ import pytest
 from django.conf import settings
 from sqlalchemy.engine import make_url
 
-from tests.support.acceptance import Site, new_gid
+from tests.support.acceptance import Db, Site, new_gid
 from tests.support.acceptance_sync import SyncClient, sync_client
 from txcoord_client.sync import Aborted, NoTransaction, OverlappingUnits, Rejected
 
 
-def database(url: str, **more: Any) -> dict[str, Any]:
+def settings_of(url: str, **more: Any) -> dict[str, Any]:
     parts = make_url(url)
     return {
         "ENGINE": "django.db.backends.postgresql",
@@ -69,8 +69,11 @@ class Shop:
 class using:
     """Django on the site's first database, instrumented."""
 
-    def __init__(self, site: Site, outside: Any, **more: Any) -> None:
+    def __init__(
+        self, site: Site, outside: Any, *, database: Db | None = None, resource: str = "accounts", **more: Any
+    ) -> None:
         self.site, self.outside, self.more = site, outside, more
+        self.database, self.resource = database or site.accounts, resource
 
     def __enter__(self) -> Shop:
         from django.db import connections
@@ -78,13 +81,13 @@ class using:
         self.kind = connections.__class__
         self.settings = dict(connections.settings)
         connections.settings["default"] = connections.configure_settings(
-            {"default": database(self.site.accounts.url, **self.more)}
+            {"default": settings_of(self.database.url, **self.more)}
         )["default"]
         if hasattr(connections._connections, "default"):
             del connections["default"]
         self.client = sync_client(self.site)
         client = self.client.__enter__()
-        assert client.coord.instrument("default", resource="accounts", outside=self.outside) == "default"
+        assert client.coord.instrument("default", resource=self.resource, outside=self.outside) == "default"
         return Shop(client, self.site)
 
     def __exit__(self, *args: Any) -> None:
