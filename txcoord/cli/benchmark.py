@@ -24,16 +24,34 @@ def xa(
         list[str] | None, typer.Option(help="Callers at once; repeatable, or 1,16,64. Default 16.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.5, help="For each contender.")] = 6.0,
-    log: Annotated[str, typer.Option(help="The log's database: sqlite or postgresql.")] = "sqlite",
+    databases: Annotated[
+        str, typer.Option(help="The two databases, each postgres or mariadb, as in postgres,mariadb.")
+    ] = "postgres,postgres",
+    driver: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Drivers; repeatable, or psycopg,pymysql. asyncpg, psycopg_async, asyncmy and aiomysql run in an "
+            "event loop; psycopg and pymysql in threads, on the synchronous SDK. Default asyncpg and asyncmy."
+        ),
+    ] = None,
+    log: Annotated[str, typer.Option(help="The log's database: sqlite, postgresql or mariadb.")] = "sqlite",
     profile: Annotated[Path | None, typer.Option(help="File for a cProfile dump of the coordinator.")] = None,
     json: settings.Json = False,
 ) -> None:
-    """Global transactions over two PostgreSQL databases, against a bare two-phase-commit loop."""
+    """Global transactions over two databases, against a bare two-phase-commit loop."""
     callers = _numbers(concurrency or ["16"])
-    if log not in ("sqlite", "postgresql"):
-        console.fail(console.USAGE, f"--log {log}: sqlite or postgresql")
-    from ..testing.postgres import PostgresError
+    from ..testing.servers import ServerError
     from . import bench
+
+    if log not in bench.LOGS:
+        console.fail(console.USAGE, f"--log {log}: {', '.join(bench.LOGS)}")
+    kinds = [{"postgresql": "postgres"}.get(kind, kind) for kind in _parts([databases])]
+    if len(kinds) != 2 or not set(kinds) <= set(bench.DATABASES):
+        console.fail(console.USAGE, f"--databases {databases}: two of {', '.join(bench.DATABASES)}")
+    try:
+        drivers = bench.Drivers.chosen(_parts(driver or []), kinds)
+    except bench.WrongDrivers as error:
+        console.fail(console.USAGE, f"--driver {error}")
 
     def tell(line: str) -> None:
         if json:
@@ -47,16 +65,22 @@ def xa(
         )
 
     try:
-        errors = bench.xa(callers, seconds, log, profile.absolute() if profile else None, tell)
-    except PostgresError as error:
-        console.fail(console.UNAVAILABLE, f"PostgreSQL: {error}")
+        errors = bench.xa(
+            kinds, drivers, callers, seconds, log, profile.absolute() if profile else None, tell
+        )
+    except ServerError as error:
+        console.fail(console.UNAVAILABLE, f"a throw-away server: {error}")
     if errors:
         console.fail(console.PROBLEMS, console.plural(errors, "error"))
 
 
 def _numbers(texts: list[str]) -> list[int]:
-    parts = [part.strip() for text in texts for part in text.split(",")]
+    parts = _parts(texts)
     wrong = [part for part in parts if not part.isdigit() or int(part) < 1]
     if wrong:
         console.fail(console.USAGE, f"--concurrency {wrong[0]!r}: a number from 1 on, or several: 1,16,64")
     return [int(part) for part in parts]
+
+
+def _parts(texts: list[str]) -> list[str]:
+    return [part.strip() for text in texts for part in text.split(",")]

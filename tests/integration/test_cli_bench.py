@@ -1,0 +1,58 @@
+"""`txcoord bench xa` in short: it works with each pair of databases, each driver and each log. Time proves nothing."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from tests.integration.cli_support import Desk
+from txcoord.cli.bench.drivers import Drivers, WrongDrivers
+
+
+@pytest.mark.parametrize(
+    ("databases", "driver", "log", "used"),
+    [
+        ("postgres,mariadb", "", "sqlite", "asyncpg,asyncmy"),
+        ("mariadb,postgres", "psycopg", "mariadb", "pymysql,psycopg"),
+        ("postgres,mariadb", "psycopg_async,aiomysql", "postgresql", "psycopg_async,aiomysql"),
+    ],
+)
+def test_two_contenders_without_an_error(
+    tmp_path: Path, databases: str, driver: str, log: str, used: str
+) -> None:
+    options = ["--databases", databases, "--log", log, "--seconds", "0.5", "--concurrency", "2"]
+    options += ["--driver", driver] if driver else []
+    rows = Desk(tmp_path).json("bench", "xa", *options)
+    assert [(row["kind"], row["errors"]) for row in rows] == [("xa", 0), ("bare-2pc", 0)]
+    assert {(row["databases"], row["drivers"], row["log"]) for row in rows} == {(databases, used, log)}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--driver", "oracledb"], "the drivers are asyncpg"),
+        (["--driver", "psycopg,asyncmy"], "some in threads"),
+        (["--driver", "asyncmy"], "no database here is on mariadb"),
+        (["--driver", "asyncpg,psycopg_async"], "one for each kind"),
+        (["--databases", "postgres"], "two of postgres, mariadb"),
+        (["--databases", "postgres,oracle"], "two of postgres, mariadb"),
+        (["--log", "redis"], "sqlite, postgresql, mariadb"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path: Path, options: list[str], said: str) -> None:
+    assert said in Desk(tmp_path).run("bench", "xa", *options, code=2).stderr
+
+
+def test_drivers_of_the_same_kind_fill_what_is_not_named() -> None:
+    both = ("postgres", "mariadb")
+    for names, of_postgres, of_mariadb, threads in [
+        ([], "asyncpg", "asyncmy", False),
+        (["aiomysql"], "asyncpg", "aiomysql", False),
+        (["pymysql"], "psycopg", "pymysql", True),
+    ]:
+        assert Drivers.chosen(names, both) == Drivers(of_postgres, of_mariadb, threads)
+    for names in itertools.permutations(["asyncpg", "pymysql"]):
+        with pytest.raises(WrongDrivers):
+            Drivers.chosen(names, both)
