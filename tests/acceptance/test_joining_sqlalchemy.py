@@ -6,6 +6,7 @@ inside a global transaction is a unit of it. Each test reads the databases after
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -32,7 +33,7 @@ class App:
     """An application that knows nothing of global transactions."""
 
     def __init__(self, client: Client, site: Site, outside: str) -> None:
-        self.client, self.site, self.coord = client, site, client.coord
+        self.client, self.site, self.coord, self.outside = client, site, client.coord, outside
         for name, engine in client.engines.items():
             client.coord.instrument(engine, resource=name, outside=outside)
         self.sessions = async_sessionmaker(client.accounts)
@@ -367,6 +368,28 @@ async def test_beside_blocks(app: App) -> None:
         async with g.xa(app.client.accounts) as db:
             await db.execute(text(INSERT), {"body": f"{app.body}-3"})
         assert len(g._branches) == 1
+    assert app.notes() == [f"{app.body}-{n}" for n in (1, 2, 3)]
+
+
+async def test_what_is_given_to_a_block_is_a_branch_as_ever(app: App) -> None:
+    engine = app.client.accounts
+    async with engine.connect() as conn, AsyncSession(engine) as session:
+        await conn.execute(text("SELECT 1"))
+        await conn.rollback()
+        async with app.coord.begin("t") as g:
+            async with g.xa(conn) as db:
+                await db.execute(text(INSERT), {"body": f"{app.body}-1"})
+            async with g.xa(session):
+                session.add(Note(body=f"{app.body}-2"))
+                await session.flush()
+            await app.add(f"{app.body}-3")
+            async with engine.connect() as inside:
+                with pytest.raises(NotIdle):
+                    async with g.xa(inside):
+                        pass
+        with pytest.raises(NoTransaction) if app.outside == "refuse" else contextlib.nullcontext():
+            await conn.execute(text(INSERT), {"body": f"{app.body}-4"})
+            await conn.rollback()
     assert app.notes() == [f"{app.body}-{n}" for n in (1, 2, 3)]
 
 

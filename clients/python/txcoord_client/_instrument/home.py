@@ -70,13 +70,10 @@ class Home:
         )
 
     def is_held(self, connection: Any) -> bool:
-        """Is this the connection of a branch itself?"""
+        """Is this synchronous connection of SQLAlchemy's a branch's own?"""
         tx = self._coordinator._current.get()
-        for branch in tx._branches.values() if tx is not None else ():
-            value = branch.held.value
-            if getattr(value, "sync_connection", value) is connection:
-                return True
-        return False
+        branches = list(tx._branches.values()) if tx is not None else []
+        return any(getattr(branch.held, "_sync", None) is connection for branch in branches)
 
 
 def _wait(value: Any) -> Any:

@@ -69,6 +69,7 @@ class InstrumentedEngine:
             fairy = connect()
             if self._home.refuses:
                 self._set_mode(fairy, writable=scope.is_outside_on_purpose())
+                fairy.info[scope.READY] = self._ready
             return fairy
         return _join(units)
 
@@ -108,9 +109,12 @@ class InstrumentedEngine:
         if self._dialect.get_readonly(dbapi) != wanted:
             self._dialect.set_readonly(dbapi, wanted)  # Its driver says so in BEGIN: no message of its own.
 
+    def _ready(self, fairy: PoolProxiedConnection) -> None:
+        self._set_mode(fairy, writable=True)
+
     def _on_begin(self, conn: Any) -> None:
         fairy = conn.connection
-        if isinstance(fairy, UnitFairy) or scope.is_opening_a_branch():
+        if isinstance(fairy, UnitFairy) or scope.is_opening_a_branch() or self._home.is_held(conn):
             return
         if self._home.refuses:
             self._set_mode(fairy, writable=scope.is_outside_on_purpose() and self._home.current() is None)
@@ -203,6 +207,8 @@ def _is_lost(dbapi: Any) -> bool:
 
 class UnitFairy(PoolProxiedConnection):
     """A unit's connection, as a pool gives connections."""
+
+    is_unit = True
 
     __slots__ = ("__weakref__", "_connection_record", "_fairy", "_is_async", "_unit", "dbapi_connection")
 

@@ -311,12 +311,18 @@ class Unit:
 
     def broken(self, error: BaseException) -> None:
         """The connection is lost, or it is not known any more what is open on it."""
-        self.units.doom(
-            Rejected(
-                f"the connection to {self.units.resource!r} is lost: {type(error).__name__}: {error}",
-                reason=reasons.CONNECTION_LOST,
+        resource, reason = self.units.resource, reason_of(error)
+        if sqlstate_of(error) == "25P02":
+            reason, what = (
+                reasons.SILENT_ROLLBACK,
+                f"a statement on {resource!r} failed and its error was swallowed",
             )
-        )
+        elif reason in reasons.RETRYABLE_ABORTS:
+            what = f"the branch on {resource!r} is dead: {error}"
+        else:
+            reason = reasons.CONNECTION_LOST
+            what = f"the connection to {resource!r} is lost: {type(error).__name__}: {error}"
+        self.units.doom(Rejected(what, reason=reason))
 
 
 def _again(error: TxcoordError) -> TxcoordError:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
+from .._scope import made_ready
 from ..errors import Rejected
 from ..protocol import reasons
 from .held import RefusedEnd
@@ -45,7 +46,7 @@ def sync_session(session: AsyncSession) -> Any:
 
 async def fairy_of(connection: AsyncConnection) -> Any:
     """The pool's proxy of the driver's connection."""
-    return await connection.get_raw_connection()
+    return await connection.run_sync(lambda sync: made_ready(sync.connection))
 
 
 def raw_of(fairy: Any, driver: str, refused: RefusedEnd) -> Raw:

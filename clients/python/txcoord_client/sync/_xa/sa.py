@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
+from ..._scope import made_ready
 from ..._xa.held import RefusedEnd
 from ...errors import Rejected
 from ...protocol import reasons
@@ -43,7 +44,7 @@ def sync_session(session: Session) -> Any:
 
 def fairy_of(connection: Connection) -> Any:
     """The pool's proxy of the driver's connection."""
-    return connection.connection
+    return made_ready(connection.connection)
 
 
 def raw_of(fairy: Any, driver: str, refused: RefusedEnd) -> Raw:
