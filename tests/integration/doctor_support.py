@@ -7,7 +7,7 @@ import socket
 import socketserver
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,14 @@ from txcoord.testing.postgres import PostgresServer
 class Findings:
     """What was said about one resource: by reason, each with its severity, and as a person sees it."""
 
-    def __init__(self, found: dict[str, Any], shown: str) -> None:
+    def __init__(self, found: dict[str, Any], show: Callable[[], str]) -> None:
         self.all: list[dict[str, Any]] = found["findings"]
-        self.good: bool = found["good"]
-        self.shown = shown
+        self._show = show
+
+    @property
+    def shown(self) -> str:
+        """As a person sees it; looks again."""
+        return self._show()
 
     def one(self, reason: str, severity: str = "error", about: str = "") -> dict[str, Any]:
         """The only finding with that reason (and that text in its fact)."""
@@ -42,12 +46,12 @@ class Findings:
 
 
 def check(desk: Desk, url: str, *arguments: str, good: bool = False, name: str = "orders") -> Findings:
-    """Run `txcoord resource check` on that one resource, for a machine and for a person."""
+    """Run `txcoord resource check` on that one resource; only a good one may end with 0."""
+    command = ("resource", "check", name, *arguments)
     env = resource(name, url)
     code = 0 if good else 7
-    shown = desk.run("resource", "check", name, *arguments, code=code, **env).stdout
-    (found,) = desk.json("resource", "check", name, code=code, **env)
-    return Findings(found, shown)
+    (found,) = desk.json(*command, code=code, **env)
+    return Findings(found, lambda: desk.run(*command, code=code, **env).stdout)
 
 
 def new_desk(folder: Path) -> Desk:

@@ -50,6 +50,8 @@ _STATUS = (
 _NO_RIGHT = frozenset({1044, 1045, 1142, 1143, 1227, 1370, 1401})
 """1401 is what XA RECOVER of MySQL says without XA_RECOVER_ADMIN."""
 _NO_TABLE = 1146
+_READ_ONLY = (1290, 1836)
+"""Of a server that takes no writes; that is said by itself."""
 _NO_SUCH = frozenset({1064, 1193, 1235, 1109, 1146})
 """Statements, variables and tables that this product or version has not."""
 
@@ -149,7 +151,8 @@ async def _refused(session: Connection, statement: str) -> int:
     except Refused as error:
         if error.errno in _NO_RIGHT or error.errno in _NO_SUCH:
             return error.errno or 0
-        raise
+        if error.errno not in _READ_ONLY:
+            raise
     return 0
 
 
@@ -227,7 +230,7 @@ async def _ask_prepared(session: Connection, facts: MariaDBFacts) -> MariaDBFact
     lacking = []
     if facts.flavour is Flavour.MARIADB and "CONNECTION ADMIN" not in await _global_rights(session, facts):
         lacking.append("CONNECTION ADMIN")
-    before = await _detached(session)
+    before = await _holders(session)
     if before is None and facts.flavour is Flavour.MARIADB:
         lacking.append("PROCESS")
     try:
@@ -236,14 +239,15 @@ async def _ask_prepared(session: Connection, facts: MariaDBFacts) -> MariaDBFact
         if error.errno not in _NO_RIGHT:
             raise
         return replace(facts, lacking_global=(*lacking, "XA_RECOVER_ADMIN"))
-    after = await _detached(session)
+    after = await _holders(session)
     ours = my.recovered(rows)
     now_us = time.time_ns() // 1000 + facts.offset_us
     # XA RECOVER has no time; the deadline in the name is later than the PREPARE.
     old = sorted((Prepared(str(x), "", now_us - x.deadline_us) for x in ours), key=lambda one: -one.age_us)
     limbo = 0
     if before is not None and after is not None:
-        limbo = max(0, min(before, after) - len(rows))
+        attached = sum(x.connection_id in before for x in ours if x.connection_id)
+        limbo = max(0, min(before.count(0), after.count(0)) - (len(rows) - attached))
     return replace(
         facts,
         lacking_global=tuple(lacking),
@@ -254,15 +258,14 @@ async def _ask_prepared(session: Connection, facts: MariaDBFacts) -> MariaDBFact
     )
 
 
-async def _detached(session: Connection) -> int | None:
-    """How many transactions of InnoDB have no session; None without the right to see."""
+async def _holders(session: Connection) -> list[int] | None:
+    """The sessions of old transactions in InnoDB, 0 for one that has none; None without the right to see them."""
     try:
-        holders = await session.rows(my.READ_HOLDERS)
+        return [int(row[0]) for row in await session.rows(my.READ_HOLDERS)]
     except Refused as error:
         if error.errno in _NO_RIGHT:
             return None
         raise
-    return sum(int(row[0]) == 0 for row in holders)
 
 
 async def _global_rights(session: Connection, facts: MariaDBFacts) -> frozenset[str]:

@@ -212,7 +212,8 @@ def _tls(said: str, where: str, url: str, errno: int | None) -> Finding:
         reason = said.partition("certificate verify failed:")[2].partition("(_ssl")[0].strip() or said
         fact = f"the certificate of {where} is not trusted: {reason}"
         remedy = [f"# name the authority's certificate in {url}: ?ssl_ca=/path/of/ca.pem"]
-    elif "SSL" in said and "support" in said:
+    elif "WRONG_VERSION_NUMBER" in said:
+        # The server went on in plain text: the driver does not ask whether it can do TLS.
         fact = f"{where} speaks no TLS, and the URL demands it"
         remedy = [
             "# give the server ssl_cert and ssl_key in its file, and restart it",
