@@ -73,7 +73,10 @@ def convert(module: str, text: str) -> str:
     for pattern, replacement in WORDS:
         text = re.sub(pattern, replacement, text)
     text = re.sub(
-        r"^( *)from (\.+)([\w.]*) import (\([^)]*\)|[^\n]*)", lambda m: _import(module, m), text, flags=re.MULTILINE
+        r"^( *)from (\.+)([\w.]*) import (\([^)]*\)|[^\n]*)",
+        lambda m: _import(module, m),
+        text,
+        flags=re.MULTILINE,
     )
     text = HEAD.format(name=f"txcoord_client/{module}.py") + text
     return _formatted(text)
