@@ -224,9 +224,7 @@ class Recovery:
             # Phase two may have ended between the list and the rows. What is prepared still is no race.
             again = {p.xid for p in await finisher.list_prepared(own)}
             judged = [item for item in judged if item[2] not in _LATE or item[0].xid in again]
-        judged = self._without_held(finisher, judged)
-        await self._look_for_limbo(finisher)
-        for p, x, judgement in judged:
+        for p, x, judgement in self._without_held(finisher, judged):
             try:
                 await self._failpoints.reach("scan.before_judge")
                 await self._act(finisher, p.xid, x, judgement, now_us)
@@ -234,6 +232,7 @@ class Recovery:
                 log.warning("scan.skipped", tx_id=x.tx_id, branch=x.branch, reason=str(error))
             except Exception:
                 log.exception("scan.failed", tx_id=x.tx_id, branch=x.branch, resource=finisher.name)
+        await self._look_for_limbo(finisher)
         self.scans[finisher.name] = self.scans.get(finisher.name, 0) + 1
         self.problems.pop(finisher.name, None)
         return len(found)

@@ -67,6 +67,12 @@ class Holders:
         return bool(await s.rows(my.find_session(x.connection_id)))
 
     async def _kill(self, s: Session, x: xids.Xid) -> str:
+        legacy = await s.rows(my.READ_ROLLBACK_AT_DISCONNECT)
+        if legacy and str(legacy[0][1]).upper() not in ("OFF", "0"):
+            return (
+                f"{reasons.XA_ROLLBACK_AT_DISCONNECT}: session {x.connection_id} holds the branch and lives; ending it "
+                "would roll the branch back. SET GLOBAL legacy_xa_rollback_at_disconnect = OFF"
+            )
         try:
             await s.execute(my.kill(x.connection_id))
         except StatementError as error:

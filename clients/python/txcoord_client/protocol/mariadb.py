@@ -289,6 +289,9 @@ def kill(connection_id: int) -> str:
     return f"KILL CONNECTION {_connection(connection_id)}"
 
 
+READ_ROLLBACK_AT_DISCONNECT = "SHOW GLOBAL VARIABLES LIKE 'legacy_xa_rollback_at_disconnect'"
+"""MariaDB: name and value; ``ON`` rolls a prepared branch back when its session ends. No row: it never does."""
+
 READ_UPTIME_S = "SHOW GLOBAL STATUS LIKE 'Uptime'"
 """Name and value: how many seconds the server runs. Ids of sessions begin anew with it."""
 
