@@ -336,7 +336,10 @@ def test_a_holder_hears_of_a_decision_that_nobody_had_heard_of() -> None:
             await node.ended(undone)
             later = await expect(gone.tx_id, WaitLevel.COMMITTED, 1)
             assert later is not None
-            assert later.decision is Decision.ABORT
+            assert later.state is TxState.ABORTED
+            again = await say(node.coordinator, gone, xa(gone, "1", "a", session=71), False)
+            assert again is not None
+            assert again.state is TxState.ABORTED
             assert await waits[2] is None
             assert len(node.coordinator.waiting) == 0
 

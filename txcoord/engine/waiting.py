@@ -100,7 +100,11 @@ class Waiting:
 
     def unlogged(self, tx_id: str) -> Tx | None:
         """An abort of this node's that no row says."""
-        return self._unlogged.get(tx_id)
+        tx = self._unlogged.get(tx_id)
+        if tx is not None and not tx.ended and self._c.live.get(tx_id) is None:
+            # It is not on its way any more, so all of it is undone; else a row would say so.
+            tx = self._unlogged[tx_id] = replace(tx, state=TxState.ABORTED)
+        return tx
 
     async def expect(self, tx_id: str, level: WaitLevel, timeout_s: float) -> Tx | None:
         """As :meth:`wait`, and for its decision first; None while there is none, or no such transaction."""
@@ -131,7 +135,7 @@ class Waiting:
         live = self._c.live.get(tx_id)
         if live is not None:
             return live.tx
-        return self._unlogged.get(tx_id) or await self._read(tx_id)
+        return self.unlogged(tx_id) or await self._read(tx_id)
 
     async def _read(self, tx_id: str) -> Tx | None:
         """The row as it is in the log now. While one question is on its way the next one fills."""
