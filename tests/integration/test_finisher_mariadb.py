@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
+import asyncmy
 import pymysql
 import pytest
 
@@ -198,6 +199,23 @@ async def test_what_cannot_be_reached_is_tried_again(db: MariaResource) -> None:
     with pytest.raises(ResourceTrouble) as trouble:
         await fresh.identity()
     assert trouble.value.reason == "RESOURCE_NOT_PREPARED"
+    await fresh.close()
+
+
+async def test_a_connection_that_breaks_at_once_is_tried_again(
+    db: MariaResource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    xid = await db.left(1)
+    connect = asyncmy.connect
+
+    async def broken(**options: object) -> None:
+        monkeypatch.setattr(asyncmy, "connect", connect)
+        raise RuntimeError("Transport does not expose socket instance")  # Seen when the server was killed.
+
+    monkeypatch.setattr(asyncmy, "connect", broken)
+    fresh = db.another()
+    assert (await fresh.finish(str(xid), True)).finished is Finished.RETRY
+    assert (await fresh.finish(str(xid), True)).finished is Finished.DONE
     await fresh.close()
 
 

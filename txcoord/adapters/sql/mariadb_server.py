@@ -70,7 +70,11 @@ async def connect(
 ) -> asyncmy.Connection:
     """A new connection with the session's settings. Raises LogUnavailable if it is not MariaDB's."""
     merged = {**options, "connect_timeout": min(timeout_s, 5.0), **more}
-    conn = await asyncmy.connect(**merged)
+    try:
+        conn = await asyncmy.connect(**merged)
+    except RuntimeError as error:
+        # What asyncmy says of a connection that was broken before it had set its options.
+        raise ConnectionResetError(str(error)) from error
     try:
         await _check_product(conn)
         await ask(conn, session(timeout_s))

@@ -105,7 +105,8 @@ class Session:
                 )
         except errors.MySQLError as error:
             raise _translated(error) from error
-        except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, RuntimeError) as error:
+            # RuntimeError: the connection was broken before asyncmy had set its options.
             raise StatementError(None, f"{type(error).__name__}: {error}") from error
         session = cls(conn, 0, timeout_s)
         try:
