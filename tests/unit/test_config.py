@@ -242,6 +242,27 @@ def test_where_the_log_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "txcoord dev --memory" in one_problem()
 
 
+def test_where_a_resource_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in (
+        "postgresql://u@h/x",
+        "mariadb://u:p@h:3307/x",
+        "mysql+aiomysql://u@h/x?ssl=true&ssl_ca=/ca.pem",
+        "mariadb+asyncmy://u@localhost/x?unix_socket=/run/s.sock&charset=utf8mb4",
+    ):
+        monkeypatch.setenv("TXCOORD_RESOURCES__a__URL", url)
+        assert load().resources["a"].url.get_secret_value() == url
+    for url, said in (
+        ("mariadb://u:p@h", "it must name the database"),
+        ("mysql://u:p@h/x?ssl_mode=REQUIRED", "the option 'ssl_mode' is not known"),
+        ("mariadb://u:p@h:x/x", "the port is not a number"),
+        ("sqlite:///x.db", "SQLite cannot take part in XA"),
+    ):
+        monkeypatch.setenv("TXCOORD_RESOURCES__a__URL", url)
+        problem = one_problem()
+        assert said in problem
+        assert ":p@" not in problem
+
+
 def test_every_setting_has_a_variable() -> None:
     names = set(variables())
     for key, _ in leaves(load()):
