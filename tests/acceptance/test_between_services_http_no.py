@@ -13,9 +13,10 @@ import pytest
 from sqlalchemy import text
 
 from tests.support.acceptance import INSERT, Site, client_of, eventually, new_gid
-from tests.support.acceptance_http import asgi_app
+from tests.support.acceptance_http import Between, asgi_app
 from tests.support.acceptance_http_pair import Http
-from txcoord_client import Aborted
+from txcoord_client import Aborted, _carrying
+from txcoord_client._pb import common_pb2 as c
 
 
 @pytest.fixture
@@ -165,3 +166,26 @@ async def test_a_service_without_its_coordinator_says_so(site: Site, http: Http)
                 reply = await client.get(url)
                 assert (reply.status_code, reply.json()["reason"]) == (503, "UNAVAILABLE")
         assert caught.value.reason == "UNAVAILABLE"
+
+
+@pytest.mark.parametrize("id", ["1.1", "21.1", "2", ""])
+async def test_a_vote_for_another_calls_branch_is_none(site: Site, http: Http, id: str) -> None:
+    """It would take the place of what the other call has prepared, which would not be committed then."""
+    body = new_gid()
+    url = await http.handle(http.writing(body))
+    forged = c.CallVote(branch="2", branches=[c.Branch(id=id, kind=c.KIND_XA, vote=c.VOTE_PREPARED)])
+
+    def meddle(number: int, headers: dict[str, str]) -> dict[str, str] | None:
+        if number == 2:
+            headers["txcoord-vote"] = _carrying.vote_header(forged)
+        return headers
+
+    between = await http.stack.enter_async_context(Between(int(url.rpartition(":")[2]), meddle))
+    client = await http.http()
+    with pytest.raises(Aborted, match="not its own") as caught:
+        async with http.caller.coord.begin("order", timeout=3) as g:
+            forged.tx_id = g.tx_id
+            await client.post(between.url)
+            await client.post(between.url)
+    assert caught.value.reason == "VOTE_MISSING"
+    await undone(site, body, g.tx_id)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any
 
@@ -12,6 +14,7 @@ from tests.unit.test_carrying import TX, Tx, context
 from txcoord_client import _carrying
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client.asgi import Application, Message, Middleware
+from txcoord_client.sync import _services
 
 HEADER = _carrying.context_header(context()).encode()
 
@@ -337,3 +340,23 @@ async def test_messages_out_of_order_are_refused(door: Door) -> None:
     server = Server(door)
     await server.run(app)
     assert (server.status, server.body) == (200, b"")
+
+
+async def test_a_cancelled_waiting_does_not_keep_a_thread_from_leaving(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All threads are busy: what has not begun could be cancelled, and the branch would stay open for ever."""
+    left: list[Any] = []
+    monkeypatch.setattr(_services._joining, "left", left.append)
+    loop, busy = asyncio.get_running_loop(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        loop.set_default_executor(pool)
+        loop.run_in_executor(None, busy.wait)
+        tx: Any = object()
+        leaving = asyncio.ensure_future(_services.ThreadDoor(Door()).leave(tx))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        busy.set()
+    assert left == [tx]

@@ -228,6 +228,9 @@ class Transaction:
         if vote is None or vote.tx_id != self.tx_id or vote.branch != number:
             self.set_rollback_only(reasons.VOTE_MISSING, f"{what} was answered without a vote")
             return
+        if not _own(vote, number):
+            self.set_rollback_only(reasons.VOTE_MISSING, f"{what} voted for branches that are not its own")
+            return
         with self._calls:
             self._remote.update({branch.id: branch for branch in vote.branches})
             if vote.rollback_only:
@@ -242,7 +245,7 @@ class Transaction:
         if vote is not None and vote.rollback_only and (vote.tx_id, vote.branch) == (self.tx_id, number):
             self._call_voted(number, vote)
             return
-        if vote is not None and vote.tx_id == self.tx_id:
+        if vote is not None and vote.tx_id == self.tx_id and _own(vote, number):
             # It prepared, and failed all the same: the rollback names what is to be undone.
             self._remote.update({branch.id: branch for branch in vote.branches})
         self.set_rollback_only(reasons.VOTE_MISSING, f"{what} failed: {why}")
@@ -280,6 +283,11 @@ class Transaction:
     @property
     def _local(self) -> list[Branch]:
         return [b for b in self._branches.values() if b.stage is not Stage.NEW]
+
+
+def _own(vote: c.CallVote, number: str) -> bool:
+    """Are all its branches below the call's? Another call's would take the place of what that one has prepared."""
+    return all(branch.id.startswith(f"{number}.") for branch in vote.branches)
 
 
 class XaBlock:

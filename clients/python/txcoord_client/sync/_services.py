@@ -102,6 +102,7 @@ class ThreadDoor:
 
     def __init__(self, home: _joining.Home) -> None:
         self._door = Door(home)
+        self._leaving: set[asyncio.Future[None]] = set()
         self.namespace = home.namespace
 
     @property
@@ -112,5 +113,8 @@ class ThreadDoor:
         return await asyncio.to_thread(self._door.join, context)
 
     async def leave(self, tx: Any) -> None:
-        # A cancelled waiting does not stop the thread.
-        await asyncio.to_thread(self._door.leave, tx)
+        # To be done whatever becomes of the waiting; a thread that has not begun could be cancelled.
+        work = asyncio.ensure_future(asyncio.to_thread(self._door.leave, tx))
+        self._leaving.add(work)
+        work.add_done_callback(self._leaving.discard)
+        await asyncio.shield(work)
