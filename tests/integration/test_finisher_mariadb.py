@@ -231,15 +231,20 @@ async def test_a_cancelled_statement_costs_its_session_only(db: MariaResource) -
 
 
 async def test_rights_are_named(db: MariaResource) -> None:
-    host = "127.0.0.1" if db.mariadb else "localhost"
+    host = "127.0.0.1"
     user = f"reader{db.database}"
     db.sql(f"CREATE USER {user}@'{host}'")
     try:
         db.sql(f"GRANT SELECT, DELETE ON {db.database}.* TO {user}@'{host}'")
         reader = db.another(user=user)
         assert await db.finisher.missing_rights() == []
-        if db.mariadb:
-            assert await reader.missing_rights() == ["INSERT"]
+        assert await reader.missing_rights() == ["INSERT"]
+        if not db.mariadb:
+            x = await db.left()
+            with pytest.raises(ResourceTrouble) as trouble:
+                await reader.list_prepared([])
+            assert trouble.value.reason == "NOT_PERMITTED"
+            assert (await reader.finish(str(x), False)).finished is Finished.DONE, "that needs no right"
         await reader.close()
         settings = await db.finisher.settings()
         assert settings["engine"] == db.finisher.engine

@@ -29,6 +29,8 @@ from .mariadb_session import Address, Session, StatementError
 log = logs.get("txcoord.xa.mariadb")
 
 _DONE = FinishResult(Finished.DONE)
+_NO_RIGHT_TO_RECOVER = 1401
+"""MySQL says XAER_RMERR, "check your data for consistency", where only a right is missing."""
 _SETTINGS = (
     "version",
     "version_comment",
@@ -261,7 +263,13 @@ class MariaFinisher:
         )
 
     async def _listed(self, s: Session) -> list[xids.Xid]:
-        return my.recovered(await s.rows(my.XA_RECOVER[s.flavour]))
+        try:
+            return my.recovered(await s.rows(my.XA_RECOVER[s.flavour]))
+        except StatementError as error:
+            if s.flavour is my.Flavour.MYSQL and error.errno == _NO_RIGHT_TO_RECOVER:
+                text = f"XA RECOVER needs a right: GRANT XA_RECOVER_ADMIN ON *.* ({error})"
+                raise ResourceTrouble(self.name, reasons.NOT_PERMITTED, text) from error
+            raise
 
     async def _state(self, s: Session, x: xids.Xid) -> int | None:
         found = await s.value(my.read_marker(x.tx_id, x.branch, marker.XA, self._schema))
