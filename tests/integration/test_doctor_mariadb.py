@@ -1,6 +1,6 @@
 """Each way in which a MariaDB or MySQL database can be unfit, made for real: what `txcoord resource check` says.
 
-What cannot be had here (a Galera cluster, a MySQL group, old versions) is in tests/unit/test_checks.py.
+What cannot be had here (a MySQL group, old versions) is in tests/unit/test_checks.py.
 """
 
 from __future__ import annotations
@@ -269,6 +269,18 @@ def has_database(server: Either, name: str) -> bool:
     with suppress(MariaDBError):
         return server.sql("SELECT COUNT(*) FROM txcoord_identity", name) == "1"
     return False
+
+
+def test_a_node_of_galera_is_refused(desk: Desk, mariadb_server: Callable[..., MariaDBServer]) -> None:
+    """wsrep_on without a provider: a cluster of none. A real node says the same, and refuses XA with 1235."""
+    server = mariadb_server(settings={"wsrep-on": "ON", "wsrep-cluster-name": "shop", "binlog-format": "ROW"})
+    server.create_database("orders")
+    found = check(desk, url_of(server, "orders"))
+    assert found.wrong == ["GALERA"]
+    assert "node of the Galera cluster 'shop'" in found.one("GALERA")["fact"]
+    # --fix makes nothing on it.
+    desk.run("resource", "check", "--fix", code=7, **resource("orders", url_of(server, "orders")))
+    assert server.sql("SHOW TABLES", "orders") == ""
 
 
 def test_a_server_that_is_read_only(desk: Desk, mariadb_server: Callable[..., MariaDBServer]) -> None:

@@ -226,6 +226,7 @@ def test_a_url_with_several_hosts() -> None:
         (1130, None, "RESOURCE_CREDENTIALS", "lets this machine not in"),
         (1129, None, "RESOURCE_CREDENTIALS", "FLUSH HOSTS;"),
         (1040, None, "RESOURCE_UNREACHABLE", "max_connections"),
+        (1047, None, "RESOURCE_UNREACHABLE", "db.example:3307"),
         (1053, None, "RESOURCE_UNREACHABLE", "stops just now"),
         (3159, None, "RESOURCE_TLS", "wants TLS, and the URL has none"),
         (1142, None, "NOT_PERMITTED", "--print-sql"),

@@ -167,6 +167,14 @@ def explain(trouble: Refused, address: Address, name: str) -> Finding:
                 f"# let the tables be made by somebody who may: txcoord resource check {name} --print-sql",
                 f"GRANT CREATE ON `{database}`.* TO '{user}'@'%';",
             )
+        case 1047 if "WSREP" in said:
+            return error(
+                reasons.GALERA,
+                f"this server is a node of a Galera cluster, and just now takes no statements: {said}",
+                "Galera does not support XA",
+                "# use a MariaDB primary without Galera (wsrep_on = OFF)",
+                refused=True,
+            )
         case 1040 | 1203 | 1226:
             return _away(
                 f"it has no connection free: {said}",

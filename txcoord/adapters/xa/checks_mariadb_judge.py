@@ -81,10 +81,9 @@ class MariaDBFacts:
 def judge(facts: MariaDBFacts, expected: Expectations) -> list[Finding]:
     """What the facts mean. Pure."""
     out = [ok("connection", f"{facts.product} answers")]
-    refusals = [*_product(facts), *_clusters(facts), *_replica(facts, expected), *_xa(facts)]
-    out += refusals
-    if facts.flavour is None or any(f.reason == reasons.RESOURCE_IN_RECOVERY for f in refusals):
-        return out
+    if unfit := [*_product(facts), *_clusters(facts), *_replica(facts, expected)]:
+        return out + unfit  # It is the wrong server: nothing else has to be mended on it.
+    out += _xa(facts)
     out += _durability(facts, checks.BRANCHES)
     out += _replication(facts, checks.BRANCHES)
     out += _tables(facts, expected)
@@ -140,8 +139,8 @@ def _clusters(facts: MariaDBFacts) -> list[Finding]:
             error(
                 reasons.GALERA,
                 f"this server is a node of the Galera cluster {cluster!r} (wsrep_on is ON)",
-                "Galera does not support XA: what is prepared here is not on the other nodes, and a node that leaves "
-                "takes it along",
+                "Galera does not support XA: the server refuses to prepare (error 1235), so each transaction with a "
+                "branch on this database is aborted",
                 "# use a MariaDB primary without Galera (wsrep_on = OFF), with semi-synchronous replicas if need be",
                 refused=True,
             )

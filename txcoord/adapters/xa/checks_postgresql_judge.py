@@ -69,15 +69,7 @@ def judge(facts: PostgresFacts, expected: Expectations) -> list[Finding]:
     out = [ok("connection", f"{facts.product} answers")]
     version = int(facts.settings.get("server_version_num", OLDEST))
     if version < OLDEST:
-        out.append(
-            error(
-                reasons.VERSION_UNSUPPORTED,
-                f"this is {facts.product}; txcoord needs PostgreSQL {OLDEST // 10000} or newer",
-                "how it answers a lost PREPARE or COMMIT PREPARED was never measured",
-                f"# upgrade the server to PostgreSQL {OLDEST // 10000} or newer",
-                refused=True,
-            )
-        )
+        return [*out, _old(facts)]
     out += _pooler(facts, expected)
     if facts.in_recovery:
         return [*out, _replica(expected)]
@@ -88,6 +80,16 @@ def judge(facts: PostgresFacts, expected: Expectations) -> list[Finding]:
     out += _finishing(facts)
     out += _sessions(facts, expected)
     return out
+
+
+def _old(facts: PostgresFacts) -> Finding:
+    return error(
+        reasons.VERSION_UNSUPPORTED,
+        f"this is {facts.product}; txcoord needs PostgreSQL {OLDEST // 10000} or newer",
+        "how it answers a lost PREPARE or COMMIT PREPARED was never measured",
+        f"# upgrade the server to PostgreSQL {OLDEST // 10000} or newer",
+        refused=True,
+    )
 
 
 def judge_log(facts: PostgresFacts) -> list[Finding]:
