@@ -63,6 +63,22 @@ async def test_commit_and_rollback(db: MariaResource) -> None:
     assert db.finisher.engine == ("mariadb" if db.mariadb else "mysql")
 
 
+async def test_a_branch_named_as_on_mariadb_is_finished_on_mysql_too(
+    mysql: MySQLServer, new_database: Databases
+) -> None:
+    """While the coordinator has not reached it, it cannot tell which of the two it is."""
+    db = MariaResource(mysql, new_database(mysql))
+    assert db.finisher.engine == "mariadb"
+    await db.make()
+    db.mariadb = True
+    holder = db.branch(1)
+    assert holder.x.connection_id
+    db.mariadb = False
+    assert (await db.finisher.finish(str(holder.x), True)).finished is Finished.DONE
+    assert db.work() == [1]
+    await db.close()
+
+
 async def test_both_may_be_repeated_and_raced(db: MariaResource) -> None:
     kept, undone = await db.left(1), await db.left(2)
     results = await asyncio.gather(

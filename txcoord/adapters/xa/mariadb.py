@@ -65,7 +65,8 @@ class MariaFinisher:
     ) -> None:
         self.name = name
         self.engine = my.Flavour.MARIADB.value
-        """Which it was when it was reached last."""
+        """Which it was when it was reached last. Before that the one that needs more care: what is right on MariaDB
+        is so on MySQL, too."""
         self.expected_identity = expected_identity
         self.statements = 0
         """How many statements phase two has sent, for the cost counters."""

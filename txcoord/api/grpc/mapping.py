@@ -209,9 +209,6 @@ class Reader:
             raise bad(
                 reasons.BAD_XID, f"branch {item.id}: its xid names another transaction, deadline or branch"
             )
-        engine = self._engine(item.xa.resource)
-        if engine == "mariadb" and item.vote == c.VOTE_PREPARED and not x.connection_id:
-            raise bad(reasons.BAD_XID, f"branch {item.id}: on MariaDB its xid needs the connection id")
         return Branch(
             item.id,
             kind,
@@ -222,14 +219,15 @@ class Reader:
         )
 
     def xid(self, branch: str, part: c.XaPart) -> xids.Xid:
-        """The full xid of a branch: its text, and on MariaDB the id of the session that prepared it."""
+        """The full xid of a branch: its text, and on MariaDB the id of the session that prepared it.
+
+        Nor is that wrong on MySQL, which is told from MariaDB only once it was reached.
+        """
         x = xids.parse(part.xid)
         if x is None:
             raise bad(reasons.BAD_XID, f"branch {branch[:40]}: {part.xid[:120]!r} is no xid of txcoord")
         session = part.connection_id or x.connection_id
-        if session and (
-            x.connection_id not in (0, session) or self._engine(part.resource) in ("postgresql", "mysql")
-        ):
+        if session and (x.connection_id not in (0, session) or self._engine(part.resource) == "postgresql"):
             raise bad(reasons.BAD_XID, f"branch {branch[:40]}: connection id {session} is not its xid's")
         return replace(x, connection_id=session)
 
