@@ -93,6 +93,7 @@ def test_what_print_grants_prints_is_what_is_missing(desk: Desk, server: Either,
             assert "cannot list what is prepared" in lists["means"]
             replica = found.one("NOT_PERMITTED", "warning", about="REPLICATION CLIENT")
             assert "whether this server is a replica" in replica["means"]
+            assert "which may lag" in found.one("NOT_PERMITTED", "warning", about="PROCESS")["means"]
         printed = desk.run(
             "resource", "check", "--print-grants", "--role", service, **resource("orders", url)
         ).stdout

@@ -74,6 +74,18 @@ def test_what_the_remedies_say_mends_it(desk: Desk, pg_server: Make) -> None:
     until(lambda: check(desk, server.url(), good=True).wrong == [], "the server reads its settings again")
 
 
+def test_logical_replication_is_noted(desk: Desk, pg_server: Make) -> None:
+    server = pg_server(settings={"wal_level": "logical"})
+    desk.run("resource", "check", "--fix", **resource("orders", server.url()))
+    server.sql("SELECT pg_create_logical_replication_slot('cdc', 'pgoutput')")
+    server.sql("SELECT pg_create_logical_replication_slot('both', 'pgoutput', false, true)")
+    found = check(desk, server.url(), good=True)
+    assert found.wrong == []
+    noted = [f["fact"] for f in found.all if f["reason"] == "logical_replication"]
+    assert "(cdc)" in noted[0]
+    assert "(both): subscribers prepare" in noted[1]
+
+
 def test_a_standby_is_refused_and_its_primary_warned_of_it(
     desk: Desk, pg_server: Make, pg18: PostgresServer, pg_database: Databases, tmp_path: Path
 ) -> None:

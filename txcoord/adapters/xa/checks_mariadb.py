@@ -192,7 +192,7 @@ async def _ask_tables(session: Connection, facts: MariaDBFacts, thorough: bool) 
 async def _ask_replication(session: Connection, facts: MariaDBFacts) -> MariaDBFacts:
     mysql = facts.flavour is Flavour.MYSQL
     status = await _named(session, "SHOW GLOBAL STATUS", _STATUS)
-    replicating, unseen = "", ""
+    replicating, unseen = "", facts.unseen
     try:
         for row in await session.records("SHOW REPLICA STATUS" if mysql else "SHOW ALL SLAVES STATUS"):
             threads = [str(v) for k, v in row.items() if k.lower().endswith(("_io_running", "_sql_running"))]
@@ -205,7 +205,7 @@ async def _ask_replication(session: Connection, facts: MariaDBFacts) -> MariaDBF
         # MariaDB tells everybody how many are running.
         if int(status.get("slaves_running", "0")):
             replicating = "another server"
-        unseen = "REPLICATION CLIENT" if mysql else ""
+        unseen = ("REPLICATION CLIENT",) if mysql else ()
     on = "ON" in (status.get("rpl_semi_sync_master_status"), status.get("rpl_semi_sync_source_status"))
     clients = status.get("rpl_semi_sync_source_clients") or status.get("rpl_semi_sync_master_clients") or "0"
     if mysql:
@@ -226,15 +226,18 @@ async def _named(session: Connection, show: str, names: tuple[str, ...]) -> Mapp
 
 
 async def _ask_prepared(session: Connection, facts: MariaDBFacts) -> MariaDBFacts:
-    assert facts.flavour is not None
+    flavour = facts.flavour
+    assert flavour is not None
     lacking = []
-    if facts.flavour is Flavour.MARIADB and "CONNECTION ADMIN" not in await _global_rights(session, facts):
+    if flavour is Flavour.MARIADB and "CONNECTION ADMIN" not in await _global_rights(session, facts):
         lacking.append("CONNECTION ADMIN")
     before = await _holders(session)
-    if before is None and facts.flavour is Flavour.MARIADB:
+    if before is None and flavour is Flavour.MARIADB:
         lacking.append("PROCESS")
+    elif before is None:
+        facts = replace(facts, unseen=(*facts.unseen, "PROCESS"))
     try:
-        rows = await session.rows(my.XA_RECOVER[facts.flavour])
+        rows = await session.rows(my.XA_RECOVER[flavour])
     except Refused as error:
         if error.errno not in _NO_RIGHT:
             raise

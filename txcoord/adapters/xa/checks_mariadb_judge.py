@@ -48,8 +48,8 @@ class MariaDBFacts:
     """Host of the primary that it follows; empty when it follows none."""
     replicas: int = 0
     """That follow it."""
-    unseen: str = ""
-    """The right without which it cannot be seen whether it is a replica."""
+    unseen: tuple[str, ...] = ()
+    """Rights without which something cannot be seen that this check looks for."""
     semi_sync: int = 0
     """How many of them confirm, while semi-synchronous replication is on."""
     prepared_ours: int = 0
@@ -391,6 +391,12 @@ _NEEDED = {
 }
 
 
+_UNSEEN = {
+    "REPLICATION CLIENT": "it cannot be seen whether this server is a replica, which must not be a resource",
+    "PROCESS": "it cannot be seen whether replicas follow this server, which may lag behind it",
+}
+
+
 def _rights(facts: MariaDBFacts) -> list[Finding]:
     out = [
         error(
@@ -401,15 +407,15 @@ def _rights(facts: MariaDBFacts) -> list[Finding]:
         )
         for right in facts.lacking_global
     ]
-    if facts.unseen:
-        out.append(
-            warning(
-                reasons.NOT_PERMITTED,
-                f"{facts.user} has no right {facts.unseen}",
-                "it cannot be seen whether this server is a replica, which must not be a resource",
-                f"GRANT {facts.unseen} ON *.* TO {facts.user};",
-            )
+    out += [
+        warning(
+            reasons.NOT_PERMITTED,
+            f"{facts.user} has no right {right}",
+            _UNSEEN[right],
+            f"GRANT {right} ON *.* TO {facts.user};",
         )
+        for right in facts.unseen
+    ]
     return out
 
 

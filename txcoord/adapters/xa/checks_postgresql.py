@@ -153,8 +153,8 @@ async def _ask_activity(conn: asyncpg.Connection, facts: PostgresFacts) -> Postg
         " (SELECT active_pid FROM pg_replication_slots WHERE slot_type = 'logical' AND active_pid IS NOT NULL)"
     )
     slots = await conn.fetch(
-        "SELECT slot_name::text FROM pg_replication_slots WHERE slot_type = 'logical' AND database = current_database()"
-        " ORDER BY 1"
+        "SELECT slot_name::text, two_phase FROM pg_replication_slots"
+        " WHERE slot_type = 'logical' AND database = current_database() ORDER BY 1"
     )
     prepared = await conn.fetch(
         "SELECT gid, owner::text, left(gid, 5) = 'txc1.' AS ours, database = current_database() AS here,"
@@ -165,7 +165,8 @@ async def _ask_activity(conn: asyncpg.Connection, facts: PostgresFacts) -> Postg
     return replace(
         facts,
         standbys=standbys,
-        slots=tuple(r[0] for r in slots),
+        slots=tuple(r[0] for r in slots if not r[1]),
+        two_phase_slots=tuple(r[0] for r in slots if r[1]),
         sessions=await conn.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
         ),

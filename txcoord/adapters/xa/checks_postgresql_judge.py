@@ -41,6 +41,8 @@ class PostgresFacts:
     standbys: int = 0
     slots: tuple[str, ...] = ()
     """Of logical replication, in this database."""
+    two_phase_slots: tuple[str, ...] = ()
+    """Those that send what is prepared already."""
     sessions: int = 0
     prepared: int = 0
     """In the whole cluster."""
@@ -95,7 +97,7 @@ def _old(facts: PostgresFacts) -> Finding:
 def judge_log(facts: PostgresFacts) -> list[Finding]:
     """What they mean where the log is on that server. Pure. It sets synchronous_commit itself."""
     settings = {**facts.settings, "synchronous_commit": "on"}
-    seen = replace(facts, settings=settings, slots=())
+    seen = replace(facts, settings=settings, slots=(), two_phase_slots=())
     return [*_durability(seen, checks.DECISIONS), *_replication(seen, checks.DECISIONS)]
 
 
@@ -232,6 +234,14 @@ def _replication(facts: PostgresFacts, lost: str) -> list[Finding]:
                 "logical_replication",
                 f"logical replication from here ({', '.join(facts.slots)}): what is prepared is sent when it is "
                 "committed, and until then WAL is kept for it",
+            )
+        )
+    if facts.two_phase_slots:
+        out.append(
+            ok(
+                "logical_replication",
+                f"logical replication with two_phase from here ({', '.join(facts.two_phase_slots)}): subscribers "
+                "prepare as well, so each needs max_prepared_transactions, and keeps locks while this server does",
             )
         )
     return out
