@@ -127,6 +127,7 @@ def test_a_holder_that_lets_go_is_followed_at_once() -> None:
                 await say(node.coordinator, tx, two, None)
                 assert (await node.ended(decided)).state is TxState.COMMITTED
                 assert shop.clock.monotonic() - began < 0.05
+                assert not node.coordinator.phase_two._hurried
 
     run(main())
 
@@ -303,6 +304,7 @@ def test_reports_of_what_nobody_knows() -> None:
             with pytest.raises(Refused) as refused:
                 await say(node.coordinator, tx, xa(tx, "1", "a", session=99), True)
             assert refused_reason(refused) == "BAD_BRANCH"
+            assert node.coordinator.alarms == {"committed_unknown": 1, "bad_report": 2}
             shop.a.commit_by_hand(one.xid)
             for _ in range(2):
                 await say(node.coordinator, tx, one, True)

@@ -244,7 +244,8 @@ class Coordinator:
             return None
         verdict = decide(tx, event, self.clock.now_us(), self.settings.windows)
         if verdict.refusal is not None:
-            self.alarm("reported_before_decision", tx.tx_id, event.branch_id, verdict.refusal.message)
+            kind = "reported_before_decision" if tx.decision is None else "bad_report"
+            self.alarm(kind, tx.tx_id, event.branch_id, verdict.refusal.message)
             raise Refused(verdict.refusal)
         if live is None:
             # Another node carries it out, and looks by itself; or it has ended.

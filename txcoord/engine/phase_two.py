@@ -205,7 +205,6 @@ class PhaseTwo:
         if job.held_until_us > self._clock.now_us() and key not in self._hurried:
             await self._look(key, job, finisher)
             return
-        self._hurried.discard(key)
         try:
             await self._failpoints.reach("finish.before")
             result = await finisher.finish(job.branch.xid, job.commit)
@@ -223,6 +222,7 @@ class PhaseTwo:
         finally:
             # Also when this worker ends: whoever asks again must not be told "on its way".
             self._inflight.discard(key)
+            self._hurried.discard(key)
         if result.finished is Finished.DONE:
             self._tell(job.tx_id, BranchFinished(job.branch.id))
         elif result.finished is Finished.HEURISTIC:
