@@ -93,6 +93,8 @@ async def diagnose(
         if fix and not any(f.refused for f in findings):
             facts, made = await _mend(eyes, facts)
             findings = eyes.judge(facts, expected)
+            if made and not made[0].fixed:  # It says why they are still missing.
+                findings = [f for f in findings if f.reason != made[0].reason]
     except CannotConnect as trouble:
         found.findings.append(trouble.finding)
         return found
