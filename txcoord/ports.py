@@ -239,6 +239,10 @@ class Finisher(Protocol):
         """Delete a small batch of markers older than ``not_after_us``."""
         ...
 
+    def by_hand(self, xid: str, commit: bool) -> str:
+        """The statement with which a person finishes the branch there."""
+        ...
+
     async def close(self) -> None: ...
 
 

@@ -168,6 +168,9 @@ class FakeDatabase:
             del self.markers[key]
         return len(old)
 
+    def by_hand(self, xid: str, commit: bool) -> str:
+        return f"{'COMMIT' if commit else 'ROLLBACK'} PREPARED '{xid}'"
+
     async def close(self) -> None:
         pass
 

@@ -68,6 +68,7 @@ def as_dict(tx: Any, audit: list[Any] | None = None) -> dict[str, Any]:
                 "kind": c.Kind.Name(b.spec.kind).removeprefix("KIND_").lower(),
                 "resource": b.status.target,
                 "xid": b.spec.xa.xid,
+                "connection_id": b.spec.xa.connection_id,
                 "state": _branch_state(b),
                 "attempts": b.status.attempts,
                 "next_attempt_us": b.status.next_attempt_us,

@@ -113,6 +113,10 @@ class ManagedResource:
         """Delete a small batch of old markers."""
         return await self._known().prune_markers(not_after_us, limit)
 
+    def by_hand(self, xid: str, commit: bool) -> str:
+        """What a person runs there."""
+        return self._finisher.by_hand(xid, commit)
+
     async def close(self) -> None:
         """Close all connections."""
         await self._finisher.close()

@@ -146,6 +146,10 @@ class MariaFinisher:
         async with self._session() as s:
             return await s.execute(my.delete_old_markers(not_after_us, limit, self._schema))
 
+    def by_hand(self, xid: str, commit: bool) -> str:
+        """What a person runs there; on MariaDB once the session that prepared is gone."""
+        return my.xa_commit(xid) if commit else my.xa_rollback(xid)
+
     async def close(self) -> None:
         """Close all connections."""
         self._closed = True

@@ -115,6 +115,10 @@ class PostgresFinisher:
             tag = await self._execute(conn, pg.delete_old_markers(not_after_us, limit, self._schema))
             return int(tag.rsplit(" ", 1)[-1])
 
+    def by_hand(self, xid: str, commit: bool) -> str:
+        """What a person runs there."""
+        return pg.commit_prepared(xid) if commit else pg.rollback_prepared(xid)
+
     async def close(self) -> None:
         """Close all connections."""
         self._closed = True

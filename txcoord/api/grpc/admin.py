@@ -165,10 +165,11 @@ class AdminServicer(rpc.AdminServiceServicer):
         if branch is not None:
             effect.state = mapping.BRANCH_STATE[branch.state]
         effect.message = f"the transaction is {after.state}"
-        if branch is not None and branch.xid and action in ("skip", "resolve"):
-            verb = "COMMIT" if after.decision is Decision.COMMIT else "ROLLBACK"
+        finisher = self._c.finishers.get(branch.resource) if branch is not None else None
+        if branch is not None and finisher is not None and branch.xid and action in ("skip", "resolve"):
+            statement = finisher.by_hand(branch.xid, after.decision is Decision.COMMIT)
             effect.message += (
                 f". Its database is left alone: if the branch is still prepared on {branch.resource}, it keeps its "
-                f"locks until somebody runs there: {verb} PREPARED '{branch.xid}';"
+                f"locks until somebody runs there: {statement};"
             )
         return effect
