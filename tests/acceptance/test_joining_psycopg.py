@@ -14,7 +14,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from tests.support.acceptance import Site, new_gid
-from tests.support.acceptance_sync import SyncClient, sync_client
+from tests.support.acceptance_sync import SyncClient, soon, sync_client
 from txcoord_client.sync import Aborted, NoTransaction, OverlappingUnits, Rejected, ResourceMismatch
 
 INSERT = "INSERT INTO note (body) VALUES (%s)"
@@ -47,7 +47,7 @@ def script(site: Site, request: pytest.FixtureRequest, monkeypatch: pytest.Monke
             with psycopg_pool.ConnectionPool(dsn, min_size=1, max_size=3, open=True) as pool:
                 assert client.coord.instrument(pool, resource="accounts") is pool
                 yield Script(client, site, pool.connection)
-                assert pool.get_stats()["pool_available"] == pool.get_stats()["pool_size"]
+                soon(lambda: pool.get_stats()["pool_available"] == pool.get_stats()["pool_size"])
         elif request.param == "module":
             client.coord.instrument(psycopg, resource="accounts")
             yield Script(client, site, lambda **options: psycopg.connect(dsn, **options))

@@ -339,6 +339,18 @@ def test_a_session_from_before_takes_no_part(app: App) -> None:
     assert app.notes() == []
 
 
+def test_an_engine_is_instrumented_once(app: App) -> None:
+    with pytest.raises(Rejected, match="already"):
+        app.coord.instrument(app.client.accounts, resource="accounts")
+    with pytest.raises(Rejected, match="resource name"):
+        app.coord.instrument(create_engine(app.client.accounts.url), resource="x y")
+    with pytest.raises(Rejected, match="outside="):
+        app.coord.instrument(create_engine(app.client.accounts.url), resource="accounts", outside="x")  # type: ignore[arg-type]
+    for wrong in (7, object(), create_engine("sqlite://")):
+        with pytest.raises(Rejected):
+            app.coord.instrument(wrong, resource="accounts")
+
+
 def test_isolation_of_the_engine_counts(app: App) -> None:
     engine = create_engine(app.client.accounts.url, isolation_level="SERIALIZABLE")
     app.coord.instrument(engine, resource="accounts")

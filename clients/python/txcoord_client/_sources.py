@@ -21,25 +21,29 @@ class Resources:
         self._sources: dict[int, Source] = {}
         """Of the engines and pools that were named: they are asked for again and again."""
         for name, target in resources.items():
-            if not identifiers.is_name(name):
-                raise Rejected(
-                    f"resource name {name!r}: 1 to 63 characters of [A-Za-z0-9_.-]",
-                    reason=reasons.UNKNOWN_RESOURCE,
-                )
-            owner = _owner(target)
-            if owner is None:
-                raise Rejected(
-                    f"resource {name!r}: {known.NEEDED}, not {type(target).__name__}",
-                    reason=reasons.UNKNOWN_RESOURCE,
-                )
-            named = self._names.setdefault(id(owner), name)
-            if named != name:
-                raise Rejected(
-                    f"resources {named!r} and {name!r} are the same engine", reason=reasons.UNKNOWN_RESOURCE
-                )
-            # An id means something only while its object lives.
-            self._kept += [owner, target]
-            self._sources[id(target)] = _make(target, owner, name)
+            self.name(name, target)
+
+    def name(self, name: str, target: Any) -> None:
+        """Give an engine or pool its name. Raises Rejected for what is none, or has another one."""
+        if not identifiers.is_name(name):
+            raise Rejected(
+                f"resource name {name!r}: 1 to 63 characters of [A-Za-z0-9_.-]",
+                reason=reasons.UNKNOWN_RESOURCE,
+            )
+        owner = _owner(target)
+        if owner is None:
+            raise Rejected(
+                f"resource {name!r}: {known.NEEDED}, not {type(target).__name__}",
+                reason=reasons.UNKNOWN_RESOURCE,
+            )
+        named = self._names.setdefault(id(owner), name)
+        if named != name:
+            raise Rejected(
+                f"resources {named!r} and {name!r} are the same engine", reason=reasons.UNKNOWN_RESOURCE
+            )
+        # An id means something only while its object lives.
+        self._kept += [owner, target]
+        self._sources[id(target)] = _make(target, owner, name)
 
     def add(self, target: Any, source: Source) -> None:
         """Take a target of a kind of its own, with where its connections come from."""

@@ -39,6 +39,11 @@ def instrument(coordinator: Any, target: Any, *, resource: str, outside: Outside
         from .django_ import InstrumentedAlias
 
         return InstrumentedAlias(home, target).install()
+    if _is_a(target, "asyncpg", "Pool"):
+        _same_kind(is_async, True)
+        from . import asyncpg_
+
+        return asyncpg_.install(home, target)
     if "psycopg" in sys.modules:
         import psycopg
 
@@ -59,8 +64,8 @@ def instrument(coordinator: Any, target: Any, *, resource: str, outside: Outside
 
             return InstrumentedConnect(home, target).install()
     raise Rejected(
-        "instrument() takes a SQLAlchemy engine, a psycopg ConnectionPool, psycopg or a function that connects like "
-        f"psycopg.connect, or the alias of a Django database, not {type(target).__name__}"
+        "instrument() takes a SQLAlchemy engine, an asyncpg Pool, a psycopg ConnectionPool, psycopg or a function that "
+        f"connects like psycopg.connect, or the alias of a Django database, not {type(target).__name__}"
     )
 
 

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import _scope as scope
-from ..errors import NoTransaction
+from ..errors import NoTransaction, Rejected
 from .units import Branch, Units, install
+
+MARK = "_txcoord_instrumented"
 
 
 class Home:
@@ -36,8 +38,16 @@ class Home:
             "outside of it. Say `with coord.outside():` if that is meant"
         )
 
+    def name(self, target: Any, marked: Any) -> None:
+        """Give an engine or pool its name at the Coordinator, and leave a mark. Raises Rejected for one that has it
+        already."""
+        if getattr(marked, MARK, False):
+            raise Rejected("this engine or pool is instrumented already")
+        self._coordinator._resources.name(self.resource, target)
+        setattr(marked, MARK, True)
+
     def add(self, target: Any, source: Any) -> None:
-        """Make a target known to the Coordinator."""
+        """Make a target of a kind of its own known to the Coordinator."""
         self._coordinator._resources.add(target, source)
 
     def units(
@@ -45,21 +55,36 @@ class Home:
     ) -> Units | None:
         """The units of the current transaction's branch, which is opened if need be; None: there is none."""
         tx = self.current()
-        if tx is None:
-            return None
-        known = self._units.get(tx)
-        if known is not None:
-            known.check()
+        known = self._known(tx)
+        if tx is None or known is not None:
             return known
         with scope.opening_a_branch():
             branch = _wait(tx._enter_xa(target, self.resource))
+        return self._entered(tx, branch, family, may_join)
+
+    async def units_in_loop(self, target: Any, family: str) -> Units | None:
+        """The same, for who can wait."""
+        tx = self.current()
+        known = self._known(tx)
+        if tx is None or known is not None:
+            return known
+        with scope.opening_a_branch():
+            branch = await tx._enter_xa(target, self.resource)
+        return self._entered(tx, branch, family, lambda branch: None)
+
+    def _known(self, tx: Any) -> Units | None:
+        known = self._units.get(tx) if tx is not None else None
+        if known is not None:
+            known.check()
+        return known
+
+    def _entered(self, tx: Any, branch: Any, family: str, may_join: Callable[[Branch], None]) -> Units:
         tx._leave_xa(branch, None)  # Units have an end of their own.
         known = self._units.get(tx)
-        if known is not None:
-            return known  # Another task was faster.
-        may_join(branch)
-        known = self._units[tx] = Units(tx, branch, family)
-        install(known)
+        if known is None:  # Or another task was faster.
+            may_join(branch)
+            known = self._units[tx] = Units(tx, branch, family)
+            install(known)
         return known
 
     def no_transaction(self, error: BaseException) -> NoTransaction:

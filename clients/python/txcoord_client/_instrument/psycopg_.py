@@ -201,6 +201,7 @@ class InstrumentedPool:
 
     def install(self) -> Any:
         pool = self._pool
+        self._home.name(pool, pool)
         self._getconn, self._putconn = pool.getconn, pool.putconn
         pool.getconn, pool.putconn = self.getconn, self.putconn
         return pool

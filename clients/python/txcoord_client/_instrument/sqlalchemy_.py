@@ -44,6 +44,7 @@ class InstrumentedEngine:
     def install(self) -> None:
         if self._family not in ("postgresql", "mysql"):
             raise Rejected(f"{self._family} has no XA: it cannot take part", reason=reasons.NOT_SUPPORTED)
+        self._home.name(self._target, self._engine)
         self._adopt(self._engine.pool)
         event.listen(self._engine, "begin", self._on_begin)
         event.listen(self._engine, "begin_twophase", self._on_begin_twophase)
@@ -74,10 +75,12 @@ class InstrumentedEngine:
         return _join(units)
 
     def _may_join(self, branch: Branch) -> None:
-        dbapi: Any = _fairy_of(branch).dbapi_connection
+        fairy = _fairy_of(branch)
+        dbapi: Any = fairy.dbapi_connection
         autocommit = getattr(dbapi, "autocommit", False)
-        if callable(autocommit):
-            autocommit = dbapi.get_autocommit()
+        if callable(autocommit):  # A setter; SQLAlchemy's adapters do not always have its other half.
+            autocommit = getattr(dbapi, "get_autocommit", None) or fairy.driver_connection.get_autocommit
+            autocommit = autocommit()
         if autocommit is True:
             raise Rejected(
                 f"the engine of {branch.resource!r} has the isolation level AUTOCOMMIT, which a global transaction "
