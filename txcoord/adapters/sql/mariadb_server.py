@@ -60,6 +60,7 @@ def session(timeout_s: float) -> str:
         "foreign_key_checks": "1",
         "unique_checks": "1",
         "sql_safe_updates": "0",
+        "sql_notes": "0",
         "sql_select_limit": "DEFAULT",
     }
     return "SET " + ", ".join(f"SESSION {name} = {value}" for name, value in settings.items())

@@ -114,6 +114,8 @@ async def _on_mariadb(url: URL, work: Work[T]) -> T:
         try:
             await mariadb_server.examine(conn, shown(url))
             await mariadb_server.lock_migrations(conn, _PATIENCE_S)
+            # It warns that names of primary keys are not kept, and the driver would log that.
+            await mariadb_server.ask(conn, "SET SESSION max_error_count = 0")
         except BaseException:
             conn.close()
             raise
