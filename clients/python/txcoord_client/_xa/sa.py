@@ -87,6 +87,8 @@ class _AsyncpgRaw:
     async def begin(self, first: str) -> None:
         await self._connection.execute(f"{_begin(self._adapter)}; {first}")
         self._adapter._transaction = _Sentinel(self)
+        # asyncpg before 0.32 gives a cursor only inside a transaction that it has begun itself.
+        self._connection._top_xact = self._connection.transaction()
         if hasattr(self._adapter, "_started"):  # SQLAlchemy 2.0
             self._adapter._started = True
 
@@ -95,6 +97,7 @@ class _AsyncpgRaw:
         return bool(self._connection.is_in_transaction())
 
     def forget_transaction(self) -> None:
+        self._connection._top_xact = None
         self._adapter._transaction = None
         if hasattr(self._adapter, "_started"):
             self._adapter._started = False
