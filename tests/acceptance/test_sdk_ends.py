@@ -128,7 +128,7 @@ async def test_cancelled_at_every_await(site: Site, how: str) -> None:
 # ---- what cannot be sent ----
 
 
-@pytest.mark.parametrize("result", ["text", {"a": 1}, b"x" * 300_000])
+@pytest.mark.parametrize("result", ["text", {"a": 1}, b"x" * 300_000], ids=["text", "dict", "long"])
 @pytest.mark.parametrize("alone", [True, False])
 async def test_a_result_that_cannot_be_stored_is_refused_while_the_work_can_be_undone(
     client: Client, site: Site, result: Any, alone: bool

@@ -219,8 +219,9 @@ async def test_a_deadlock_in_a_flush_is_tried_again(clean: Client, tables: Site)
                 tries += 1
                 mine = tries
                 async with g.xa(session) as db:
-                    one = await db.get_one(Strict, first)
-                    two = await db.get_one(Strict, second)
+                    one, two = await db.get(Strict, first), await db.get(Strict, second)
+                    assert one is not None
+                    assert two is not None
                     one.body = g.tx_id
                     await db.flush()
                     if mine <= 2:
