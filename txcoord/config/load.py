@@ -19,7 +19,7 @@ from .values import PREFIX
 DEFAULT_FILE = "txcoord.toml"
 
 OTHER_VARIABLES = frozenset(
-    {"CONFIG", "ADDRESS", "NAMESPACE", "ACTOR", "FAILPOINTS", "PROFILE", "VENV", "MARIADB", "MYSQL"}
+    {"CONFIG", "ADDRESS", "NAMESPACE", "ACTOR", "FAILPOINTS", "PROFILE", "VENV", "MARIADB", "MYSQL", "PYTHON"}
 )
 """Variables with our prefix that are no settings: read by the command line, by tests and by the scripts."""
 

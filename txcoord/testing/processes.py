@@ -166,8 +166,9 @@ def coordinator(
     )
 
 
-TXCOORD = (sys.executable, "-c", "from txcoord.cli import main; main()")
-"""The command line tool of this very installation."""
+TXCOORD = (os.environ.get("TXCOORD_PYTHON") or sys.executable, "-c", "from txcoord.cli import main; main()")
+"""The command line tool of this very installation, or of the one whose interpreter TXCOORD_PYTHON names: tests of the
+SDK may run where the server cannot."""
 
 
 def run_txcoord(*arguments: str, env: Mapping[str, str], cwd: Path) -> str:
