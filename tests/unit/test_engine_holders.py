@@ -459,15 +459,10 @@ def test_limbo_is_alarmed_once() -> None:
     async def main() -> None:
         async with a_shop() as shop:
             node = shop.node()
-            shop.a.limbo = 2
-            for _ in range(3):
+            for found, alarms in ((2, 0), (2, 1), (2, 1), (0, 1), (1, 1), (0, 1), (1, 1), (1, 2), (1, 2)):
+                shop.a.limbo = found
                 await node.recovery.scan(shop.a)
-            assert node.coordinator.alarms == {"in_limbo": 1}
-            shop.a.limbo = 0
-            await node.recovery.scan(shop.a)
-            shop.a.limbo = 1
-            await node.recovery.scan(shop.a)
-            assert node.coordinator.alarms == {"in_limbo": 2}
+                assert node.coordinator.alarms.get("in_limbo", 0) == alarms
             tx = shop.tx()
             shop.a.says = "IN_LIMBO: nobody knows its name"
             decided = await node.commit(tx, *shop.prepared(tx))

@@ -108,7 +108,8 @@ class Recovery:
         self.orphans: dict[str, int] = {}
         self._late: dict[str, set[str]] = {}
         """Branches with a holder that the last scan of a resource would have finished: it has until the next one."""
-        self._limbo: dict[str, int] = {}
+        self._limbo: dict[str, tuple[int, int]] = {}
+        """How many there were at the last scan of a resource, and for how many there was an alarm."""
         self.problems: dict[str, str] = {}
         """Why a resource could not be scanned the last time."""
 
@@ -253,10 +254,13 @@ class Recovery:
     async def _look_for_limbo(self, finisher: Finisher) -> None:
         """Alarm for prepared branches that nobody can name. They come back when their server is started again."""
         found = await finisher.in_limbo()
-        if found > self._limbo.get(finisher.name, 0):
-            detail = f"IN_LIMBO: {found} on {finisher.name}: restart that server"
+        before, alarmed = self._limbo.get(finisher.name, (0, 0))
+        # Twice in a row: the server may show what was so a while ago.
+        sure = min(found, before)
+        if sure > alarmed:
+            detail = f"IN_LIMBO: {sure} on {finisher.name}: restart that server"
             self._c.alarm("in_limbo", "", detail=detail)
-        self._limbo[finisher.name] = found
+        self._limbo[finisher.name] = (found, max(sure, min(alarmed, found)))
 
     def _row(self, rows: Mapping[str, Tx], x: xids.Xid) -> Tx | None:
         live = self._c.live.get(x.tx_id)
