@@ -8,7 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
+import os
 import threading
+import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,8 +23,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from tests.support.acceptance import INSERT, Site, new_gid
-from tests.support.acceptance_sync import SyncClient, sync_client
-from txcoord_client.sync import Aborted, NotIdle, NoTransaction, OverlappingUnits, Rejected
+from tests.support.acceptance_sync import SyncClient, soon, sync_client
+from txcoord_client.sync import Aborted, ForkedAfterUse, NotIdle, NoTransaction, OverlappingUnits, Rejected
 
 
 class Base(DeclarativeBase):
@@ -102,6 +106,7 @@ def test_units(app: App) -> None:
                 session.add(Note(body=f"{app.body}-6"))
                 session.flush()
                 raise ZeroDivisionError
+        old = app.client.accounts.pool
         app.client.accounts.dispose()
         with app.client.accounts.begin() as conn:
             conn.execute(text(INSERT), {"body": f"{app.body}-7"})
@@ -111,6 +116,7 @@ def test_units(app: App) -> None:
         driver: Any = raw.driver_connection
         driver.execute("INSERT INTO note VALUES (%s)", (f"{app.body}-9",))
         raw.close()
+    old.dispose()  # SQLAlchemy leaves to the garbage what comes back to a pool that was disposed of
     assert app.notes() == [f"{app.body}-{n}" for n in (1, 3, 5, 7, 8)]
 
 
@@ -337,6 +343,49 @@ def test_a_session_from_before_takes_no_part(app: App) -> None:
             session.add(Note(body=app.body))
             session.commit()
     assert app.notes() == []
+
+
+def test_a_forked_child_has_no_part_in_it(app: App) -> None:
+    """The branch's connection is its parent's."""
+    with app.coord.begin("t"):
+        app.add(f"{app.body}-1")
+        session = app.sessions()
+        session.scalar(text("SELECT 1"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of newer Pythons: there are threads
+            child = os.fork()
+        if not child:
+            raised = 0
+            for work in (lambda: app.add(f"{app.body}-2"), lambda: session.execute(text("SELECT 1"))):
+                try:
+                    work()
+                except ForkedAfterUse:
+                    raised += 1
+            session.close()
+            os._exit(raised)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+        session.close()
+        app.add(f"{app.body}-3")
+    assert app.notes() == [f"{app.body}-1", f"{app.body}-3"]
+
+
+def test_a_transaction_leaves_nothing_behind(app: App) -> None:
+    with app.coord.begin("t") as g:
+        app.add()
+        left = weakref.ref(g)
+    del g
+    gc.collect()
+    soon(lambda: gc.collect() >= 0 and left() is None)
+
+
+def test_a_transaction_of_its_own_inside(app: App) -> None:
+    with pytest.raises(ZeroDivisionError), app.coord.begin("t"):
+        app.add(f"{app.body}-1")
+        with app.coord.begin("other", new=True):
+            app.add(f"{app.body}-2")
+        app.add(f"{app.body}-3")
+        raise ZeroDivisionError
+    assert app.notes() == [f"{app.body}-2"]
 
 
 def test_an_engine_is_instrumented_once(app: App) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-import weakref
 from typing import Any
 
 from django.db import connections
@@ -36,8 +35,6 @@ class InstrumentedAlias:
         self.home = home
         self.alias = alias
         self._spare = _Spare(alias)
-        self._wrappers: weakref.WeakKeyDictionary[Any, dict[int, Any]] = weakref.WeakKeyDictionary()
-        self._lock = threading.Lock()
 
     def install(self) -> str:
         """Raises Rejected for an alias that cannot take part, or does already."""
@@ -78,14 +75,13 @@ class InstrumentedAlias:
         tx = None if scope.is_opening_a_branch() else self.home.current()
         if tx is None:
             return None
-        with self._lock:
-            of_threads = self._wrappers.setdefault(tx, {})
-            wrapper = of_threads.get(threading.get_ident())
-            if wrapper is None:
-                handler: Any = connections
-                wrapper = self._inside(handler.settings[self.alias], self.alias)
-                wrapper.txcoord = self
-                of_threads[threading.get_ident()] = wrapper
+        of_threads = self.home.kept(tx)
+        wrapper = of_threads.get(threading.get_ident())
+        if wrapper is None:
+            handler: Any = connections
+            wrapper = self._inside(handler.settings[self.alias], self.alias)
+            wrapper.txcoord = self
+            of_threads[threading.get_ident()] = wrapper
         return wrapper
 
     def unit(self) -> PsycopgUnit:

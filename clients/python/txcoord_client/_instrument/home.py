@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import weakref
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +11,7 @@ from .. import _scope as scope
 from ..errors import NoTransaction, Rejected
 from .units import Branch, Units, install
 
+_KEEPING = threading.Lock()
 MARK = "_txcoord_instrumented"
 
 
@@ -23,7 +24,6 @@ class Home:
         """Are writes outside of a transaction refused?"""
         self._coordinator = coordinator
         """Of the asynchronous or the synchronous SDK."""
-        self._units: weakref.WeakKeyDictionary[Any, Units] = weakref.WeakKeyDictionary()
 
     def current(self) -> Any:
         """The transaction that this code runs in. Raises NoTransaction where its transaction has ended: what was
@@ -72,19 +72,27 @@ class Home:
             branch = await tx._enter_xa(target, self.resource)
         return self._entered(tx, branch, family, lambda branch: None)
 
+    def kept(self, tx: Any) -> dict[Any, Any]:
+        """What of this target is kept with a transaction: it goes with it."""
+        with _KEEPING:
+            every: dict[Home, dict[Any, Any]] = tx.__dict__.setdefault("_instrumented", {})
+            return every.setdefault(self, {})
+
     def _known(self, tx: Any) -> Units | None:
-        known = self._units.get(tx) if tx is not None else None
+        known: Units | None = self.kept(tx).get("units") if tx is not None else None
         if known is not None:
             known.check()
         return known
 
     def _entered(self, tx: Any, branch: Any, family: str, may_join: Callable[[Branch], None]) -> Units:
         tx._leave_xa(branch, None)  # Units have an end of their own.
-        known = self._units.get(tx)
-        if known is None:  # Or another task was faster.
-            may_join(branch)
-            known = self._units[tx] = Units(tx, branch, family)
-            install(known)
+        kept = self.kept(tx)
+        with _KEEPING:
+            known: Units | None = kept.get("units")
+            if known is None:  # Or another task or thread was faster.
+                may_join(branch)
+                known = kept["units"] = Units(tx, branch, family)
+                install(known)
         return known
 
     def no_transaction(self, error: BaseException) -> NoTransaction:

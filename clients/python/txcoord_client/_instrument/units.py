@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from .. import _forks
 from .._xa.branch import reason_of
 from .._xa.drivers import sqlstate_of
 from ..errors import NoTransaction, OverlappingUnits, Rejected, TxcoordError
@@ -61,6 +62,7 @@ class Units:
 
     def check(self) -> None:
         """Raises where nothing more can be done."""
+        _forks.check()  # The connection is the parent's.
         if self.over or not self.whole.active:
             raise NoTransaction(
                 f"the global transaction to which this connection to {self.resource!r} belonged has ended: open a new "
@@ -290,7 +292,7 @@ class Unit:
             swallowed = self.undone or (commit and self.failed)
             loose, self.loose = self.loose, False
             self.open = self.undone = self.failed = False
-            if units.lost is not None or units.over or not units.whole.active:
+            if units.lost is not None or units.over or not units.whole.active or _forks.inherited():
                 units._forget(self)
                 if commit:
                     units.check()
