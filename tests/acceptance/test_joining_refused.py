@@ -13,7 +13,7 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from tests.support.acceptance import INSERT, Client, Site
+from tests.support.acceptance import INSERT, Client, Site, new_gid
 from tests.support.joining import App, Note
 from txcoord_client import Aborted, NotIdle, NoTransaction, Rejected
 
@@ -100,6 +100,31 @@ async def test_isolation_of_the_engine_counts(app: App) -> None:
         conn = await session.connection()
         assert await conn.get_isolation_level() == "SERIALIZABLE"
     await engine.dispose()
+
+
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
+async def test_a_hidden_end_is_noticed(refusing: App, end: str) -> None:
+    """Past everything that looks at statements. A stray COMMIT is in the database; the rest is not."""
+    app = refusing
+    for more in (False, True):
+        app.body = new_gid()
+        with pytest.raises((Aborted, Rejected, DBAPIError)) as caught:
+            async with app.coord.begin("t") as g:
+                await app.add(f"{app.body}-1")
+                await app.add(engine=app.client.ledger)
+                async with app.client.accounts.connect() as conn:
+                    await conn.execute(text(INSERT), {"body": f"{app.body}-2"})
+                    raw = (await conn.get_raw_connection()).driver_connection
+                    assert raw is not None
+                    await raw.execute(end)
+                    if more:
+                        await conn.commit()
+                if more:
+                    await app.add(f"{app.body}-3")
+        assert g.rollback_only
+        assert g._rollback_only == "GUARD" if more else caught.value
+        assert app.notes() == ([f"{app.body}-1", f"{app.body}-2"] if end == "COMMIT" else [])
+        assert app.site.counts(app.body) == (0, 0)
 
 
 async def test_a_lost_connection_dooms_it(app: App) -> None:

@@ -189,7 +189,9 @@ class UnitConnection(_ConnectionProxy):
         try:
             await self._raw.execute("; ".join(statements))
         except BaseException as error:
-            self._unit.broken(error)
+            told = self._unit.broken(error)
+            if isinstance(error, Exception):
+                raise told from error
             raise
 
 

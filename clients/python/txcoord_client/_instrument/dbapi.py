@@ -136,7 +136,9 @@ class UnitConnection:
                 self._control(statements)
             except BaseException as error:
                 # What is open now nobody knows.
-                self._unit.broken(error)
+                told = self._unit.broken(error)
+                if isinstance(error, Exception):
+                    raise told from error
                 raise
 
     @contextmanager

@@ -311,10 +311,16 @@ class Unit:
                 Rejected(f"the branch on {self.units.resource!r} is dead: {error}", reason=reason)
             )
 
-    def broken(self, error: BaseException) -> None:
-        """The connection is lost, or it is not known any more what is open on it."""
-        resource, reason = self.units.resource, reason_of(error)
-        if sqlstate_of(error) == "25P02":
+    def broken(self, error: BaseException) -> TxcoordError:
+        """The connection is lost, or it is not known any more what is open on it. Answers the error to raise."""
+        resource, reason, state = self.units.resource, reason_of(error), sqlstate_of(error)
+        if state in ("25P01", "3B001"):  # No transaction, or no such savepoint.
+            reason = reasons.GUARD
+            what = (
+                f"someone ended the branch's transaction on {resource!r} (a hidden COMMIT or ROLLBACK); what was done "
+                "before a stray COMMIT is in the database"
+            )
+        elif state == "25P02":
             reason, what = (
                 reasons.SILENT_ROLLBACK,
                 f"a statement on {resource!r} failed and its error was swallowed",
@@ -324,7 +330,7 @@ class Unit:
         else:
             reason = reasons.CONNECTION_LOST
             what = f"the connection to {resource!r} is lost: {type(error).__name__}: {error}"
-        self.units.doom(Rejected(what, reason=reason))
+        return self.units.doom(Rejected(what, reason=reason))
 
 
 def _again(error: TxcoordError) -> TxcoordError:
