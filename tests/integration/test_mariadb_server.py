@@ -102,6 +102,18 @@ def test_it_ends_when_its_owner_is_killed() -> None:
         assert server.sql("SELECT 1") == "1"
 
 
+def test_a_port_that_is_taken_meanwhile(mariadb: MariaDBServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was free when it was chosen: the new server takes another, and is not mistaken for the one there."""
+    late = new_mariadb()
+    late._port = mariadb.port
+    looked = iter([True])
+    real = servers.bindable
+    monkeypatch.setattr(servers, "bindable", lambda port: next(looked, False) or real(port))
+    with running(late):
+        assert late.port != mariadb.port
+        assert late.sql("SELECT @@pid_file") == str(late.data / "server.pid")
+
+
 def test_what_to_do_without_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TXCOORD_MARIADB", str(tmp_path))
     with pytest.raises(MariaDBError, match="run scripts/test once"):

@@ -206,12 +206,16 @@ class _MySQLFamily(Server):
             *(f"--{name}={value}" for name, value in self._options().items()),
         ]
 
-    def _ready(self, process: subprocess.Popen[bytes]) -> bool:
+    def _ready(self, _: subprocess.Popen[bytes]) -> bool:
         pymysql = _pymysql()
-        with contextlib.suppress(pymysql.MySQLError, OSError):
-            self.connect().close()
-            # It may have been another server, on the same port, if this one ended meanwhile.
-            return process.poll() is None
+        with (
+            contextlib.suppress(pymysql.MySQLError, OSError),
+            self.connect() as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute("SELECT @@pid_file")
+            # Not another server that has just taken the port.
+            return bool(cursor.fetchone() == (str(self._pid_file()),))
         return False
 
 

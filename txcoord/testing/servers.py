@@ -108,7 +108,7 @@ class Server(ABC):
     def start(self) -> None:
         """Start the server, with new files if the data folder has none, and wait until it is ready."""
         if self.running:
-            return
+            return None
         first = self._lock is None
         self._take_lock()
         if first:
@@ -123,6 +123,19 @@ class Server(ABC):
                 os.chown(new, user.pw_uid, user.pw_gid)
             self._init(new)
             new.rename(self.data)
+        for tries_left in (2, 1, 0):
+            self._launch()
+            try:
+                return self._await_ready()
+            except self.error:
+                # Another server may have taken the port since it was looked at.
+                free_to_move = first and self._fixed_port is None
+                if not (tries_left and free_to_move) or bindable(self.port):
+                    raise
+                self._port = self._choose_port()
+        raise AssertionError("unreachable")
+
+    def _launch(self) -> None:
         command = self._command()
         if self.die_with_parent and (setpriv := shutil.which("setpriv")):
             command = [setpriv, "--pdeathsig", self.stop_signals[0][0].name.removeprefix("SIG"), *command]
@@ -132,7 +145,6 @@ class Server(ABC):
                 command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, **as_nobody(self.data)
             )
         _started.add(self)
-        self._await_ready()
 
     def stop(self) -> None:
         """Stop the server the fast way: open transactions are rolled back, prepared ones kept."""

@@ -193,7 +193,7 @@ class MariaDBStore:
                     # Read-only, perhaps: this server is a replica now; the next connection looks.
                     self._drop(conn)
                 raise self._unavailable(why) from why
-            except (*_CLIENT, errors.Error) as error:
+            except Exception as error:  # whatever a driver makes of a broken connection
                 self._drop(conn)
                 raise ReplyLost(f"{type(error).__name__}: {error}") from error
             except BaseException:
