@@ -52,6 +52,11 @@ def instrument(coordinator: Any, target: Any, *, resource: str, outside: Outside
             from .psycopg_ import InstrumentedPool
 
             return InstrumentedPool(home, target).install()
+        if _is_a(target, "psycopg_pool", "AsyncConnectionPool"):
+            _same_kind(is_async, True)
+            from .psycopg_async import InstrumentedAsyncPool
+
+            return InstrumentedAsyncPool(home, target).install()
         if target is psycopg:
             _same_kind(is_async, False)
             from .psycopg_ import InstrumentedConnect
@@ -64,7 +69,7 @@ def instrument(coordinator: Any, target: Any, *, resource: str, outside: Outside
 
             return InstrumentedConnect(home, target).install()
     raise Rejected(
-        "instrument() takes a SQLAlchemy engine, an asyncpg Pool, a psycopg ConnectionPool, psycopg or a function that "
+        "instrument() takes a SQLAlchemy engine, an asyncpg Pool, a pool of psycopg, psycopg or a function that "
         f"connects like psycopg.connect, or the alias of a Django database, not {type(target).__name__}"
     )
 

@@ -14,7 +14,7 @@ Control = Callable[[Sequence[str]], None]
 """Sends statements on the branch's connection, one after another."""
 
 _MODES = frozenset({"autocommit", "isolation_level", "read_only", "readonly", "deferrable"})
-_MODE_METHODS = frozenset(
+MODE_METHODS = frozenset(
     {
         "set_isolation_level",
         "set_autocommit",
@@ -79,7 +79,7 @@ class UnitConnection:
         """A unit begins with its first statement."""
 
     def __getattr__(self, name: str) -> Any:
-        if name in _MODE_METHODS:
+        if name in MODE_METHODS:
             return self._refuse(f"{name}()")
         value = getattr(self._raw, name)
         if name in _MODES and callable(value):
