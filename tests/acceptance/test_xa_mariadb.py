@@ -37,10 +37,10 @@ def _site(folder: Any, pg: PostgresServer, server: AnyServer, databases: Databas
 
 
 @pytest.fixture(scope="module", params=["mariadb", "mysql"])
-def mortal(
+def shared(
     request: pytest.FixtureRequest, pg18: PostgresServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
-    """A site whose coordinator is killed by the tests of this file, and started again."""
+    """A site that the tests of this file share."""
     server: AnyServer = request.getfixturevalue(request.param)
     databases = Databases()
     site = _site(tmp_path_factory.mktemp("mortal"), pg18, server, databases)
@@ -52,11 +52,18 @@ def mortal(
 
 
 @pytest.fixture
-def site(mortal: Site) -> Site:
+def mortal(shared: Site) -> Iterator[Site]:
+    """It, with a coordinator that is killed, and started again: in a thread, with which it would die."""
+    yield shared
+    shared.coordinator.kill9()
+
+
+@pytest.fixture
+def site(shared: Site) -> Site:
     """It, with a coordinator that lives."""
-    if not mortal.coordinator.running or mortal.coordinator.env.get("TXCOORD_FAILPOINTS"):
-        mortal.restart()
-    return mortal
+    if not shared.coordinator.running or shared.coordinator.env.get("TXCOORD_FAILPOINTS"):
+        shared.restart()
+    return shared
 
 
 @pytest.fixture
