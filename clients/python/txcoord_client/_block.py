@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Protocol
 
-from . import _aio, _finish
+from . import _aio, _finish, _forks
 from ._pb import common_pb2 as c
 from ._pb import coordinator_pb2 as pb
 from ._runtime import Runtime
@@ -136,6 +136,11 @@ class Scope:
     ) -> None:
         tx = self._transaction
         assert tx is not None
+        if _forks.inherited():
+            # Its connections are the parent's, who goes on with them: nothing may be sent there.
+            if error is None:
+                _forks.check()
+            return
         if self._joined:
             if error is not None:
                 tx.set_rollback_only(

@@ -49,8 +49,8 @@ class Runtime:
         self._resources = resources
         self.tasks = _aio.Tasks()
         self._known: dict[str, pb.ResourceInfo] = {}
-        self._checked: dict[int, tuple[object, str]] = {}
-        """Engines and pools (kept, so that their ids stay theirs) and the resource that each was found to be."""
+        self._checked: dict[int, tuple[object, str, str]] = {}
+        """Engines and pools (kept, so that their ids stay theirs), what resource each was found to be, and its schema."""
         self._hello: pb.HelloResponse | None = None
 
     # ---- hello ----
@@ -163,14 +163,16 @@ class Runtime:
     async def _check_identity(self, held: Held, source: Source, dialect: Dialect) -> None:
         """Service and coordinator must mean the same database by a name; asked once for each engine."""
         owner = source.identity_of
-        if owner is not None and self._checked.get(id(owner), (None, ""))[1] == source.resource:
+        known = self._checked.get(id(owner)) if owner is not None else None
+        if known is not None and known[1] == source.resource:
+            held.schema = known[2]
             return
         info = self._known.get(source.resource) or pb.ResourceInfo(name=source.resource)
         if not info.identity:
             # The coordinator had not reached it when it said hello.
             await self.connect_by_default(fresh=True)
             info = self._known.get(source.resource, info)
-        found = await self._identity(held, source, dialect)
+        found, held.schema = await self._identity(held, source, dialect)
         if info.identity and found != info.identity:
             raise ResourceMismatch(
                 f"resource {source.resource!r}: this service is connected to the database {found}, the coordinator "
@@ -178,9 +180,10 @@ class Runtime:
                 facts={"resource": source.resource, "here": found, "coordinator": info.identity},
             )
         if owner is not None and info.identity:
-            self._checked[id(owner)] = (owner, source.resource)
+            self._checked[id(owner)] = (owner, source.resource, held.schema)
 
-    async def _identity(self, held: Held, source: Source, dialect: Dialect) -> str:
+    async def _identity(self, held: Held, source: Source, dialect: Dialect) -> tuple[str, str]:
+        """The identity, and the schema where the dialect tells it."""
         try:
             found = await held.fetch_alone(dialect.identity)
         except Exception as error:
@@ -201,7 +204,7 @@ class Runtime:
                 reason=reasons.RESOURCE_NOT_PREPARED,
                 facts={"resource": source.resource},
             )
-        return str(found[0])
+        return str(found[0]), str(found[1]) if len(found) > 1 else ""
 
     # ---- requests ----
 

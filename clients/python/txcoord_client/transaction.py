@@ -257,7 +257,7 @@ class Transaction:
         with self._calls:
             self._over = True
             unheard = list(self._outstanding.values())
-        for branch in self._branches.values():
+        for branch in list(self._branches.values()):  # Another thread may be adding one.
             if branch.blocks:
                 self.set_rollback_only(
                     reasons.APPLICATION_ERROR,
@@ -282,7 +282,7 @@ class Transaction:
 
     @property
     def _local(self) -> list[Branch]:
-        return [b for b in self._branches.values() if b.stage is not Stage.NEW]
+        return [b for b in list(self._branches.values()) if b.stage is not Stage.NEW]
 
 
 def _own(vote: c.CallVote, number: str) -> bool:

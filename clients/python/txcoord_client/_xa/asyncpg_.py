@@ -13,6 +13,7 @@ _RELEASE_S = 2.0
 class AsyncpgHeld:
     """A connection that the caller gave."""
 
+    schema = ""
     wrote = False  # Nothing tells cheaply: the branch asks the database.
 
     def __init__(self, connection: Any) -> None:

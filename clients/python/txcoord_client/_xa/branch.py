@@ -9,6 +9,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from enum import Enum
+from typing import NoReturn
 
 from .. import _aio
 from .._pb import common_pb2 as c
@@ -142,7 +143,7 @@ class Branch:
                 if not await self._dropped_out():
                     await self._dialect.prepare(self.held, self.xid, self._not_after_us, self._asked)
         except BaseException as error:
-            raise await self._failed(error) from error
+            await self._failed_by(error)
         if self.stage is not Stage.READ_ONLY:
             self.held.forget_transaction()
             self.stage = Stage.PREPARED
@@ -156,7 +157,7 @@ class Branch:
                 if not await self._dropped_out():
                     await self._dialect.commit_one_phase(self.held, self.xid, self._not_after_us, self._asked)
         except BaseException as error:
-            raise await self._failed(error) from error
+            await self._failed_by(error)
         if self.stage is not Stage.READ_ONLY:
             self.held.forget_transaction()
             self.stage = Stage.COMMITTED
@@ -185,6 +186,15 @@ class Branch:
             raise
         self.held.forget_transaction()
         self.stage = Stage.COMMITTED if commit else Stage.ROLLED_BACK
+        return True
+
+    async def lives(self, seconds: float) -> bool:
+        """Is the session of a prepared branch there? It may refuse the question, but then it has answered."""
+        try:
+            async with _aio.timeout(seconds, self.held.abort):
+                await self.held.fetch_row("SELECT 1")
+        except Exception as error:
+            return self._dialect.reply(error, asked=True) not in (None, Reply.UNREACHABLE)
         return True
 
     async def give_up(self) -> None:
@@ -242,6 +252,12 @@ class Branch:
             return False
         self.stage = Stage.READ_ONLY
         return True
+
+    async def _failed_by(self, error: BaseException) -> NoReturn:
+        failed = await self._failed(error)
+        if not isinstance(error, Exception | _aio.Cancelled):
+            raise error  # A thread was interrupted: that is for whoever runs the whole.
+        raise failed from error
 
     async def _failed(self, error: BaseException) -> Failed:
         """What an error at the end of the branch means; leaves no open transaction behind."""

@@ -13,6 +13,7 @@ from .raw import MySqlRaw, PsycopgRaw, Raw
 class DriverHeld:
     """A connection that the caller gave."""
 
+    schema = ""
     wrote = False  # Nothing tells cheaply: the branch asks the database.
 
     def __init__(self, connection: Any, raw: type[PsycopgRaw] | type[MySqlRaw]) -> None:
@@ -67,7 +68,8 @@ class DriverHeld:
             self._driver.cut()
 
     async def take_out(self) -> None:
-        pass  # The caller's own; it was told to whom it belongs.
+        # The caller has it in his hands, or in a pool of his own, and there is no other to give him.
+        raise RuntimeError("a connection of a driver, given by the caller, is closed instead")
 
     async def release(self, committed: bool) -> None:
         self._let_go()

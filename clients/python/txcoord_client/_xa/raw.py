@@ -7,6 +7,11 @@ import os
 import socket
 from typing import Any, Protocol
 
+from ..errors import NotIdle
+from ..protocol import mariadb
+from ..protocol.replies import Reply
+from .drivers import errno_of
+
 
 class Raw(Protocol):
     """A driver's connection."""
@@ -111,6 +116,13 @@ class MySqlRaw:
         return tuple(row) if row is not None else None
 
     async def fetch_alone(self, sql: str) -> tuple[Any, ...] | None:
+        try:
+            # Refused inside a transaction, whose work the rollback below would undo; it is for the next one only.
+            await self.execute("SET TRANSACTION READ WRITE")
+        except Exception as error:
+            if mariadb.meaning(errno_of(error)) is Reply.NOT_IDLE:
+                raise NotIdle(f"this connection is in a transaction already: {error}") from error
+            raise
         try:
             return await self.fetch_row(sql)
         finally:

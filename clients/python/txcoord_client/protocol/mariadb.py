@@ -105,6 +105,10 @@ def read_identity(schema: str = "") -> str:
     return f"SELECT identity FROM {_table(schema, marker.IDENTITY_TABLE)}"
 
 
+READ_IDENTITY_AND_SCHEMA = f"SELECT identity, DATABASE() FROM {marker.IDENTITY_TABLE}"
+"""The same in the session's database, and its name: a ``USE`` may have led elsewhere by the time of the marker."""
+
+
 def missing_rights(schema: str = "") -> Mapping[str, str]:
     """By right, a statement that changes nothing and is refused (:attr:`Reply.REFUSED`) without that right on the
     marker table; :attr:`Reply.NO_TABLE` when there is no such table."""
@@ -328,6 +332,7 @@ _MEANING = {
     1397: Reply.UNKNOWN_XID,
     1440: Reply.DUPLICATE_XID,
     1400: Reply.NOT_IDLE,
+    1568: Reply.NOT_IDLE,  # SET TRANSACTION
     1399: Reply.GUARD,
     1402: Reply.ROLLED_BACK,
     1613: Reply.ROLLED_BACK,

@@ -95,8 +95,8 @@ def timeout_at(until: float, late: Callable[[], object] | None = None) -> Iterat
         yield
         return
     watch = _Watch(until, late)
-    _watchdog.add(watch)
     try:
+        _watchdog.add(watch)  # Here, so that it is ended also when a signal's handler raises.
         yield
     except Exception as error:
         watch.end()
@@ -215,8 +215,14 @@ class Tasks:
         Task(name, function, args).start(lambda task: None)
 
     def shielded(self, name: str, function: Callable[..., T], *args: Any) -> T:
-        """Do it: nobody cancels a thread."""
-        return function(*args)
+        """Do it: nobody cancels a thread. Who closes the Coordinator waits for it."""
+        task = Task(name, function, args)
+        self._tasks.add(task)
+        try:
+            return function(*args)
+        finally:
+            self._tasks.discard(task)
+            task._done.set()
 
     def drain(self, seconds: float) -> list[str]:
         """Let what is under way end; the names of what has not."""

@@ -81,7 +81,13 @@ def _may_one_phase(tx: Transaction, branch: Branch) -> bool:
 def prepare(tx: Transaction) -> None:
     """Prepare all branches of this process, side by side. A failure makes the transaction rollback-only."""
     local = [b for b in tx._local if b.stage is Stage.OPEN]
-    results = _aio.gather([partial(b.prepare, tx._until) for b in local])
+    try:
+        results = _aio.gather([partial(b.prepare, tx._until) for b in local])
+    except BaseException as error:
+        # Interrupted. No commit was asked for yet: nothing is left to wait for its deadline.
+        tx.set_rollback_only(reasons.APPLICATION_ERROR, f"interrupted by {type(error).__name__}")
+        rollback(tx)
+        raise
     for branch, result in zip(local, results, strict=True):
         if isinstance(result, Failed):
             tx.set_rollback_only(result.reason, result.message)
@@ -302,7 +308,7 @@ def release(tx: Transaction, committed: bool) -> None:
             continue
         try:
             tx._runtime.release_branch(branch, tx, committed)
-        except _aio.Cancelled as error:
+        except BaseException as error:
             stopped = error  # The others' too.
     if stopped is not None:
         raise stopped

@@ -13,15 +13,16 @@ from functools import partial
 
 from .._pb import common_pb2 as c
 from .._pb import coordinator_pb2 as pb
-from ..errors import TxcoordError
+from ..errors import TxcoordError, Unavailable
 from . import _aio
 from ._xa.branch import Branch
 from .transaction import Transaction
 
 log = logging.getLogger("txcoord.client")
 _FINISH_S = 5.0
-_ASK_S = 5.0
-"""How long one question waits. Another node may have decided: each question looks into the log."""
+_ASK_S = 1.0
+"""How long one question waits. Another node may have decided: each question looks into the log, and has to come well
+within the time that the coordinator gives to a holder (``recovery.hold``)."""
 _PAUSE_S = 0.5
 _REPORT_S = 5.0
 
@@ -33,9 +34,7 @@ def carry_out(tx: Transaction, kept: list[Branch], out: c.Outcome, until: float)
         return out
     request = _finished(tx, kept, commit)
     if tx._wait <= c.WAIT_LEVEL_DECIDED:
-        tx._runtime.wire.tell(
-            "report", request, _aio.now() + _REPORT_S, "not heard: the end of a branch", tx_id=tx.tx_id
-        )
+        _tell(tx, request)
         return out
     try:
         response = tx._runtime.wire.call("report", request, until, tx_id=tx.tx_id)
@@ -68,31 +67,29 @@ def keep(tx: Transaction, kept: list[Branch]) -> None:
     """Keep these sessions until the decision is known, in a task of their own."""
     if not kept:
         return
-    for branch in kept:
-        if not branch.owned:
-            try:
-                branch.held.take_out()
-            except Exception as error:
-                log.warning(
-                    "a session of %r cannot be kept: %s: %s", branch.resource, type(error).__name__, error
-                )
-                branch.give_up()
-    tx._runtime.tasks.keep(f"txcoord.keep:{tx.tx_id}", _await_decision, tx, kept)
+    try:
+        for branch in kept:
+            if not branch.owned:
+                try:
+                    branch.held.take_out()
+                except Exception as error:
+                    log.warning(
+                        "a session of %r cannot be kept: %s: %s", branch.resource, type(error).__name__, error
+                    )
+                    branch.give_up()
+    finally:
+        tx._runtime.tasks.keep(f"txcoord.keep:{tx.tx_id}", _await_decision, tx, kept)
 
 
 def _await_decision(tx: Transaction, kept: list[Branch]) -> None:
     try:
-        decision = _decision(tx)
+        decision = _decision(tx, kept)
+        if decision == c.DECISION_COMMIT:
+            _give_up_unlisted(tx, kept)
         if decision != c.DECISION_UNSPECIFIED:
             request = _finished(tx, [b for b in kept if b.kept], decision == c.DECISION_COMMIT)
             if request.reports:
-                tx._runtime.wire.tell(
-                    "report",
-                    request,
-                    _aio.now() + _REPORT_S,
-                    "not heard: the end of a branch",
-                    tx_id=tx.tx_id,
-                )
+                _tell(tx, request)
     finally:
         for branch in kept:
             if branch.kept:
@@ -100,13 +97,13 @@ def _await_decision(tx: Transaction, kept: list[Branch]) -> None:
             tx._runtime.release_branch(branch, tx, True)
 
 
-def _decision(tx: Transaction) -> c.Decision:
-    """Wait for it; unspecified once this Coordinator is closed."""
+def _decision(tx: Transaction, kept: list[Branch]) -> c.Decision:
+    """Wait for it; unspecified once this Coordinator is closed, or no session is left that waits for it."""
     request = pb.WaitRequest(
         items=[pb.WaitItem(tx_id=tx.tx_id, level=c.WAIT_LEVEL_DECIDED, expected=True)],
         wait_us=int(_ASK_S * 1e6),
     )
-    while not tx._runtime.closed:
+    while not tx._runtime.closed and any(b.kept for b in kept):
         try:
             response = tx._runtime.wire.call("wait", request, _aio.now() + _ASK_S + 1.0, tx_id=tx.tx_id)
         except TxcoordError:
@@ -118,4 +115,33 @@ def _decision(tx: Transaction) -> c.Decision:
                 return decision
             if result.HasField("status"):
                 _aio.sleep(_PAUSE_S)
+        # An abort may be unlogged: only the node that took it knows of it, and has ended the session.
+        for branch in kept:
+            if branch.kept and not branch.lives(_FINISH_S):
+                branch.give_up()
     return c.DECISION_UNSPECIFIED
+
+
+def _give_up_unlisted(tx: Transaction, kept: list[Branch]) -> None:
+    """What is not in the list that was committed has no part in it: a call that ran twice, say. The coordinator's scan
+    rolls it back, and says so."""
+    listed: set[tuple[str, str, int]] = set()
+    while not tx._runtime.closed:
+        try:
+            response = tx._runtime.wire.call(
+                "get", pb.GetRequest(tx_id=tx.tx_id), _aio.now() + _ASK_S + 1.0, tx_id=tx.tx_id
+            )
+        except Unavailable:
+            _aio.sleep(_PAUSE_S)
+            continue
+        except TxcoordError as error:
+            log.warning("not told: the branches of %s: %s", tx.tx_id, error)
+        else:
+            parts = [branch.spec.xa for branch in response.transaction.branches]
+            listed = {(part.resource, part.xid, part.connection_id) for part in parts}
+        break
+    for branch in kept:
+        part = branch.to_pb().xa
+        if branch.kept and (part.resource, part.xid, part.connection_id) not in listed:
+            log.error("branch %s of %s is not in the list that was committed", branch.number, tx.tx_id)
+            branch.give_up()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import threading
 from collections.abc import Coroutine
 from typing import Any, Generic, TypeVar
@@ -12,11 +13,12 @@ from .._clock import LogClock
 from .._pb import coordinator_pb2 as pb
 from .._wire import Wire as AsyncWire
 from .._wire import wait_level
-from ..errors import Unavailable
+from ..errors import Rejected, Unavailable
 from . import _aio
 
 __all__ = ["Told", "Wire", "wait_level"]
 
+log = logging.getLogger("txcoord.client")
 T = TypeVar("T")
 _SPARE_S = 5.0
 """The loop's own time-outs come first; who still waits after that much more waits for a dead thread."""
@@ -88,8 +90,13 @@ class Wire:
         async def send() -> Any:
             return await wire.tell(name, request, _loops(until), unheard, tx_id=tx_id, gid=gid).ended()
 
-        assert self._loop is not None
-        return Told(asyncio.run_coroutine_threadsafe(send(), self._loop))
+        loop = self._loop
+        if loop is None:
+            closed: concurrent.futures.Future[Any] = concurrent.futures.Future()
+            closed.set_result(None)
+            log.warning("%s of %s: the Coordinator is closed", unheard, tx_id)
+            return Told(closed)
+        return Told(asyncio.run_coroutine_threadsafe(send(), loop))
 
     def unary(self, name: str, request: Any, until: float) -> Any:
         """A call that has no operation of its own in a Session."""
@@ -123,8 +130,11 @@ class Wire:
         return self._run(self._wire.drain(seconds), _aio.now() + seconds)
 
     def _run(self, work: Coroutine[Any, Any, T], until: float) -> T:
-        assert self._loop is not None
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        loop = self._loop
+        if loop is None:
+            work.close()
+            raise Rejected("this Coordinator is closed", reason="CLOSED")
+        future = asyncio.run_coroutine_threadsafe(work, loop)
         try:
             return future.result(max(until - _aio.now(), 0.0) + _SPARE_S)
         except concurrent.futures.TimeoutError:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from enum import Enum
+from typing import NoReturn
 
 from ..._pb import common_pb2 as c
 from ..._xa.drivers import errno_of, is_driver, sqlstate_of
@@ -143,7 +144,7 @@ class Branch:
                 if not self._dropped_out():
                     self._dialect.prepare(self.held, self.xid, self._not_after_us, self._asked)
         except BaseException as error:
-            raise self._failed(error) from error
+            self._failed_by(error)
         if self.stage is not Stage.READ_ONLY:
             self.held.forget_transaction()
             self.stage = Stage.PREPARED
@@ -157,7 +158,7 @@ class Branch:
                 if not self._dropped_out():
                     self._dialect.commit_one_phase(self.held, self.xid, self._not_after_us, self._asked)
         except BaseException as error:
-            raise self._failed(error) from error
+            self._failed_by(error)
         if self.stage is not Stage.READ_ONLY:
             self.held.forget_transaction()
             self.stage = Stage.COMMITTED
@@ -186,6 +187,15 @@ class Branch:
             raise
         self.held.forget_transaction()
         self.stage = Stage.COMMITTED if commit else Stage.ROLLED_BACK
+        return True
+
+    def lives(self, seconds: float) -> bool:
+        """Is the session of a prepared branch there? It may refuse the question, but then it has answered."""
+        try:
+            with _aio.timeout(seconds, self.held.abort):
+                self.held.fetch_row("SELECT 1")
+        except Exception as error:
+            return self._dialect.reply(error, asked=True) not in (None, Reply.UNREACHABLE)
         return True
 
     def give_up(self) -> None:
@@ -243,6 +253,12 @@ class Branch:
             return False
         self.stage = Stage.READ_ONLY
         return True
+
+    def _failed_by(self, error: BaseException) -> NoReturn:
+        failed = self._failed(error)
+        if not isinstance(error, Exception | _aio.Cancelled):
+            raise error  # A thread was interrupted: that is for whoever runs the whole.
+        raise failed from error
 
     def _failed(self, error: BaseException) -> Failed:
         """What an error at the end of the branch means; leaves no open transaction behind."""

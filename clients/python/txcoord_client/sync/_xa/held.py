@@ -18,6 +18,10 @@ class Held(Protocol):
     value: Any
     """What the application works with: the connection or session."""
 
+    schema: str
+    """MySQL, MariaDB: the database that the marker belongs in, once it is known to be the resource's; empty: the
+    session's."""
+
     def open(self) -> None:
         """Get the connection. Raises NotIdle when it is in a transaction already."""
         ...

@@ -23,7 +23,7 @@ class MariaDB:
     """The session that prepared must finish: it is kept until the decision."""
 
     holds = True
-    identity = my.read_identity()
+    identity = my.READ_IDENTITY_AND_SCHEMA
 
     def begin(self, held: Held, xid: Xid, refused: RefusedEnd, *, read_only: bool) -> Xid:
         row = held.fetch_row(my.READ_CONNECTION_ID)
@@ -48,13 +48,15 @@ class MariaDB:
         return True
 
     def prepare(self, held: Held, xid: Xid, not_after_us: int, asked: Callable[[], object]) -> None:
-        self._mark(held, my.insert_marker(xid.tx_id, xid.branch, marker.XA, not_after_us))
+        sql = my.insert_marker(xid.tx_id, xid.branch, marker.XA, not_after_us, schema=held.schema)
+        self._mark(held, sql)
         held.execute(my.xa_end(str(xid)))
         asked()
         held.execute(my.xa_prepare(str(xid)))
 
     def commit_one_phase(self, held: Held, xid: Xid, not_after_us: int, asked: Callable[[], object]) -> None:
-        self._mark(held, my.insert_marker(xid.tx_id, marker.ONE_BRANCH, marker.ONE, not_after_us))
+        sql = my.insert_marker(xid.tx_id, marker.ONE_BRANCH, marker.ONE, not_after_us, schema=held.schema)
+        self._mark(held, sql)
         held.execute(my.xa_end(str(xid)))
         asked()
         held.execute(my.xa_commit_one_phase(str(xid)))

@@ -8,6 +8,11 @@ import os
 import socket
 from typing import Any, Protocol
 
+from ..._xa.drivers import errno_of
+from ...errors import NotIdle
+from ...protocol import mariadb
+from ...protocol.replies import Reply
+
 
 class Raw(Protocol):
     """A driver's connection."""
@@ -112,6 +117,13 @@ class MySqlRaw:
         return tuple(row) if row is not None else None
 
     def fetch_alone(self, sql: str) -> tuple[Any, ...] | None:
+        try:
+            # Refused inside a transaction, whose work the rollback below would undo; it is for the next one only.
+            self.execute("SET TRANSACTION READ WRITE")
+        except Exception as error:
+            if mariadb.meaning(errno_of(error)) is Reply.NOT_IDLE:
+                raise NotIdle(f"this connection is in a transaction already: {error}") from error
+            raise
         try:
             return self.fetch_row(sql)
         finally:

@@ -74,6 +74,7 @@ class _SqlAlchemyHeld(ABC):
 
     def __init__(self, value: Any) -> None:
         self.value = value
+        self.schema = ""
         self.wrote = False
         self.ended = False
         """Has the branch ended, and its connection not been given back yet?"""
@@ -183,7 +184,9 @@ class _SqlAlchemyHeld(ABC):
         self._discard()
 
     def _let_go(self) -> None:
-        _writers.pop(id(self._sync), None)
+        # The caller's own connection may be in another branch by now.
+        if _writers.get(id(self._sync)) is self:
+            del _writers[id(self._sync)]
 
     @abstractmethod
     def _release(self, committed: bool) -> None: ...
