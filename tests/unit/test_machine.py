@@ -262,6 +262,9 @@ def test_the_fence() -> None:
     assert verdict.change is not None
     assert (verdict.change.kind, verdict.change.not_after_us) == (ChangeKind.INSERT, None)
     assert verdict.effects == (Finish(verdict.tx.branches[0], False),)
+    early = ask(None, orphan, W)
+    assert early.change is not None
+    assert early.change.not_after_us == W, "decided by W it reads as an outcome: it must not land later"
     assert (expired(FENCED, WINDOWS), expired(LATE_FENCE, WINDOWS)) == (False, True)
 
 

@@ -372,7 +372,7 @@ def _deadline(tx: Tx, event: DeadlinePassed, now_us: int) -> Verdict:
 def _orphan(tx: Tx | None, event: OrphanFound, now_us: int, windows: Windows) -> Verdict:
     """Fence an orphan: its ABORT row first; whoever comes later reads it and obeys.
 
-    No upper limit applies: after W this row is a fence, which its own time shows.
+    No upper limit applies to what is decided after W: such a row is a fence, which its own time shows.
     """
     if tx is not None:
         return Verdict(tx)
@@ -383,9 +383,16 @@ def _orphan(tx: Tx | None, event: OrphanFound, now_us: int, windows: Windows) ->
     entry = HistoryEntry(
         now_us, "orphan.fenced", new.branches[0].id if new.branches else "", "scanner", "ORPHAN"
     )
-    return Verdict(
-        new, Change(ChangeKind.INSERT, new, new.branches, history=(entry,)), settle.effects_of(new)
+    # Decided by W it reads as an outcome: it must not land where the row that it did not find may be deleted since.
+    until = windows.abort_until(new.deadline_us)
+    change = Change(
+        ChangeKind.INSERT,
+        new,
+        new.branches,
+        not_after_us=until if now_us <= until else None,
+        history=(entry,),
     )
+    return Verdict(new, change, settle.effects_of(new))
 
 
 def _write(
