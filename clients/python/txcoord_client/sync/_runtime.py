@@ -51,7 +51,7 @@ class Runtime:
         self.tasks = _aio.Tasks()
         self._known: dict[str, pb.ResourceInfo] = {}
         self._checked: dict[int, tuple[object, str, str]] = {}
-        """Engines and pools (kept, so that their ids stay theirs), what resource each was found to be, and its schema."""
+        """Engines and pools (kept, so that their ids stay theirs), what resource each is, and its schema."""
         self._hello: pb.HelloResponse | None = None
 
     # ---- hello ----
