@@ -68,6 +68,10 @@ class Forking:
         )
 
 
+class Gone(Exception):
+    """Of a child."""
+
+
 @pytest.fixture(params=[False, True], ids=["parent idle", "parent used it"])
 def forking(request: pytest.FixtureRequest, site: Site, tmp_path: Path) -> Forking:
     return Forking(site, tmp_path, parent_uses=request.param)
@@ -182,6 +186,40 @@ def test_a_fork_inside_of_a_transaction_cannot_go_on_with_it(site: Site) -> None
             assert os.read(reader, 100) == b"ForkedAfterUse"
             os.close(reader)
             client.write(g, client.ledger, body)
+    assert site.counts(body) == (1, 1)
+
+
+@pytest.mark.parametrize("how", ["leaves it", "raises"])
+def test_a_fork_that_leaves_the_block_ends_nothing(site: Site, how: str) -> None:
+    """Neither ROLLBACK nor PREPARE is sent on the parent's connections."""
+    body = new_gid()
+    with sync_client(site) as client:
+        reader, writer = os.pipe()
+        parent = os.getpid()
+        said = ""
+        try:
+            with client.coord.begin("order") as g:
+                client.write(g, client.accounts, body)
+                client.write(g, client.ledger, body)
+                child = os.fork()
+                if child:
+                    os.close(writer)
+                    assert os.waitpid(child, 0) == (child, 0)
+                    assert os.read(reader, 100).decode() == (
+                        "ForkedAfterUse" if how == "leaves it" else "Gone"
+                    )
+                    os.close(reader)
+                elif how == "raises":
+                    raise Gone
+            said = "it committed"
+        except BaseException as error:
+            if os.getpid() == parent:
+                raise
+            said = type(error).__name__
+        finally:
+            if os.getpid() != parent:
+                os.write(writer, said.encode())
+                os._exit(0)
     assert site.counts(body) == (1, 1)
 
 

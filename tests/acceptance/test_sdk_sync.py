@@ -26,6 +26,7 @@ from txcoord_client.sync import (
     ResourceBusy,
     Transaction,
 )
+from txcoord_client.sync._xa.branch import Branch
 
 
 def engine_on(db: Db, **options: Any) -> Engine:
@@ -288,3 +289,53 @@ def test_questions_and_the_end_of_a_coordinator(site: Site) -> None:
     client.close()
     assert not [t.name for t in threading.enumerate() if t.name == "txcoord.wire"]
     del g
+
+
+def test_closing_waits_for_ends_in_other_threads(site: Site) -> None:
+    client = Client(site)
+    body = new_gid()
+    asked, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with client.coord.begin("sync") as g:
+            client.write_both(g, body)
+            wire = g._runtime.wire
+            call = wire.call
+
+            def late(name: str, *more: Any, **names: Any) -> Any:
+                asked.set()
+                assert go_on.wait(20)
+                return call(name, *more, **names)
+
+            wire.call = late  # type: ignore[method-assign]
+
+    with ThreadPoolExecutor() as threads:
+        working = threads.submit(work)
+        assert asked.wait(20)
+        runtime = client.coord._runtime()
+        closing = threads.submit(client.coord.close)
+        eventually(lambda: runtime.closed)
+        go_on.set()
+        working.result(20)
+        closing.result(20)
+    assert site.counts(body) == (1, 1)
+    client.close()
+
+
+def test_an_interrupt_while_it_prepares_undoes_all_and_comes_out(
+    client: Client, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = new_gid()
+    prepare = Branch.prepare
+
+    def interrupted(branch: Branch, until: float) -> None:
+        if branch.number == "2":
+            raise KeyboardInterrupt
+        prepare(branch, until)
+
+    monkeypatch.setattr(Branch, "prepare", interrupted)
+    with pytest.raises(KeyboardInterrupt), client.coord.begin("sync", timeout=600) as g:
+        client.write_both(g, body)
+    eventually(lambda: not site.prepared(g.tx_id))
+    assert site.counts(body) == (0, 0)
+    assert client.idle()
