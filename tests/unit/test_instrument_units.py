@@ -130,15 +130,29 @@ class Application:
             elif self.send(f"ROLLBACK TO SAVEPOINT {name}"):
                 del self.rows[at:]
                 self.send(f"RELEASE SAVEPOINT {name}")
+        elif what == "unseen":
+            self.unseen(number)
         elif what in ("commit", "rollback"):
             return self.end(what == "commit")
         return []
+
+    def unseen(self, number: int) -> None:
+        """Something is done past it, on the driver's own connection."""
+        try:
+            self.unit.work_unseen()
+            self.db.run(f"INSERT {number}")
+        except (Rejected, DatabaseError):
+            return
+        self.rows.append(number)
 
 
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["write", "write", "read", "nest", "release", "back", "fail", "commit", "commit", "rollback"]
+            [
+                *("write", "write", "read", "nest", "release", "back", "fail"),
+                *("commit", "commit", "rollback", "unseen", "close"),
+            ]
         ),
         st.integers(0, 2),
     ),
@@ -153,6 +167,8 @@ def played(steps: list[tuple[str, int]], family: str) -> tuple[Whole, Database, 
     applications = [Application(units.unit(), db) for _ in range(3)]
     committed: list[int] = []
     for number, (what, who) in enumerate(steps):
+        if what == "close":  # the transaction has begun to end; others don't know yet
+            whole.active = False
         committed += applications[who].do(what, number)
     whole.active = False
     try:
@@ -224,11 +240,25 @@ def test_a_failed_unit_gives_way() -> None:
         "0write 1write 1commit 0rollback",
         "0nest 1write 1commit 0back",
         "0write 1write 2write 1commit",
+        "0write 1unseen 0rollback",
     ],
 )
 def test_what_overlaps(steps: str) -> None:
     whole, _, _ = played([(s[1:], int(s[0])) for s in steps.split()], "postgresql")
     assert whole.reason == "OVERLAPPING_UNITS"
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+@pytest.mark.parametrize("work", ["write", "unseen"])
+def test_what_ends_while_the_whole_is_ending_dooms_it(work: str, end: str) -> None:
+    """Nothing can be sent any more: it would be prepared, though it was rolled back or told to be lost."""
+    whole, _, committed = played([(work, 0), ("close", 0), (end, 0)], "postgresql")
+    assert (whole.reason, committed) == ("UNIT_OPEN", [])
+
+
+def test_unseen_work_cannot_be_undone_with_a_failed_statement() -> None:
+    whole, _, committed = played([("unseen", 0), ("fail", 0), ("commit", 0)], "postgresql")
+    assert (whole.reason, committed) == ("NOT_SUPPORTED", [])
 
 
 def test_nothing_can_be_done_with_what_is_doomed() -> None:

@@ -190,6 +190,12 @@ class UnitCursor:
         with self._connection._sending(statement) as sent:
             return self._own(self._cursor.executemany(sent, *args, **options))
 
+    @property
+    def connection(self) -> UnitConnection:
+        """The unit's, not the branch's."""
+        connection: UnitConnection = self._connection
+        return connection
+
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._cursor, name)
         if name in _SENDS and callable(value):

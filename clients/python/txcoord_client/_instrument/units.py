@@ -51,6 +51,9 @@ class Units:
         self.lost: TxcoordError | None = None
         """Why nothing more can be done on its connection."""
         self._open: list[Unit] = []
+        """Those that have a savepoint."""
+        self._loose: set[Unit] = set()
+        """Those that did something without one."""
         self._busy = 0
         self._serial = 0
 
@@ -89,9 +92,8 @@ class Units:
             if self.lost is not None:
                 raise _again(self.lost)
             self.over = True
-            for unit in self._open:
-                if not unit.reads or unit.held >= 0:
-                    raise self.doom(self._unfinished("has work that was neither committed nor rolled back"))
+            if self._loose or any(not unit.reads or unit.held >= 0 for unit in self._open):
+                raise self.doom(self._unfinished("has work that was neither committed nor rolled back"))
             return f"ROLLBACK TO SAVEPOINT {self._open[0].name}" if self._open else ""
         finally:
             self.lock.release()
@@ -188,11 +190,10 @@ class Units:
                     reason=reasons.NOT_SUPPORTED,
                 )
             )
-        if self._open:
-            self._open[-1].held = len(self._open[-1].nested)
 
     def _forget(self, unit: Unit) -> None:
         unit.anchored = False
+        self._loose.discard(unit)
         if unit in self._open:
             self._open.remove(unit)
 
@@ -237,8 +238,6 @@ class Unit:
         """Did a statement fail, so that PostgreSQL takes nothing but a rollback?"""
         self.undone = False
         """Was it rolled back already, when another began to work?"""
-        self.loose = False
-        """Was something done without a savepoint of its own?"""
         self._suffix = f"_u{number}"
 
     def before(self, statement: str) -> tuple[list[str], str]:
@@ -263,21 +262,23 @@ class Unit:
             return self._begin_or_work(False)
 
     def work_unseen(self) -> None:
-        """The same, where nothing can be sent: then it cannot be rolled back alone any more."""
+        """The same, where nothing can be sent: without a savepoint before it, it cannot be rolled back alone."""
         units = self.units
         with units.lock:
             units.check()
-            if self.anchored:
-                self.begin()
-                return
-            self.open, self.reads, self.loose = True, False, True
+            if self.undone:
+                raise _swallowed(units.resource)
+            self.open, self.reads = True, False
+            if not self.anchored:
+                units._loose.add(self)
+            for other in units._younger(self) if self.anchored else units._open[-1:]:
+                other.held = len(other.nested)
 
     def _begin_or_work(self, reads: bool) -> list[str]:
         if self.undone:
             raise _swallowed(self.units.resource)
         if not self.open:
             self.open = self.reads = True
-            self.loose = False
         first = self.units._works(self, reads) if self.anchored else self.units._begin(self)
         self.reads = self.reads and reads
         return first
@@ -290,15 +291,20 @@ class Unit:
             if not self.open:
                 return [], None
             swallowed = self.undone or (commit and self.failed)
-            loose, self.loose = self.loose, False
             self.open = self.undone = self.failed = False
-            if units.lost is not None or units.over or not units.whole.active or _forks.inherited():
+            if units.lost is not None or units.over or _forks.inherited():
                 units._forget(self)
                 if commit:
                     units.check()
                 return [], None  # It was undone with the branch, or will be.
-            if loose:
-                units._loose_end(commit)
+            if not units.whole.active:
+                # Too late: nothing can be sent. It stays where it is, for the branch's end to see.
+                if commit:
+                    units.check()
+                return [], None
+            if self in units._loose:
+                units._loose.discard(self)
+                units._loose_end(commit and not swallowed)
             sent = units._end(self, commit and not swallowed) if self.anchored else []
             return sent, _swallowed(self.units.resource) if commit and swallowed else None
 
