@@ -256,7 +256,8 @@ class Coordinator(Services):
         """Code that uses ``target`` as it always did joins the current transaction by itself: what it begins, commits
         and rolls back inside is a unit of work of the whole, a savepoint. Once, at start-up. Answers the target.
 
-        ``target``: a SQLAlchemy engine, a pool or the ``connect`` of psycopg, the alias of a Django database.
+        ``target``: a SQLAlchemy engine, a pool of asyncpg or psycopg, psycopg itself or a function that connects as
+        ``psycopg.connect`` does, the alias of a Django database; of the kind, for loops or threads, that this is.
         ``resource``: its database's name. ``outside``: what happens to writes where there is no transaction.
         ``"refuse"``: the database refuses them, and NoTransaction is raised, but inside :meth:`outside`; ``"local"``:
         nothing is changed there.
