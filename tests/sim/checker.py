@@ -1,0 +1,205 @@
+"""What must be so when everything has come to rest, and what may never happen on the way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from txcoord.core.model import Change, ChangeKind, WriteResult, Written
+
+if TYPE_CHECKING:
+    from .world import World
+
+QUIET_ALARMS = frozenset({"in_limbo"})
+"""These tell of what the world itself has done; any other is a mistake of the code."""
+CRASHES = frozenset(
+    {
+        "api.crashed",
+        "branch.finish_crashed",
+        "branch.look_crashed",
+        "deadline.failed",
+        "lane.crashed",
+        "log.change_refused",
+        "log.flush_failed",
+        "log.listener_failed",
+        "log.read_failed",
+        "recovery.failed",
+        "scan.failed",
+        "takeover.failed",
+        "task.crashed",
+        "timer.crashed",
+    }
+)
+
+
+@dataclass
+class Attempt:
+    """One transaction as its initiator knows it."""
+
+    op: str
+    tx_id: str
+    deadline_us: int
+    gid: str = ""
+    resources: tuple[str, ...] = ()
+    rows: list[str] = field(default_factory=list)
+    """What it has done, or was about to do: a row for each branch."""
+    doomed: bool = False
+    """Something of it has failed: it must not commit."""
+    told: list[tuple[str, str]] = field(default_factory=list)
+    """Who was told what."""
+
+
+class Checker:
+    """Keeps the history; the world's databases have the truth."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.attempts: dict[str, Attempt] = {}
+        self.violations: list[str] = []
+        self.decisions: dict[str, str] = {}
+        self.alarms: list[str] = []
+        self.running = 0
+        """Operations of clients that have not ended."""
+
+    def wrong(self, text: str) -> None:
+        """Something that must not be."""
+        self._world.note("WRONG", what=text)
+        if text not in self.violations:
+            self.violations.append(text)
+
+    # ---- while it runs ----
+
+    def changed(self, change: Change, result: WriteResult) -> None:
+        """The log has seen a change: the decision of a transaction never changes."""
+        tx_id = change.tx.tx_id
+        if result.written is not Written.OK:
+            return
+        found = self._world.log.select(
+            f"SELECT decision, decided_by FROM txcoord_tx WHERE tx_id = '{tx_id}'"
+        )
+        decision = (found[0][0] or "") if found else ""
+        before = self.decisions.get(tx_id, "")
+        if before and decision != before:
+            self.wrong(f"{self._name(tx_id)}: the decision was {before}, and is {decision or 'none'} now")
+        if decision and not before:
+            self.decisions[tx_id] = decision
+            self._world.note("decided", tx=tx_id, decision=decision, by=found[0][1])
+        if change.kind in (ChangeKind.INSERT, ChangeKind.AMEND, ChangeKind.PROGRESS):
+            self._world.acted(change, decision)
+
+    def log_restarted(self) -> None:
+        """What was not synced is gone. Only what a database has decided may be."""
+        rows = dict(self._world.log.select("SELECT tx_id, decision FROM txcoord_tx"))
+        for tx_id, decision in list(self.decisions.items()):
+            if (rows.get(tx_id) or "") != decision:
+                # A lazy report of a one-phase commit, of which the database itself knows.
+                self._world.note("lost with the log", tx=tx_id, decision=decision)
+                del self.decisions[tx_id]
+
+    def told(self, tx_id: str, who: str, state: str) -> None:
+        """Somebody was told how a transaction stands."""
+        attempt = self.attempts.get(tx_id)
+        if attempt is None:
+            return
+        attempt.told.append((who, state))
+        self._world.note("told", tx=tx_id, who=who, state=state)
+        if state == "COMMITTED" and not attempt.doomed:
+            missing = [row for row in attempt.rows if not self._world.has_row(row)]
+            if missing:
+                self.wrong(f"{attempt.op}: {who} was told COMMITTED while {missing} is not there")
+
+    def event(self, name: str, facts: dict[str, object]) -> None:
+        """A line of the logs."""
+        if name.startswith("alarm."):
+            kind = name.removeprefix("alarm.")
+            self.alarms.append(kind)
+            self._world.note("alarm", what=kind, tx=facts.get("tx_id"), detail=facts.get("detail"))
+            if kind not in QUIET_ALARMS:
+                self.wrong(f"alarm {kind}: {facts.get('detail')}")
+        elif name in CRASHES:
+            error = facts.get("exc_info") or facts.get("reason")
+            self.wrong(f"{name}: {_short(error)}")
+
+    # ---- in the end ----
+
+    def unsettled(self) -> list[str]:
+        """Why it has not come to rest yet."""
+        world = self._world
+        out = []
+        if world.net.late:
+            out.append(f"{world.net.late} messages are still on their way")
+        if self.running:
+            out.append(f"{self.running} operations of clients have not ended")
+        for row in world.log.select(
+            "SELECT tx_id, state, owner FROM txcoord_tx WHERE decision IS NULL OR ended_us = 0"
+        ):
+            out.append(f"{self._name(row[0])} is {row[1]} in the log (owner {row[2] or 'nobody'})")
+        for database in world.databases.values():
+            for xid in database.prepared:
+                if not world.is_foreign(xid):
+                    out.append(f"{self._branch(xid)} is prepared in {database.name}")
+            for tx in getattr(database, "limbo", []):
+                out.append(f"{self._branch(tx.xid)} is in limbo in {database.name}")
+            out += [
+                f"{s.id} of {database.name} has an open transaction"
+                for s in database.sessions.values()
+                if s.tx is not None
+            ]
+        return out
+
+    def final(self) -> None:
+        """Nothing happens any more."""
+        world = self._world
+        rows: Counter[str] = Counter(row for d in world.databases.values() for row in d.rows)
+        log = {
+            tx_id: decision or ""
+            for tx_id, decision in world.log.select("SELECT tx_id, decision FROM txcoord_tx")
+        }
+        by_gid: dict[str, list[str]] = {}
+        for tx_id, a in self.attempts.items():
+            there = [row for row in a.rows if rows[row]]
+            for row in a.rows:
+                if rows[row] > 1:
+                    self.wrong(f"{a.op}: {row} was done {rows[row]} times")
+            if there and len(there) != len(a.rows):
+                missing = [row for row in a.rows if not rows[row]]
+                self.wrong(f"{a.op} is torn: {there} is there, {missing} is not")
+            if there and a.doomed:
+                self.wrong(f"{a.op}: a statement of it had failed, and it was committed")
+            states = {state for _, state in a.told}
+            if states & {"COMMITTED", "COMMITTING"} and len(there) != len(a.rows) and not a.doomed:
+                self.wrong(f"{a.op}: told {sorted(a.told)}, and {len(there)} of {len(a.rows)} rows are there")
+            if states & {"ABORTED", "ABORTING"} and there:
+                self.wrong(f"{a.op}: told {sorted(a.told)}, and {there} is there")
+            if log.get(tx_id) == "commit" and len(there) != len(a.rows):
+                self.wrong(f"{a.op}: the log says commit, and {len(there)} of {len(a.rows)} rows are there")
+            if log.get(tx_id) == "abort" and there:
+                self.wrong(f"{a.op}: the log says abort, and {there} is there")
+            if there and a.gid:
+                by_gid.setdefault(a.gid, []).append(a.op)
+        for gid, ops in by_gid.items():
+            if len(ops) > 1:
+                self.wrong(f"gid {gid} was done {len(ops)} times: {ops}")
+        for database in world.databases.values():
+            for xid in world.foreign:
+                if xid not in database.prepared:
+                    self.wrong(f"the foreign transaction {xid} in {database.name} was touched")
+        known = {row for a in self.attempts.values() for row in a.rows}
+        for row in rows:
+            if row not in known:
+                self.wrong(f"{row} was done by nobody")
+
+    def _name(self, tx_id: str) -> str:
+        attempt = self.attempts.get(tx_id)
+        return f"{attempt.op} ({tx_id[-6:]})" if attempt is not None else tx_id[-6:]
+
+    def _branch(self, xid: str) -> str:
+        parts = xid.split(".", 4)
+        return f"branch {parts[4]} of {self._name(parts[3])}" if len(parts) == 5 else xid
+
+
+def _short(error: object) -> str:
+    if isinstance(error, BaseException):
+        return f"{type(error).__name__}: {error}"
+    return str(error)[:300]

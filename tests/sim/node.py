@@ -1,0 +1,162 @@
+"""A coordinator node: the real engine, recovery, log and finishers, and the real servicer, in a simulated process."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+from txcoord.adapters.embedded import SystemClock, Tasks
+from txcoord.adapters.sql.leases import SqlLeases
+from txcoord.adapters.xa.mariadb import MariaFinisher
+from txcoord.adapters.xa.postgresql import PostgresFinisher
+from txcoord.api.grpc.mapping import Limits
+from txcoord.api.grpc.operations import Operations
+from txcoord.api.grpc.servicer import CoordinatorServicer
+from txcoord.engine.coordinator import Coordinator, EngineSettings
+from txcoord.engine.recovery import RecoverySettings
+from txcoord.ports import LogUnavailable, ResourceStatus
+from txcoord.wiring.node import CarefulLeases, CarefulRecovery
+
+from .log import new_log
+from .loop import Process
+from .settings import BACKOFF, HOLD_US, LEASE_US, SCAN_S, SWEEP_S, TAKEOVER_S, TOLERANCE_US, WIDTH
+
+if TYPE_CHECKING:
+    from .world import World
+
+
+class _Random(random.Random):
+    """``ports.Randomness``."""
+
+
+class SimNode:
+    """One place where a node runs; its processes come and go."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.process: Process | None = None
+        self.servicer: CoordinatorServicer | None = None
+        self.coordinator: Coordinator | None = None
+        self.wall_off_us = 0
+        """How far its machine's wall clock is off."""
+        self._incarnation = 0
+
+    @property
+    def up(self) -> bool:
+        """Is there a process?"""
+        return self.process is not None and self.process.alive
+
+    def start(self) -> None:
+        """A new process."""
+        if self.up:
+            return
+        self._incarnation += 1
+        self.servicer = None
+        self.coordinator = None
+        self.process = Process(self.world.loop, f"{self.name}#{self._incarnation}")
+        self.process.start(self._run(self.process), "node")
+
+    async def _run(self, process: Process) -> None:
+        """As ``wiring.Node`` does it. Without the log there is no node: the next one is started soon."""
+        world = self.world
+        rng = world.rng(f"{process.name}")
+        base_us = rng.randrange(10**12)
+        clock = SystemClock(
+            wall_us=lambda: world.now_us() + self.wall_off_us,
+            monotonic_us=lambda: base_us + int(world.loop.now * 1e6),
+        )
+        tasks = Tasks()
+        log = new_log(world, process, world.windows)
+        try:
+            await log.store.open()
+            log._open = True
+            from txcoord.adapters.sql import reading
+
+            identity = await log.store.reading(reading.identity)
+            clock.observe(await log.now_us())
+            finishers = {d.name: self._finisher(d) for d in world.databases.values()}
+            coordinator = Coordinator(
+                log,
+                finishers,
+                settings=EngineSettings(
+                    self.name,
+                    windows=world.windows,
+                    lease_us=LEASE_US,
+                    backoff=BACKOFF,
+                    hold_us=HOLD_US,
+                    finish_width=WIDTH,
+                ),
+                clock=clock,
+                randomness=_Random(rng.getrandbits(64)),
+                spawn=tasks.spawn,
+                failpoints=_Failpoints(world, process),
+            )
+            coordinator.identity = identity
+            recovery = CarefulRecovery(
+                coordinator,
+                leases=CarefulLeases(SqlLeases(log), clock, TOLERANCE_US),
+                settings=RecoverySettings(
+                    deadline_sweep_s=SWEEP_S,
+                    scan_s=SCAN_S,
+                    takeover_s=TAKEOVER_S,
+                    prune_s=world.plan.prune_s,
+                    deadline_max_us=20_000_000,
+                ),
+                spawn=tasks.spawn,
+                failpoints=_Failpoints(world, process),
+            )
+            recovery.watch_clock(clock, TOLERANCE_US)
+            await recovery.start()
+        except LogUnavailable:
+            world.loop.outside(1.0, self._again, process)
+            return
+        world.watch_node(self, coordinator, recovery, tasks)
+        self.coordinator = coordinator
+        limits = Limits(deadline_default_us=5_000_000, deadline_max_us=20_000_000, wait_max_us=5_000_000)
+        operations = Operations(coordinator, limits, self._statuses)
+        self.servicer = CoordinatorServicer(operations, max_operations=1_000, now_us=clock.now_us)
+        while True:
+            await clock.sleep(4.0)
+            try:
+                clock.observe(await log.now_us())
+            except LogUnavailable:
+                continue
+
+    def _again(self, process: Process) -> None:
+        if self.process is process:
+            process.kill()
+            self.start()
+
+    def _finisher(self, database: Any) -> Any:
+        make = PostgresFinisher if database.kind == "postgresql" else MariaFinisher
+        scheme = database.kind
+        return make(
+            database.name,
+            f"{scheme}://sim@{database.name}/x",
+            windows=self.world.windows,
+            expected_identity=database.identity,
+            width=4,
+            timeout_s=2.0,
+        )
+
+    def _statuses(self) -> list[ResourceStatus]:
+        return [ResourceStatus(d.name, d.kind, d.identity) for d in self.world.databases.values()]
+
+
+class _Failpoints:
+    """``ports.Failpoints``: a process may die at any of them."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        self._world = world
+        self._process = process
+
+    async def reach(self, name: str) -> None:
+        do = self._world.point(name, self._process, "", "")
+        if do == "crash_client":
+            self._world.crash(self._process)
+            await self._world.loop.create_future()
+        elif do.startswith("stop_client"):
+            self._world.stop(self._process, float(do[11:]))
+            # It stands still from here on: what follows runs when it wakes.
+            await self._world.turn()
