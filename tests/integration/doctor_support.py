@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import io
 import shutil
 import socket
 import socketserver
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from tests.integration.cli_support import Desk, resource
+from tests.integration.cli_support import Desk
 from tests.support.databases import new_server
+from txcoord.cli import findings
+from txcoord.config import LogSettings, ResourceSettings, Settings
 from txcoord.testing import servers
 from txcoord.testing.postgres import PostgresServer
+from txcoord.wiring.diagnosis import Diagnosis, diagnose, look_at_log
+from txcoord.wiring.node import connect, open_log
 
 
 class Findings:
-    """What was said about one resource: by reason, each with its severity, and as a person sees it."""
+    """What was found at one resource."""
 
-    def __init__(self, found: dict[str, Any], show: Callable[[], str]) -> None:
-        self.all: list[dict[str, Any]] = found["findings"]
-        self._show = show
+    def __init__(self, found: Diagnosis) -> None:
+        self._found = found
+        self.all = [asdict(finding) for finding in found.findings]
 
     @property
     def shown(self) -> str:
-        """As a person sees it; looks again."""
-        return self._show()
+        """As `txcoord resource check` prints it in a pipe."""
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            findings.show([self._found], json=False)
+        return printed.getvalue()
 
     def one(self, reason: str, severity: str = "error", about: str = "") -> dict[str, Any]:
         """The only finding with that reason (and that text in its fact)."""
@@ -45,13 +58,26 @@ class Findings:
         return [f["reason"] for f in self.all if f["severity"] != "ok" and not f["fixed"]]
 
 
-def check(desk: Desk, url: str, *arguments: str, good: bool = False, name: str = "orders") -> Findings:
-    """Run `txcoord resource check` on that one resource; only a good one may end with 0."""
-    command = ("resource", "check", name, *arguments)
-    env = resource(name, url)
-    code = 0 if good else 7
-    (found,) = desk.json(*command, code=code, **env)
-    return Findings(found, lambda: desk.run(*command, code=code, **env).stdout)
+def check(desk: Desk, url: str, *, good: bool = False, name: str = "orders", fix: bool = False) -> Findings:
+    """What `txcoord resource check` does for that one resource, in this process: a new one takes long. ``good``: no
+    problem is expected, so that it would end with 0."""
+    settings = Settings(
+        log=LogSettings(url=SecretStr(f"sqlite:///{desk.folder / 'txcoord.db'}")),
+        resources={name: ResourceSettings(url=SecretStr(url), timeout=timedelta(seconds=30))},
+    )
+    found = asyncio.run(_diagnose(settings, name, fix))
+    said = Findings(found)
+    assert found.good is good, said.shown
+    return said
+
+
+async def _diagnose(settings: Settings, name: str, fix: bool) -> Diagnosis:
+    log = open_log(settings)
+    identity = await connect(log, settings)
+    try:
+        return await diagnose(name, settings, await look_at_log(log, [identity.log_id]), fix=fix)
+    finally:
+        await log.close()
 
 
 def new_desk(folder: Path) -> Desk:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.integration.cli_support import Desk, resource
 from tests.integration.doctor_support import desk
 from tests.integration.test_serve import new_node
@@ -16,6 +18,9 @@ from txcoord.testing.mariadb import MariaDBServer
 from txcoord.testing.postgres import PostgresServer
 
 __all__ = ["desk"]  # a fixture
+
+# Every look is a process, beside servers: on a busy machine that takes its time.
+pytestmark = pytest.mark.timeout(300)
 
 
 def sections(desk: Desk, *arguments: str, code: int = 0, **env: str) -> dict[str, dict[str, Any]]:

@@ -22,6 +22,9 @@ from txcoord.testing.processes import coordinator
 
 __all__ = ["desk"]  # a fixture
 
+# Servers are made and started: on a busy machine that takes its time.
+pytestmark = pytest.mark.timeout(300)
+
 Either = MariaDBServer | MySQLServer
 
 
@@ -41,7 +44,7 @@ def url_of(server: Either, database: str, user: str = "root") -> str:
 def database(server: Either, new_database: Databases, desk: Desk) -> str:
     """The name of a database that is ready."""
     name = database_of(new_database(server))
-    desk.run("resource", "check", "--fix", **resource("orders", url_of(server, name)))
+    check(desk, url_of(server, name), fix=True, good=True)
     return name
 
 
@@ -49,13 +52,13 @@ def ready(desk: Desk, server: Either, name: str = "orders") -> str:
     """The URL of a database on a server of the test's own, made ready before the server is spoilt."""
     server.create_database(name)
     url = url_of(server, name)
-    desk.run("resource", "check", "--fix", **resource("orders", url))
+    check(desk, url, fix=True, good=True)
     return url
 
 
 def statements(remedy: list[str]) -> str:
-    """What of a remedy is SQL."""
-    return "\n".join(line for line in remedy if line.endswith(";"))
+    """What of a remedy is SQL, also what a person has to think about first."""
+    return "\n".join(line.removeprefix("-- ") for line in remedy if line.endswith(";"))
 
 
 def test_fix_makes_the_tables_and_print_sql_the_same(
@@ -154,13 +157,13 @@ def test_a_lost_marker_table(desk: Desk, server: Either, database: str) -> None:
     server.sql("DROP TABLE txcoord_marker", database)
     found = check(desk, url_of(server, database)).one("RESOURCE_NOT_PREPARED")
     assert "no table txcoord_marker" in found["fact"]
-    shown = desk.run("resource", "check", "--fix", **resource("orders", url_of(server, database))).stdout
+    shown = check(desk, url_of(server, database), fix=True, good=True).shown
     assert "the marker table was gone" in shown
 
 
 def test_wrong_identity(desk: Desk, server: Either, database: str, new_database: Databases) -> None:
     other = url_of(server, database_of(new_database(server)))
-    shown = desk.run("resource", "check", "--fix", code=7, **resource("orders", other)).stdout
+    shown = check(desk, other, fix=True).shown
     assert "PROBLEM RESOURCE_MISMATCH: its URL leads to the database with identity" in shown
     assert "txcoord resource check orders --replace-identity" in shown
 
@@ -205,7 +208,7 @@ def ready_in_spite(desk: Desk, server: Either) -> str:
     """Make a database ready on a server whose settings are wrong: --fix makes tables, and goes on complaining."""
     server.create_database("orders")
     url = url_of(server, "orders")
-    shown = desk.run("resource", "check", "--fix", code=7, **resource("orders", url)).stdout
+    shown = check(desk, url, fix=True).shown
     assert "fixed   tables and identity" in shown
     return url
 
@@ -280,7 +283,7 @@ def test_a_node_of_galera_is_refused(desk: Desk, mariadb_server: Callable[..., M
     assert found.wrong == ["GALERA"]
     assert "node of the Galera cluster 'shop'" in found.one("GALERA")["fact"]
     # --fix makes nothing on it.
-    desk.run("resource", "check", "--fix", code=7, **resource("orders", url_of(server, "orders")))
+    check(desk, url_of(server, "orders"), fix=True)
     assert server.sql("SHOW TABLES", "orders") == ""
 
 

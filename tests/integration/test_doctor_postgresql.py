@@ -23,6 +23,9 @@ from txcoord_client.protocol import reasons
 
 __all__ = ["desk"]  # a fixture
 
+# Servers are made, started and copied: on a busy machine that takes its time.
+pytestmark = pytest.mark.timeout(300)
+
 Make = Callable[..., PostgresServer]
 
 
@@ -35,7 +38,7 @@ def test_unsafe_settings_and_few_prepared_transactions(desk: Desk, pg_server: Ma
         "idle_in_transaction_session_timeout": "5s",
     }
     server = pg_server(settings=unsafe)
-    desk.run("resource", "check", "--fix", code=7, **resource("orders", server.url()))
+    check(desk, server.url(), fix=True)
     found = check(desk, server.url())
     fsync = found.one("DURABILITY", about="fsync")
     assert "lost in this one" in fsync["means"]
@@ -58,7 +61,7 @@ def test_unsafe_settings_and_few_prepared_transactions(desk: Desk, pg_server: Ma
 
 def test_what_the_remedies_say_mends_it(desk: Desk, pg_server: Make) -> None:
     server = pg_server()
-    desk.run("resource", "check", "--fix", **resource("orders", server.url()))
+    check(desk, server.url(), fix=True, good=True)
     for setting in (
         "full_page_writes = off",
         "synchronous_commit = off",
@@ -76,7 +79,7 @@ def test_what_the_remedies_say_mends_it(desk: Desk, pg_server: Make) -> None:
 
 def test_logical_replication_is_noted(desk: Desk, pg_server: Make) -> None:
     server = pg_server(settings={"wal_level": "logical"})
-    desk.run("resource", "check", "--fix", **resource("orders", server.url()))
+    check(desk, server.url(), fix=True, good=True)
     server.sql("SELECT pg_create_logical_replication_slot('cdc', 'pgoutput')")
     server.sql("SELECT pg_create_logical_replication_slot('both', 'pgoutput', false, true)")
     found = check(desk, server.url(), good=True)
@@ -90,7 +93,7 @@ def test_a_standby_is_refused_and_its_primary_warned_of_it(
     desk: Desk, pg_server: Make, pg18: PostgresServer, pg_database: Databases, tmp_path: Path
 ) -> None:
     primary = pg_server()
-    desk.run("resource", "check", "--fix", **resource("orders", primary.url()))
+    check(desk, primary.url(), fix=True, good=True)
     assert check(desk, primary.url(), good=True).wrong == []
     with standby_of(primary) as standby:
         found = check(desk, standby.url())
@@ -131,7 +134,7 @@ def test_a_standby_is_refused_and_its_primary_warned_of_it(
 
 def test_standbys_get_more_prepared_transactions_first(desk: Desk, pg_server: Make) -> None:
     primary = pg_server(settings={"max_prepared_transactions": "10"})
-    desk.run("resource", "check", "--fix", **resource("orders", primary.url()))
+    check(desk, primary.url(), fix=True, good=True)
     with standby_of(primary):
         until(lambda: primary.sql("SELECT count(*) FROM pg_stat_replication") == "1", "the standby streams")
         few = check(desk, primary.url(), good=True).one("PREPARE_FEW", "warning")
@@ -142,7 +145,7 @@ def test_standbys_get_more_prepared_transactions_first(desk: Desk, pg_server: Ma
 def database(pg18: PostgresServer, pg_database: Databases, desk: Desk) -> str:
     """The URL of a database that is ready."""
     url = pg_database(pg18)
-    desk.run("resource", "check", "--fix", **resource("orders", url))
+    check(desk, url, fix=True, good=True)
     return url
 
 
@@ -239,7 +242,7 @@ async def test_old_prepared_transactions(pg18: PostgresServer, database: str) ->
     assert "txcoord tx show 019ab0000000700080000000000000ab" in late[0].remedy
     assert "no VACUUM removes" in late[0].means
     assert "another txcoord log" in late[1].fact
-    assert "ROLLBACK PREPARED 'someone''s';" in late[2].remedy
+    assert "-- ROLLBACK PREPARED 'someone''s';" in late[2].remedy
     assert "txcoord never touches them" in late[2].means
     # The usual patience is longer than a moment.
     assert not [f for f in eyes.judge(facts, Expectations("orders")) if f.severity != "ok"]
@@ -293,7 +296,7 @@ def test_tls_that_one_side_has_not(desk: Desk, pg_server: Make, pg18: PostgresSe
         desk, f"{url}?sslmode=verify-full&sslrootcert={Path(__file__).with_name('cli_support.py')}"
     )
     assert strange.wrong == ["RESOURCE_TLS"]
-    desk.run("resource", "check", "--fix", **resource("orders", url))
+    check(desk, url, fix=True, good=True)
     check(desk, f"{url}?sslmode=verify-full&sslrootcert={trusted}", good=True)
 
 

@@ -192,7 +192,7 @@ def twins(found: Sequence[Diagnosis]) -> None:
                     f"it has the identity of {seen[one.identity]!r}: one database under two names, or a copy of it",
                     "the scanner of one name would judge the branches of the other",
                     "-- if it is a copy:",
-                    "DELETE FROM txcoord_identity;",
+                    "-- DELETE FROM txcoord_identity;",
                     f"# then: txcoord resource check {one.name} --replace-identity",
                     refused=True,
                 )

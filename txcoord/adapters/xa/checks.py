@@ -28,7 +28,8 @@ class Finding:
     means: str = ""
     """Why it matters."""
     remedy: list[str] = field(default_factory=list)
-    """Commands that mend it, a line each; a line that begins with ``#`` or ``--`` is a remark."""
+    """Commands that mend it, a line each; a line that begins with ``#`` or ``--`` is a remark, and so is a command that
+    a person has to think about first."""
     refused: bool = False
     """A coordinator does nothing on such a database until it is mended."""
     fixed: bool = False
@@ -270,7 +271,7 @@ def old_prepared(
                 + (f" of {found[0].owner}" if found[0].owner else ""),
                 f"txcoord never touches them; {harm}",
                 "# ask whoever prepared it; if nobody will finish it:",
-                finish(found[0]),
+                f"-- {finish(found[0])}",
             )
         )
     return out

@@ -13,8 +13,8 @@ from .checks import Expectations, Finding, Prepared, error, ok, warning
 
 OLDEST = {Flavour.MARIADB: (10, 6), Flavour.MYSQL: (8, 0, 30)}
 _WHY_SO_NEW = {
-    Flavour.MARIADB: "older ones roll a prepared branch back when its session ends, or cannot pass by locked rows",
-    Flavour.MYSQL: "older ones lose or double a prepared branch when they crash between PREPARE and COMMIT",
+    Flavour.MARIADB: "before 10.5 a prepared branch is rolled back when its session ends; 10.5 was never tested",
+    Flavour.MYSQL: "older ones are not safe when they crash between XA PREPARE and XA COMMIT with the binary log on",
 }
 _NAMES = {Flavour.MARIADB: "MariaDB", Flavour.MYSQL: "MySQL"}
 _LONG_MS = 86_400_000
@@ -167,7 +167,7 @@ def _replica(facts: MariaDBFacts, expected: Expectations) -> list[Finding]:
                 "what is prepared and committed belongs on its primary; what is written here can be lost or collide",
                 f"export {expected.url_variable}='mariadb://USER:PASSWORD@{facts.replicating}/{facts.database}'",
                 "-- if it was promoted and is to be the primary from now on:",
-                f"STOP {_replica_word(facts)}; RESET {_replica_word(facts)} ALL; SET GLOBAL read_only = OFF;",
+                f"-- STOP {_replica_word(facts)}; RESET {_replica_word(facts)} ALL; SET GLOBAL read_only = OFF;",
                 refused=True,
             )
         ]
@@ -178,7 +178,7 @@ def _replica(facts: MariaDBFacts, expected: Expectations) -> list[Finding]:
                 "read_only is ON",
                 "no marker can be written, so no branch can be committed; as a rule such a server is a replica",
                 "-- only if it is the primary:",
-                "SET GLOBAL read_only = OFF;",
+                "-- SET GLOBAL read_only = OFF;",
                 "# else name the primary: "
                 f"export {expected.url_variable}='mariadb://USER:PASSWORD@PRIMARY/{facts.database}'",
                 refused=True,
