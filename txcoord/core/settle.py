@@ -130,6 +130,8 @@ def reported(tx: Tx, event: HolderReported, now_us: int) -> Verdict:
     if branch is None or (branch.resource, branch.xid) != (event.resource, event.xid):
         if tx.decision is Decision.ABORT and not event.committed:
             return Verdict(tx)  # Aborted without hearing of it, and undone.
+        if branch is None and tx.detail_pruned and event.committed is not False:
+            return Verdict(tx)  # It had stood still for long: the log has forgotten its branches meanwhile.
         return _no(tx, "INVALID_ARGUMENT", "BAD_BRANCH", f"branch {event.branch_id} is not as it was decided")
     commit = tx.decision is Decision.COMMIT
     if event.committed is commit:
