@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from txcoord.core.model import Change, ChangeKind, WriteResult, Written
+from txcoord_client.protocol import xid as xids
 
 if TYPE_CHECKING:
     from .world import World
@@ -59,8 +60,15 @@ class Checker:
         self.violations: list[str] = []
         self.decisions: dict[str, str] = {}
         self.alarms: list[str] = []
+        self.by_hand: set[str] = set()
+        """Transactions of which a person has finished a branch."""
+        self.asked_to_abort: set[str] = set()
+        """Whose rollback somebody has sent."""
+        self.surfaced: set[str] = set()
+        """What a person did against the decision, and was alarmed."""
         self.running = 0
         """Operations of clients that have not ended."""
+        self._stands: dict[str, tuple[int, int]] = {}
 
     def wrong(self, text: str) -> None:
         """Something that must not be."""
@@ -76,26 +84,50 @@ class Checker:
         if result.written is not Written.OK:
             return
         found = self._world.log.select(
-            f"SELECT decision, decided_by FROM txcoord_tx WHERE tx_id = '{tx_id}'"
+            f"SELECT decision, decided_by, ended_us, epoch, deadline_us FROM txcoord_tx WHERE tx_id = '{tx_id}'"
         )
-        decision = (found[0][0] or "") if found else ""
+        decision, by, ended_us, epoch, deadline_us = found[0] if found else (None, "", 0, 0, 0)
+        decision = decision or ""
         before = self.decisions.get(tx_id, "")
         if before and decision != before:
             self.wrong(f"{self._name(tx_id)}: the decision was {before}, and is {decision or 'none'} now")
         if decision and not before:
             self.decisions[tx_id] = decision
-            self._world.note("decided", tx=tx_id, decision=decision, by=found[0][1])
+            self._world.note("decided", tx=tx_id, decision=decision, by=by)
+            now_us = result.now_us
+            if decision == "commit" and by == "client" and now_us > deadline_us:
+                self.wrong(f"{self._name(tx_id)}: commit was written {now_us - deadline_us} us after its deadline")
+            if decision == "abort" and by == "client" and now_us > self._world.windows.abort_until(deadline_us):
+                self.wrong(f"{self._name(tx_id)}: a requested abort was written after W")
+        was_ended, was_epoch = self._stands.get(tx_id, (0, 0))
+        if was_ended and not ended_us and tx_id in self.decisions:
+            self.wrong(f"{self._name(tx_id)}: it had ended, and is on its way again in the log")
+        if epoch < was_epoch:
+            self.wrong(f"{self._name(tx_id)}: its epoch went from {was_epoch} back to {epoch}")
+        self._stands[tx_id] = (ended_us, epoch)
         if change.kind in (ChangeKind.INSERT, ChangeKind.AMEND, ChangeKind.PROGRESS):
             self._world.acted(change, decision)
 
     def log_restarted(self) -> None:
         """What was not synced is gone. Only what a database has decided may be."""
         rows = dict(self._world.log.select("SELECT tx_id, decision FROM txcoord_tx"))
+        self._stands.clear()
         for tx_id, decision in list(self.decisions.items()):
             if (rows.get(tx_id) or "") != decision:
                 # A lazy report of a one-phase commit, of which the database itself knows.
                 self._world.note("lost with the log", tx=tx_id, decision=decision)
                 del self.decisions[tx_id]
+
+    def branch_rolled_back(self, xid: str, by: str) -> None:
+        """A prepared branch is rolled back: only after its ABORT is in the log, or its initiator has asked for it."""
+        x = xids.parse(xid)
+        if x is None or not by.startswith("n"):
+            return
+        decision = self.decisions.get(x.tx_id, "")
+        if decision == "commit" and x.tx_id not in self.by_hand:
+            self.wrong(f"{self._branch(xid)} was rolled back by {by}, and commit was decided")
+        if not decision and x.tx_id not in self.asked_to_abort:
+            self.wrong(f"{self._branch(xid)} was rolled back by {by} without an ABORT in the log")
 
     def told(self, tx_id: str, who: str, state: str) -> None:
         """Somebody was told how a transaction stands."""
@@ -104,7 +136,7 @@ class Checker:
             return
         attempt.told.append((who, state))
         self._world.note("told", tx=tx_id, who=who, state=state)
-        if state == "COMMITTED" and not attempt.doomed:
+        if state == "COMMITTED" and tx_id not in self.by_hand:
             missing = [row for row in attempt.rows if not self._world.has_row(row)]
             if missing:
                 self.wrong(f"{attempt.op}: {who} was told COMMITTED while {missing} is not there")
@@ -115,7 +147,10 @@ class Checker:
             kind = name.removeprefix("alarm.")
             self.alarms.append(kind)
             self._world.note("alarm", what=kind, tx=facts.get("tx_id"), detail=facts.get("detail"))
-            if kind not in QUIET_ALARMS:
+            tx_id = str(facts.get("tx_id") or "")
+            if tx_id in self.by_hand:
+                self.surfaced.add(tx_id)
+            elif kind not in QUIET_ALARMS:
                 self.wrong(f"alarm {kind}: {facts.get('detail')}")
         elif name in CRASHES:
             error = facts.get("exc_info") or facts.get("reason")
@@ -159,17 +194,22 @@ class Checker:
         by_gid: dict[str, list[str]] = {}
         for tx_id, a in self.attempts.items():
             there = [row for row in a.rows if rows[row]]
+            if tx_id in self.by_hand:
+                wanted = len(a.rows) if log.get(tx_id) == "commit" else 0
+                if len(there) != wanted and tx_id not in self.surfaced:
+                    self.wrong(f"{a.op}: a person has finished a branch against the decision, and nobody was alarmed")
+                continue
             for row in a.rows:
                 if rows[row] > 1:
                     self.wrong(f"{a.op}: {row} was done {rows[row]} times")
             if there and len(there) != len(a.rows):
                 missing = [row for row in a.rows if not rows[row]]
                 self.wrong(f"{a.op} is torn: {there} is there, {missing} is not")
-            if there and a.doomed:
-                self.wrong(f"{a.op}: a statement of it had failed, and it was committed")
             states = {state for _, state in a.told}
-            if states & {"COMMITTED", "COMMITTING"} and len(there) != len(a.rows) and not a.doomed:
+            if states & {"COMMITTED", "COMMITTING"} and len(there) != len(a.rows):
                 self.wrong(f"{a.op}: told {sorted(a.told)}, and {len(there)} of {len(a.rows)} rows are there")
+            if states & {"COMMITTED", "COMMITTING"} and a.doomed:
+                self.wrong(f"{a.op}: a statement of it had failed, and it was told {sorted(a.told)}")
             if states & {"ABORTED", "ABORTING"} and there:
                 self.wrong(f"{a.op}: told {sorted(a.told)}, and {there} is there")
             if log.get(tx_id) == "commit" and len(there) != len(a.rows):

@@ -92,7 +92,7 @@ class SimClient:
         g: Any = None
         resources = op.databases[:1] if op.gid and not op.remote else ()
         try:
-            async with coord.begin(op.name, gid=op.gid, timeout=op.timeout_s, resources=resources) as g:
+            async with coord.begin(op.gid or op.name, gid=op.gid, timeout=op.timeout_s, resources=resources) as g:
                 attempt = Attempt(op.name, g.tx_id, g.deadline_us, op.gid, (*op.databases, *op.remote))
                 world.checker.attempts[g.tx_id] = attempt
                 world.note("begun", op=op.name, tx=g.tx_id)

@@ -16,7 +16,8 @@ from asyncpg.exceptions._base import PostgresMessageMeta
 
 from .loop import Process
 from .network import Broken, Link
-from .postgres import Answer, Database, SqlError
+from .postgres import Database
+from .replies import Answer, SqlError
 
 if TYPE_CHECKING:
     from .world import World
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 def kind_of(sql: str) -> str:
     """What sort of statement it is, for faults to be aimed at."""
+    if sql.startswith("DELETE"):
+        return "prune"
     if "PREPARE TRANSACTION" in sql or sql.startswith("XA PREPARE"):
         return "prepare"
     if "COMMIT PREPARED" in sql or (sql.startswith("XA COMMIT") and not sql.endswith("ONE PHASE")):
@@ -57,7 +60,7 @@ class Connection:
             async with asyncio.timeout(timeout):
                 answer: Answer = await self._link.ask(sql, kind_of(sql), sql)
         except SqlError as error:
-            self._in_transaction = getattr(error, "in_transaction", False)
+            self._in_transaction = error.in_transaction
             raise _pg_error(error) from None
         except Broken as error:
             raise asyncpg.ConnectionDoesNotExistError(str(error)) from None

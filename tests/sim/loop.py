@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import heapq
+import sys
 from collections import deque
 from collections.abc import Callable, Coroutine
 from enum import Enum
@@ -202,6 +204,13 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def bury(self) -> None:
         """The world is over: end every coroutine that is left, without a sound."""
+        hook, sys.unraisablehook = sys.unraisablehook, _say_nothing
+        try:
+            self._bury()
+        finally:
+            sys.unraisablehook = hook
+
+    def _bury(self) -> None:
         for task in self._tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             if task.done():
@@ -216,3 +225,8 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._tasks.clear()
         self.ready.clear()
         self._timers.clear()
+        gc.collect(1)
+
+
+def _say_nothing(_: object) -> None:
+    """What is left of a world has nothing to say."""

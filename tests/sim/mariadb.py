@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from txcoord_client.protocol import mariadb as my
 
-from .postgres import Answer, Database, Session, SqlError, Tx, Wait
+from .postgres import Database, Session, Tx, Wait
+from .replies import Answer, SqlError
 
 if TYPE_CHECKING:
     from .network import Link
@@ -171,7 +172,7 @@ class MariaDB(Database):
         if commit:
             self._commit(tx)
         else:
-            self._roll_back(tx)
+            self._undo_prepared(tx, session)
 
     def _kill(self, session: Session, what: str, number: int) -> Answer:
         other = self.sessions.get(number)

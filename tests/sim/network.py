@@ -10,7 +10,10 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from txcoord.adapters.sql.batch import Flushed
+
 from .loop import Process
+from .replies import Answer
 
 if TYPE_CHECKING:
     from .world import World
@@ -156,11 +159,14 @@ class Link:
         if do == "crash_server_before":
             self.world.crash_server(self.server)
             return
+        if do.startswith("hand"):
+            # A moment before: a person was faster.
+            self.server.by_hand(do == "hand_commit")  # type: ignore[attr-defined]
         self.server.receive(self._session, request, lambda answer: self._answered(answer, do, kind))
 
     def _answered(self, answer: Any, do: str, kind: str) -> None:
         world = self.world
-        world.note("did", kind=kind, at=self.server.name, by=self.client.name, answer=answer)
+        world.note("did", kind=kind, at=self.server.name, by=self.client.name, answer=_said(answer))
         if do == "crash_server":
             world.crash_server(self.server)
             return
@@ -195,6 +201,12 @@ class Link:
     def _closed(self) -> None:
         if self.server.links.pop(self, 0) is None:
             self.server.closed(self._session)
+
+
+def _said(answer: Any) -> str:
+    if isinstance(answer, Flushed):
+        return ",".join(str(result.written) for result in answer._by_item.values())
+    return str(answer) if isinstance(answer, str | int | tuple | Answer | Exception) else ""
 
 
 def _settle(future: asyncio.Future[Any], answer: Any) -> None:

@@ -107,6 +107,9 @@ class Fault:
             "slow": f"the network is slow for {s}",
             "slow_disk": f"the log's disk is slow for {s}",
             "full_disk": f"the log's disk is full for {s}",
+            "hand_commit": "a person commits a branch a moment before",
+            "hand_rollback": "a person rolls a branch back a moment before",
+            "log_clock_there_and_back": f"the log's clock jumps by {s}, and back 2 s later",
             "log_clock": f"the log's clock jumps by {s}",
             "wall_clock": f"the machine's clock of {where} jumps by {s}",
             "skew": f"the clock of {where} is off by {s}",
@@ -234,7 +237,7 @@ def _timed(rng: random.Random, nodes: int, databases: tuple[tuple[str, str], ...
     base = rng.choice([name for name, _ in databases])
     clients = ["c1", "c2", "s1"]
     kind = rng.choice(
-        ("crash", "crash", "stop", "stop", "cut", "cut", "slow", "slow_disk", "full_disk", "clock", "clock", "detach")
+        ("crash", "crash", "stop", "stop", "cut", "cut", "slow", "slow_disk", "full_disk", "clock", "clock", "detach", "hand")
     )
     if kind == "crash":
         return Fault("crash", rng.choice((node, node, base, "log", *clients)), at, seconds=seconds)
@@ -245,11 +248,16 @@ def _timed(rng: random.Random, nodes: int, databases: tuple[tuple[str, str], ...
         pair = rng.choice(((node, base), (base, node), (node, "log"), ("log", node), ("c1", node), (node, "c1"), tuple(ends)))
         return Fault("cut", pair[0], at, seconds=seconds, other=pair[1])
     if kind == "clock":
-        what = rng.choice(("log_clock", "wall_clock", "skew"))
+        what = rng.choice(("log_clock", "log_clock_there_and_back", "wall_clock", "skew"))
+        if what == "log_clock_there_and_back":
+            return Fault(what, "log", at, seconds=round(rng.uniform(2.0, 5.5), 2))
         if what == "log_clock":
             return Fault(what, "log", at, seconds=round(rng.choice((-4.0, -1.0, 1.0, 8.0)) * rng.uniform(0.3, 1.0), 2))
         off = round(rng.choice((-30.0, -2.5, -0.8, 0.8, 2.5, 30.0)) * rng.uniform(0.5, 1.0), 2)
         return Fault(what, node if what == "wall_clock" else base, at, seconds=off)
+    if kind == "hand":
+        which = rng.choice((("hand_commit", "roll_back_branch"), ("hand_rollback", "commit_branch")))
+        return Fault(which[0], which[1], nth=rng.randint(1, 8))
     if kind == "detach":
         return Fault("slow_detach", base, 0.0, seconds=round(rng.uniform(0.1, 0.8), 2))
     return Fault(kind, "log" if "disk" in kind else "", at, seconds=seconds)

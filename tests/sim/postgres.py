@@ -11,21 +11,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .network import Link
+from .replies import Answer, SqlError
 
 if TYPE_CHECKING:
     from .world import World
 
 Key = tuple[str, str, str]
 TOO_LATE, DUPLICATE, LOCKED = "23502", "23505", "55P03"
-
-
-class SqlError(Exception):
-    """An error reply: an SQLSTATE, or a number."""
-
-    def __init__(self, code: str | int, text: str = "") -> None:
-        super().__init__(f"{code} {text}")
-        self.code = code
-        self.text = text
 
 
 @dataclass(eq=False)
@@ -70,18 +62,6 @@ class Session:
     """Its client has left; what it had sent before is still done."""
     xa: str = ""
     """MariaDB: active, idle, prepared, rollback_only."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a message brings about: the last tag or number, the rows, and in which state the session is then."""
-
-    tag: Any
-    rows: tuple[tuple[Any, ...], ...] = ()
-    in_transaction: bool = False
-
-    def __repr__(self) -> str:
-        return f"{self.tag}{self.rows or ''}"
 
 
 class Database:
@@ -226,6 +206,26 @@ class Database:
         self.prepared.pop(tx.xid, None)
         self._unlock(tx)
 
+    def _undo_prepared(self, tx: Tx, session: Session) -> None:
+        by = session.link.client.name if session.link is not None else ""
+        self.world.checker.branch_rolled_back(tx.xid, by)
+        self._roll_back(tx)
+
+    def by_hand(self, commit: bool) -> None:
+        """A person finishes a branch that is prepared here, and of which the log knows."""
+        for xid, tx in self.prepared.items():
+            if tx.session is None and self.world.log.select(
+                "SELECT 1 FROM txcoord_branch b JOIN txcoord_tx t ON t.tx_id = b.tx_id"
+                f" WHERE b.xid = '{xid}' AND t.decision IS NOT NULL"
+            ):
+                self.world.note("by hand", at=self.name, xid=xid, commit=commit)
+                self.world.checker.by_hand.add(xid.split(".")[3])
+                if commit:
+                    self._commit(tx)
+                else:
+                    self._roll_back(tx)
+                return
+
     def prune(self, before_us: int, limit: int) -> int:
         old = [key for key, (_, at_us) in self.markers.items() if at_us < before_us][:limit]
         for key in old:
@@ -255,7 +255,7 @@ class PostgreSQL(Database):
             except SqlError as error:
                 if session.tx is not None:
                     session.tx.failed = True
-                error.in_transaction = session.tx is not None  # type: ignore[attr-defined]
+                error.in_transaction = session.tx is not None
                 raise
         return Answer(tag, rows, session.tx is not None)
 
@@ -370,7 +370,7 @@ class PostgreSQL(Database):
         if what == "COMMIT":
             self._commit(tx)
         else:
-            self._roll_back(tx)
+            self._undo_prepared(tx, session)
         return f"{what} PREPARED"
 
     def _select(self, session: Session, sql: str) -> tuple[tuple[Any, ...], ...]:

@@ -139,6 +139,9 @@ class World:
         """A message of an SDK to a node."""
         message = pb.SessionRequest.FromString(data)
         names = ",".join(str(op.WhichOneof("request")) for op in message.operations)
+        self.checker.asked_to_abort.update(
+            op.rollback.tx_id for op in message.operations if op.HasField("rollback")
+        )
         process = stream._process
         do = self.point("wire", process, stream.node_name, names)
         if do in ("crash_server", "crash_server_before", "crash_client_after"):
@@ -271,12 +274,19 @@ class World:
                 self.loop.outside(seconds, self._disk_is_empty)
             case "log_clock":
                 self.log.offset_us += int(seconds * 1e6)
+            case "log_clock_there_and_back":
+                self.log.offset_us += int(seconds * 1e6)
+                self.loop.outside(2.0, self._clock_back, seconds)
             case "wall_clock" if isinstance(place, SimNode):
                 place.wall_off_us += int(seconds * 1e6)
             case "skew" if isinstance(server, Database):
                 server.skew_us = int(seconds * 1e6)
             case "slow_detach" if isinstance(server, MariaDB):
                 server.detach_s = seconds
+
+    def _clock_back(self, seconds: float) -> None:
+        self.note("the log's clock jumps back", seconds=seconds)
+        self.log.offset_us -= int(seconds * 1e6)
 
     def _disk_is_fast(self) -> None:
         self.log.slow_s = 0.0
