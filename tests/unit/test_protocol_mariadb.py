@@ -201,3 +201,42 @@ def test_what_replies_mean(errno: int | None, wanted: my.Reply) -> None:
 @given(st.integers(0, 70_000))
 def test_only_nota_says_that_the_xid_is_unknown(errno: int) -> None:
     assert (my.meaning(errno) is my.Reply.UNKNOWN_XID) is (errno == 1397)
+
+
+# ---- limbo ----
+
+_START_US = 1_700_000_000_000_000
+
+
+def _listed(began_us: int, session: int) -> tuple[int, int, int, str]:
+    x = Xid("0123456789", 5, f"{began_us // 1000:012x}".ljust(32, "0"), "1", session)
+    return (my.FORMAT_ID, len(x.gtrid), len(x.bqual), f"'{x.gtrid}','{x.bqual}',{my.FORMAT_ID}")
+
+
+FOREIGN = (1, 1, 1, "'a','b',1")
+BEFORE = _listed(_START_US - 5_000_000, 8)
+"""Prepared by session 8 of the server's life before, and so by nobody's of now."""
+NOW = _listed(_START_US + 5_000_000, 8)
+
+
+@pytest.mark.parametrize(
+    ("rows", "holders", "limbo"),
+    [
+        ([], [], 0),
+        ([], [0], 1),
+        ([FOREIGN, BEFORE], [0, 0], 0),
+        ([FOREIGN, BEFORE], [0, 0, 0], 1),
+        ([NOW], [8], 0),
+        ([NOW], [8, 0], 1),
+        ([NOW], [0], 0),
+        ([BEFORE, NOW], [0, 8], 0),
+        ([BEFORE, NOW], [0, 8, 0], 1),
+        ([BEFORE], [0, 8], 0),
+        ([FOREIGN], [9], 0),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else str(len(value)),
+)
+def test_limbo_is_what_innodb_holds_and_nobody_can_name(
+    rows: list[tuple[int, int, int, str]], holders: list[int], limbo: int
+) -> None:
+    assert my.limbo(rows, holders, _START_US) == limbo

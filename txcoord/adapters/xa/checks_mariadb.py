@@ -16,6 +16,7 @@ from txcoord_client.protocol.mariadb import Flavour
 from .checks import CannotConnect, Expectations, Finding, Prepared
 from .checks_mariadb_connect import Connection, Refused, explain
 from .checks_mariadb_judge import MariaDBFacts, judge, judge_log, quoted
+from .mariadb_holder import sessions_since_us
 from .mariadb_session import Address
 
 _VARIABLES = (
@@ -249,8 +250,8 @@ async def _ask_prepared(session: Connection, facts: MariaDBFacts) -> MariaDBFact
     old = sorted((Prepared(str(x), "", now_us - x.deadline_us) for x in ours), key=lambda one: -one.age_us)
     limbo = 0
     if before is not None and after is not None:
-        attached = sum(x.connection_id in before for x in ours if x.connection_id)
-        limbo = max(0, min(before.count(0), after.count(0)) - (len(rows) - attached))
+        since_us = await sessions_since_us(session)
+        limbo = min(my.limbo(rows, holders, since_us) for holders in (before, after))
     return replace(
         facts,
         lacking_global=tuple(lacking),

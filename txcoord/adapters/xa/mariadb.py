@@ -23,7 +23,7 @@ from txcoord_client.protocol import xid as xids
 from ...core.model import Windows
 from ...observe import logs
 from ...ports import Finished, FinishResult, PreparedBranch, Probed, ResourceTrouble
-from .mariadb_holder import Holders
+from .mariadb_holder import Holders, sessions_since_us
 from .mariadb_session import Address, Session, StatementError
 
 log = logs.get("txcoord.xa.mariadb")
@@ -133,8 +133,7 @@ class MariaFinisher:
                 if error.meaning is my.Reply.REFUSED:
                     return 0
                 raise
-            attached = sum(x.connection_id in holders for x in my.recovered(rows) if x.connection_id)
-            return max(0, holders.count(0) - (len(rows) - attached))
+            return my.limbo(rows, holders, await sessions_since_us(s))
 
     async def probe_one_phase(self, tx_id: str, not_after_us: int) -> Probed:
         """Tombstone the one-phase key."""

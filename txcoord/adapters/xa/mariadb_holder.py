@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, Protocol
 
 from txcoord_client.protocol import mariadb as my
 from txcoord_client.protocol import marker, reasons
@@ -25,6 +25,18 @@ log = logs.get("txcoord.xa.mariadb")
 _SKEW_S = 60.0
 """How far the clocks of the SDK and of the database may be apart."""
 _GONE_EVERY_S = 0.02
+
+
+class _Asks(Protocol):
+    async def rows(self, statement: str) -> Sequence[Sequence[Any]]: ...
+
+
+async def sessions_since_us(session: _Asks) -> int:
+    """A transaction that began later than this was prepared by a session of now, not by one of the server's life
+    before, whose numbers are given again."""
+    uptime_s = int((await session.rows(my.READ_UPTIME_S))[0][1])
+    now_us = int((await session.rows(my.READ_NOW_US))[0][0])
+    return int(now_us + (_SKEW_S - uptime_s) * 1_000_000)
 
 
 class Holders:
@@ -150,7 +162,4 @@ class Holders:
     async def _began_since_start(s: Session, x: xids.Xid) -> bool:
         """Without the right to look into InnoDB: a transaction that began after the server did was prepared by a
         session of now. If that is not sure, it is not ended; should it hold the branch, 1397 will say so."""
-        uptime_s = int((await s.rows(my.READ_UPTIME_S))[0][1])
-        now_us = int(await s.value(my.READ_NOW_US))
-        begun_us = int(x.tx_id[:12], 16) * 1000
-        return begun_us > now_us - uptime_s * 1_000_000 + _SKEW_S * 1_000_000
+        return my.began_us(x) > await sessions_since_us(s)

@@ -311,6 +311,23 @@ InnoDB makes this table, and that of :func:`find_blockers`, anew only when nobod
 HOLDERS_FRESH_S = 0.13
 
 
+def limbo(rows: Sequence[Sequence[object]], holders: Sequence[int], since_us: int) -> int:
+    """How many of the transactions behind :data:`READ_HOLDERS` are prepared and not in the reply to
+    :data:`XA_RECOVER`.
+
+    A branch that is listed may still have its session, and is no zero then: but only if its transaction began after
+    ``since_us``, the server's start and some time for clocks that differ. Before that a session of now has only the
+    same number.
+    """
+    attached = {x.connection_id for x in recovered(rows) if began_us(x) > since_us} & set(holders) - {0}
+    return max(0, holders.count(0) - (len(rows) - len(attached)))
+
+
+def began_us(x: Xid) -> int:
+    """When the transaction began, by the clock of its initiator: a tx id starts with its time."""
+    return int(x.tx_id[:12], 16) * 1000
+
+
 def find_blockers(connection_id: int) -> str:
     """MariaDB: the sessions whose locks that session waits for; 0 for a prepared and detached one. Needs PROCESS."""
     return (
