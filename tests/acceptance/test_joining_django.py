@@ -32,16 +32,17 @@ def settings_of(url: str, **more: Any) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module")
-def site_with_django(sqlite_site: Site) -> Iterator[Site]:
-    from django.db import connections
-
-    if not settings.configured:  # one process has one: other tests need the same
+def configured() -> None:
+    """One process has one configuration: other tests need the same."""
+    if not settings.configured:
         settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF="", SECRET_KEY="x", DATABASES={}, DEBUG=False)
         django.setup()
-    old = connections.__class__, connections.settings
-    yield sqlite_site
-    connections.__class__ = old[0]
+
+
+@pytest.fixture(scope="module")
+def site_with_django(sqlite_site: Site) -> Site:
+    configured()
+    return sqlite_site
 
 
 @pytest.fixture(params=["request", "persistent"])

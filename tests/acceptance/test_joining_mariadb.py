@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from typing import Any
 
+import pymysql
 import pytest
 from sqlalchemy import Engine, create_engine, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from tests.acceptance import test_joining_django as djangos
 from tests.acceptance.conftest import new_databases
 from tests.support.acceptance import INSERT, Site, eventually, new_gid
 from tests.support.acceptance_mariadb import AnyServer, MariaDb
@@ -305,3 +307,41 @@ def test_in_threads(site: Site, ledger: Engine) -> None:
             add(f"{body}-4")
         soon(lambda: not site.prepared())
         assert notes(site, body) == [f"{body}-1", f"{body}-3", f"{body}-4"]
+
+
+def test_django(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over PyMySQL, which stands in for mysqlclient."""
+    monkeypatch.setattr(pymysql, "version_info", (2, 2, 7, "final", 0))
+    pymysql.install_as_MySQLdb()
+    djangos.configured()
+    from django.db import IntegrityError, connection, transaction
+
+    with djangos.using(
+        site, "refuse", database=site.ledger, resource="ledger", ENGINE="django.db.backends.mysql"
+    ) as shop:
+        with shop.coord.begin("t"):
+            shop.add(f"{shop.body}-1")
+            with transaction.atomic():
+                shop.add(f"{shop.body}-2")
+                with pytest.raises(ZeroDivisionError), transaction.atomic():
+                    shop.add(f"{shop.body}-3")
+                    raise ZeroDivisionError
+            with pytest.raises(IntegrityError), transaction.atomic(), connection.cursor() as cursor:
+                shop.add(f"{shop.body}-4")
+                cursor.execute("INSERT INTO note (body) VALUES (NULL)")
+            transaction.set_autocommit(False)
+            shop.add(f"{shop.body}-5")
+            transaction.rollback()
+            transaction.set_autocommit(True)
+            assert notes(site, shop.body) == []
+        with pytest.raises(NoTransaction):
+            shop.add(f"{shop.body}-6")
+        with shop.coord.outside(), transaction.atomic():
+            shop.add(f"{shop.body}-7")
+        with pytest.raises(NoTransaction), transaction.atomic():
+            shop.add(f"{shop.body}-8")
+        with pytest.raises(ZeroDivisionError), shop.coord.begin("t"):
+            shop.add(f"{shop.body}-9")
+            raise ZeroDivisionError
+        soon(lambda: not site.prepared())
+        assert notes(site, shop.body) == [f"{shop.body}-{n}" for n in (1, 2, 7)]

@@ -172,6 +172,52 @@ class UnitConnection:
             yield
 
 
+class AutocommitUnit(UnitConnection):
+    """One that may be in autocommit: then each statement outside of a block is a unit of its own."""
+
+    __slots__ = ("_autocommit", "_in_block")
+
+    def __init__(self, raw: Any, unit: Unit, is_lost: Callable[[], bool], *, autocommit: bool) -> None:
+        super().__init__(raw, unit, by_cursor(raw), is_lost=is_lost, threads=True)
+        self._set("_autocommit", autocommit)
+        self._set("_in_block", 0)
+
+    def _set(self, name: str, value: Any) -> None:
+        """An attribute of its own."""
+        super(UnitConnection, self).__setattr__(name, value)
+
+    @contextmanager
+    def _sending(self, statement: Any) -> Iterator[Any]:
+        alone = self._autocommit and not self._in_block
+        with self._turn():
+            try:
+                with super()._sending(statement) as sent:
+                    yield sent
+            except BaseException:
+                if alone:
+                    self._end(False)
+                raise
+            if alone:
+                self._end(True)
+
+
+class MySqlUnit(AutocommitUnit):
+    """A unit's connection, as those of PyMySQL and mysqlclient are used."""
+
+    __slots__ = ()
+
+    def __init__(self, raw: Any, unit: Unit, *, autocommit: bool) -> None:
+        super().__init__(raw, unit, lambda: not getattr(raw, "open", True), autocommit=autocommit)
+
+    def autocommit(self, value: bool) -> None:
+        if value and not self._autocommit:
+            self._end(True)  # As the server does.
+        self._set("_autocommit", bool(value))
+
+    def get_autocommit(self) -> bool:
+        return bool(self._autocommit)
+
+
 class UnitCursor:
     """A cursor on a unit's connection."""
 

@@ -15,17 +15,20 @@ from django.db import connections
 from django.db.utils import DatabaseErrorWrapper
 
 from .. import _scope as scope
-from .._xa.drivers import sqlstate_of
+from .._xa.drivers import errno_of, sqlstate_of
 from ..errors import Rejected
 from ..protocol import reasons
 from ..sync._xa.direct import DriverHeld
 from ..sync._xa.held import Source
-from ..sync._xa.raw import PsycopgRaw
-from .dbapi import by_cursor
+from ..sync._xa.raw import MySqlRaw, PsycopgRaw
+from .dbapi import MySqlUnit, by_cursor
 from .home import Home
 from .psycopg_ import PsycopgUnit
 
+_FAMILIES = {"psycopg": "postgresql", "MySQLdb": "mysql", "pymysql": "mysql"}
+"""By the name of the driver; PyMySQL may stand in for MySQLdb."""
 _READ_ONLY = "25006"
+_READ_ONLY_MYSQL = 1792
 
 
 class InstrumentedAlias:
@@ -40,12 +43,16 @@ class InstrumentedAlias:
         """Raises Rejected for an alias that cannot take part, or does already."""
         handler: Any = connections
         usual = type(handler.create_connection(self.alias))
-        if usual.vendor != "postgresql" or not usual.Database.__name__ == "psycopg":
+        self._family = {"psycopg": "postgresql", "MySQLdb": "mysql", "pymysql": "mysql"}.get(
+            usual.Database.__name__, ""
+        )
+        if not self._family:
             raise Rejected(
                 f"the Django database {self.alias!r} is {usual.display_name} over {usual.Database.__name__}: only "
-                "PostgreSQL over psycopg 3 can take part",
+                "PostgreSQL over psycopg 3 and MariaDB or MySQL can take part",
                 reason=reasons.NOT_SUPPORTED,
             )
+        raw = PsycopgRaw if self._family == "postgresql" else MySqlRaw
         if not isinstance(handler, _Handler):
             handler.__class__ = type("ConnectionHandler", (_Handler, type(handler)), {})
             handler.txcoord = {}
@@ -62,8 +69,8 @@ class InstrumentedAlias:
             Source(
                 key=id(self),
                 resource=self.home.resource,
-                family="postgresql",
-                make=lambda: _AliasHeld(self._spare),
+                family=self._family,
+                make=lambda: _AliasHeld(self._spare, raw),
                 identity_of=self,
             ),
         )
@@ -84,14 +91,17 @@ class InstrumentedAlias:
             of_threads[threading.get_ident()] = wrapper
         return wrapper
 
-    def unit(self) -> PsycopgUnit:
+    def unit(self) -> PsycopgUnit | MySqlUnit:
         """A connection for a wrapper of the current transaction."""
-        units = self.home.units(self, "postgresql")
+        units = self.home.units(self, self._family)
         if units is None:
             raise Rejected(
                 f"there is no transaction any more for {self.alias!r}", reason=reasons.NO_TRANSACTION
             )
-        return PsycopgUnit(units.branch.held.value, units.unit(), autocommit=True, pooled=True)
+        raw = units.branch.held.value
+        if self._family == "mysql":
+            return MySqlUnit(raw, units.unit(), autocommit=True)
+        return PsycopgUnit(raw, units.unit(), autocommit=True, pooled=True)
 
 
 class _Handler:
@@ -122,7 +132,8 @@ class _Inside:
 
     def get_new_connection(self, conn_params: Any) -> Any:
         unit = self.txcoord.unit()
-        self.isolation_level = unit.isolation_level
+        if isinstance(unit, PsycopgUnit):
+            self.isolation_level = unit.isolation_level
         return unit
 
     def init_connection_state(self) -> None:
@@ -151,19 +162,25 @@ class _Outside:
 
     txcoord: InstrumentedAlias
     connection: Any
-    in_atomic_block: bool
+    autocommit: bool
+    vendor: str
     _mode: Any = None
 
     def ensure_connection(self) -> None:
         super().ensure_connection()  # type: ignore[misc]
         connection = self.connection
-        if connection is None or not connection.autocommit:
+        if connection is None or not self.autocommit:
             return  # Not between its statements: a transaction keeps its mode.
         known = self._mode[1] if self._mode is not None and self._mode[0] is connection else ""
         wanted = "rw" if scope.is_outside_on_purpose() else "ro"
         if known == wanted:
             return
-        by_cursor(connection)([f"SET default_transaction_read_only TO {'on' if wanted == 'ro' else 'off'}"])
+        if self.vendor == "postgresql":
+            by_cursor(connection)(
+                [f"SET default_transaction_read_only TO {'on' if wanted == 'ro' else 'off'}"]
+            )
+        else:
+            by_cursor(connection)([f"SET SESSION TRANSACTION READ {'ONLY' if wanted == 'ro' else 'WRITE'}"])
         self._mode = (connection, wanted)
 
     def _close(self) -> None:
@@ -184,7 +201,7 @@ class _Telling(DatabaseErrorWrapper):  # type: ignore[misc]
     """A refused write is NoTransaction."""
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> Any:
-        if error is not None and sqlstate_of(error) == _READ_ONLY:
+        if error is not None and (sqlstate_of(error) == _READ_ONLY or errno_of(error) == _READ_ONLY_MYSQL):
             raise self.wrapper.txcoord.home.no_transaction(error) from error
         return super().__exit__(kind, error, trace)
 
@@ -227,20 +244,22 @@ class _Spare:
 class _AliasHeld(DriverHeld):
     """A connection made as Django makes them, with its settings."""
 
-    def __init__(self, spare: _Spare) -> None:
-        super().__init__(None, PsycopgRaw)
+    def __init__(self, spare: _Spare, raw: type[PsycopgRaw] | type[MySqlRaw]) -> None:
+        super().__init__(None, raw)
         self._spare = spare
         self._wrapper: Any = None
 
     def open(self) -> None:
         self._wrapper = self._spare.take()
         self.value = self._wrapper.connection
-        self.value.autocommit = False  # psycopg's own BEGIN knows the isolation level.
+        if self._wrapper.vendor == "postgresql":
+            self.value.autocommit = False  # psycopg's own BEGIN knows the isolation level.
         super().open()
 
     def release(self, committed: bool) -> None:
         super().release(committed)
-        self.value.autocommit = True
+        if self._wrapper.vendor == "postgresql":
+            self.value.autocommit = True
         self._spare.give(self._wrapper)
 
     def discard(self) -> None:

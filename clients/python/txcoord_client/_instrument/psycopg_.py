@@ -19,18 +19,18 @@ from ..protocol import reasons
 from ..sync._xa.direct import DriverHeld
 from ..sync._xa.held import Source
 from ..sync._xa.raw import PsycopgRaw
-from .dbapi import UnitConnection, UnitCursor, by_cursor
+from .dbapi import AutocommitUnit, UnitCursor, by_cursor
 from .home import Home
 from .units import Unit
 
 _READ_ONLY = "25006"
 
 
-class PsycopgUnit(UnitConnection):
+class PsycopgUnit(AutocommitUnit):
     """A unit's connection, as psycopg's are used: with blocks that commit, ``transaction()``, and autocommit, where
     each statement outside of such a block is a unit of its own."""
 
-    __slots__ = ("_autocommit", "_blocks", "_closed", "_in_block", "_options", "_pooled")
+    __slots__ = ("_blocks", "_closed", "_options", "_pooled")
 
     def __init__(
         self,
@@ -41,14 +41,11 @@ class PsycopgUnit(UnitConnection):
         pooled: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(raw, unit, by_cursor(raw), is_lost=lambda: bool(raw.closed), threads=True)
-        set_own = super(UnitConnection, self).__setattr__
-        set_own("_autocommit", autocommit)
-        set_own("_blocks", itertools.count(1))
-        set_own("_closed", False)
-        set_own("_in_block", 0)
-        set_own("_options", dict(options or {}))
-        set_own("_pooled", pooled)
+        super().__init__(raw, unit, lambda: bool(raw.closed), autocommit=autocommit)
+        self._set("_blocks", itertools.count(1))
+        self._set("_closed", False)
+        self._set("_options", dict(options or {}))
+        self._set("_pooled", pooled)
 
     # ---- as psycopg.Connection ----
 
@@ -63,7 +60,7 @@ class PsycopgUnit(UnitConnection):
     def set_autocommit(self, value: bool) -> None:
         if self._unit.open:
             raise psycopg.ProgrammingError("can't change 'autocommit' now: a transaction is open")
-        super(UnitConnection, self).__setattr__("_autocommit", value)
+        self._set("_autocommit", value)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "autocommit":
@@ -119,7 +116,7 @@ class PsycopgUnit(UnitConnection):
             self.work_unseen()
         else:
             self._control_by_unit(f"SAVEPOINT {name}")
-        super(UnitConnection, self).__setattr__("_in_block", self._in_block + 1)
+        self._set("_in_block", self._in_block + 1)
         commit = False
         try:
             yield block
@@ -129,7 +126,7 @@ class PsycopgUnit(UnitConnection):
             if meant is not None and meant is not block:
                 raise
         finally:
-            super(UnitConnection, self).__setattr__("_in_block", self._in_block - 1)
+            self._set("_in_block", self._in_block - 1)
             if outer:
                 self._end(commit)
             elif commit:
@@ -140,19 +137,6 @@ class PsycopgUnit(UnitConnection):
     def _control_by_unit(self, statement: str) -> None:
         with contextlib.closing(UnitCursor(self._raw.cursor(), self)) as cursor:
             cursor.execute(statement)
-
-    @contextmanager
-    def _sending(self, statement: Any) -> Iterator[Any]:
-        alone = self._autocommit and not self._in_block
-        try:
-            with super()._sending(statement) as sent:
-                yield sent
-        except BaseException:
-            if alone:
-                self._end(False)
-            raise
-        if alone:
-            self._end(True)
 
     def commit(self) -> None:
         self._no_block("commit")
@@ -167,7 +151,7 @@ class PsycopgUnit(UnitConnection):
             raise psycopg.ProgrammingError(f"Explicit {what}() forbidden within a Transaction context.")
 
     def close(self) -> None:
-        super(UnitConnection, self).__setattr__("_closed", True)
+        self._set("_closed", True)
         self._end(False)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
