@@ -26,6 +26,7 @@ from txcoord_client.sync import (
     ResourceBusy,
     Transaction,
 )
+from txcoord_client.sync._runtime import Runtime
 from txcoord_client.sync._xa.branch import Branch
 
 
@@ -338,4 +339,31 @@ def test_an_interrupt_while_it_prepares_undoes_all_and_comes_out(
         client.write_both(g, body)
     eventually(lambda: not site.prepared(g.tx_id))
     assert site.counts(body) == (0, 0)
+    assert client.idle()
+
+
+def test_a_branch_that_another_thread_is_opening_at_the_end_stays_that_threads(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its connection would go back to the pool while that thread is still at it."""
+    opened, over = threading.Event(), threading.Event()
+    open_branch = Runtime.open_branch
+
+    def slowly(self: Runtime, *more: Any) -> None:
+        open_branch(self, *more)
+        opened.set()
+        assert over.wait(20)
+
+    monkeypatch.setattr(Runtime, "open_branch", slowly)
+    with ThreadPoolExecutor() as threads:
+        with (  # noqa: PT012 - what raises is the end
+            pytest.raises(Aborted, match="about to begin"),
+            client.coord.begin("sync") as g,
+        ):
+            working = threads.submit(client.write, g, client.accounts, "late")
+            assert opened.wait(20)
+        assert not client.idle()
+        over.set()
+        with pytest.raises(NoTransaction):
+            working.result(20)
     assert client.idle()

@@ -195,6 +195,7 @@ async def test_a_session_commits_only_what_is_in_the_list_that_was_committed(mar
 
 async def test_a_session_commits_what_is_in_it(maria: Database) -> None:
     branch = await prepared(maria)
+    assert await branch.lives(5.0)
     wire = Told(decision=c.DECISION_COMMIT, listed=(branch.to_pb(),))
     tx: Any = Keeping(wire, maria.tx_id)
     await _keeping._await_decision(tx, [branch])

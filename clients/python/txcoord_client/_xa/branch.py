@@ -60,6 +60,8 @@ class Branch:
         self.stage = Stage.NEW
         self.blocks = 0
         """How many ``g.xa`` blocks on it are open."""
+        self.joined = False
+        """Is it the transaction's, who will see to its end?"""
         self.failure: Failed | None = None
         self.held: Held = source.make()
         self.opening = _aio.Lock()

@@ -65,7 +65,7 @@ class Transaction:
         self._outstanding: dict[str, str] = {}
         self._calls = threading.Lock()
         """A call is sent before the end, and hinders it until its vote is here, or not at all: threads make calls
-        side by side."""
+        side by side. So it is with branches and blocks."""
         self._rollback_only = ""
         self._rollback_message = ""
         self._over = False
@@ -152,7 +152,9 @@ class Transaction:
                         f"the branch on {branch.resource!r} was begun with read_only=True",
                         reason=reasons.NOT_SUPPORTED,
                     )
-                branch.blocks += 1
+                with self._calls:
+                    self._must_be_active()  # Whoever ends it sees this block, or it does not begin.
+                    branch.blocks += 1
                 return branch
 
     def _open(self, branch: Branch, source: Source) -> None:
@@ -166,7 +168,9 @@ class Transaction:
         except BaseException:
             self._branches.pop(source.key, None)
             raise
-        if self._over:
+        with self._calls:
+            branch.joined = not self._over
+        if not branch.joined:
             # It ended without this branch, and will not see to it any more.
             self._branches.pop(source.key, None)
             self._runtime.tasks.shielded(
@@ -175,7 +179,8 @@ class Transaction:
             self._must_be_active()
 
     def _leave_xa(self, branch: Branch, error: BaseException | None) -> None:
-        branch.blocks -= 1
+        with self._calls:
+            branch.blocks -= 1
         if error is not None:
             self.set_rollback_only(
                 reason_of(error), f"{type(error).__name__} left the block on {branch.resource!r}: {error}"
@@ -284,7 +289,7 @@ class Transaction:
 
     @property
     def _local(self) -> list[Branch]:
-        return [b for b in list(self._branches.values()) if b.stage is not Stage.NEW]
+        return [b for b in list(self._branches.values()) if b.joined]
 
 
 def _own(vote: c.CallVote, number: str) -> bool:
