@@ -94,7 +94,8 @@ class RecoverySettings(_Part):
     )
     hold: Duration = Field(
         timedelta(seconds=2),
-        description="MariaDB: how long the session that prepared a branch has to finish it, before it is ended.",
+        description="MariaDB: how long the session that prepared a branch has to finish it, before it is ended. With "
+        "several nodes more than 1s: that often a session asks for what another node has decided.",
     )
 
 
