@@ -347,3 +347,26 @@ async def test_parallel_sessions_of_one_transaction(app: App) -> None:
         assert app.notes() == []
     else:
         assert len(app.notes()) == 5
+
+
+async def test_what_was_opened_outside_does_not_write_inside(app: App) -> None:
+    """Nor the other way round: what was opened inside stays there."""
+    async with app.coord.begin("t"):
+        with app.coord.outside():
+            session = app.sessions()
+            session.add(Note(body=f"{app.body}-1"))
+            await session.flush()
+        with pytest.raises(NotIdle):
+            await session.execute(text(INSERT), {"body": f"{app.body}-2"})
+        await session.rollback()
+        session.add(Note(body=f"{app.body}-3"))
+        with app.coord.outside():
+            await session.commit()
+        assert app.notes() == [f"{app.body}-3"]
+        session.add(Note(body=f"{app.body}-4"))
+        await session.flush()
+        with app.coord.outside():
+            await session.commit()
+        await session.close()
+        assert app.notes() == [f"{app.body}-3"]
+    assert app.notes() == [f"{app.body}-3", f"{app.body}-4"]

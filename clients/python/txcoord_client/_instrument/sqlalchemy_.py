@@ -28,6 +28,8 @@ from .units import Branch, Unit, Units
 
 _READ_ONLY_ERRORS = ("25006",)
 _MODE = "txcoord_mode"
+_WRITABLE = "txcoord_writable"
+"""In a connection's ``info``: may its local transaction write?"""
 
 
 class InstrumentedEngine:
@@ -62,17 +64,23 @@ class InstrumentedEngine:
 
     def _connect(self, connect: Callable[[], PoolProxiedConnection]) -> PoolProxiedConnection:
         if scope.is_opening_a_branch():
-            fairy = connect()
-            self._set_mode(fairy, writable=True)
-            return fairy
+            return self._in_mode(connect(), writable=True)
         units = self._home.units(self._target, self._family, self._may_join)
         if units is None:
             fairy = connect()
             if self._home.refuses:
-                self._set_mode(fairy, writable=scope.is_outside_on_purpose())
                 fairy.info[scope.READY] = self._ready
+                self._in_mode(fairy, writable=scope.is_outside_on_purpose())
             return fairy
         return _join(units)
+
+    def _in_mode(self, fairy: PoolProxiedConnection, *, writable: bool) -> PoolProxiedConnection:
+        try:
+            self._set_mode(fairy, writable=writable)
+        except BaseException as error:
+            fairy.invalidate(error)
+            raise
+        return fairy
 
     def _may_join(self, branch: Branch) -> None:
         fairy = _fairy_of(branch)
@@ -120,18 +128,23 @@ class InstrumentedEngine:
         if isinstance(fairy, UnitFairy) or scope.is_opening_a_branch() or self._home.is_held(conn):
             return
         if self._home.refuses:
-            self._set_mode(fairy, writable=scope.is_outside_on_purpose() and self._home.current() is None)
+            fairy.info[_WRITABLE] = scope.is_outside_on_purpose() and self._home.current() is None
+            self._set_mode(fairy, writable=fairy.info[_WRITABLE])
         else:
             self._on_statement(conn)
 
     def _on_statement(self, conn: Any, *args: Any) -> None:
-        """A connection that was taken before the transaction began is not part of it."""
-        if self._home.refuses or isinstance(conn._dbapi_connection, UnitFairy) or scope.is_opening_a_branch():
+        """A connection that was taken before the transaction began, or outside of it, is not part of it. Where the
+        database refuses what it writes it may be used."""
+        fairy = conn._dbapi_connection
+        if fairy is None or isinstance(fairy, UnitFairy) or scope.is_opening_a_branch():
+            return
+        if self._home.refuses and not fairy.info.get(_WRITABLE):
             return
         if self._home.current() is not None and not self._home.is_held(conn):
             raise NotIdle(
                 f"this session or connection to {self._home.resource!r} was opened before the global transaction "
-                "began: what it does would not be part of it. Commit or close it first"
+                "began, or outside of it: what it does would not be part of it. Commit or close it first"
             )
 
     @staticmethod
