@@ -85,7 +85,9 @@ class MariaDB:
     def reply(self, error: BaseException, *, asked: bool) -> Reply | None:
         number = errno_of(error)
         if number:
-            return my.meaning(number)
+            reply = my.meaning(number)
+            # Who does not know the number does not know what became of the branch: the marker's key does.
+            return Reply.UNREACHABLE if asked and reply is Reply.OTHER else reply
         return Reply.UNREACHABLE if is_driver(error) and _says_nothing(error) else None
 
     def failed(self, error: BaseException, resource: str, *, asked: bool) -> Failed | None:
