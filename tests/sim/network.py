@@ -162,6 +162,8 @@ class Link:
         if do.startswith("hand"):
             # A moment before: a person was faster.
             self.server.by_hand(do == "hand_commit")  # type: ignore[attr-defined]
+        if do == "lie" and hasattr(self.server, "lie"):
+            self.server.lie(self._session)
         self.server.receive(self._session, request, lambda answer: self._answered(answer, do, kind))
 
     def _answered(self, answer: Any, do: str, kind: str) -> None:

@@ -117,6 +117,7 @@ class Fault:
             "lose_request": "the request is lost, and its connection",
             "lose_reply": "it is done, and the reply is lost",
             "late": f"the connection breaks, and the request arrives {s} later",
+            "lie": "PostgreSQL rolls back and says so in the tag only, without an error",
             "twice": "the message is delivered once more, later",
             "crash_client": "the process that asks is killed",
             "crash_client_after": "the process that asked is killed when the answer comes",
@@ -227,6 +228,10 @@ def _faults(
     out = []
     for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4, 5))):
         out.append(_timed(rng, nodes, databases) if rng.random() < 0.4 else _aimed(rng, len(ops)))
+    for name, kind in databases:
+        if kind == "mariadb" and rng.random() < 0.3:
+            # Longer than the coordinator's guard waits: then it meets the OK that lies.
+            out.append(Fault("slow_detach", name, seconds=round(rng.uniform(0.2, 1.5), 2)))
     return tuple(out)
 
 
@@ -237,7 +242,7 @@ def _timed(rng: random.Random, nodes: int, databases: tuple[tuple[str, str], ...
     base = rng.choice([name for name, _ in databases])
     clients = ["c1", "c2", "s1"]
     kind = rng.choice(
-        ("crash", "crash", "stop", "stop", "cut", "cut", "slow", "slow_disk", "full_disk", "clock", "clock", "detach", "hand")
+        ("crash", "crash", "stop", "stop", "cut", "cut", "slow", "slow_disk", "full_disk", "clock", "clock", "hand")
     )
     if kind == "crash":
         return Fault("crash", rng.choice((node, node, base, "log", *clients)), at, seconds=seconds)
@@ -258,8 +263,6 @@ def _timed(rng: random.Random, nodes: int, databases: tuple[tuple[str, str], ...
     if kind == "hand":
         which = rng.choice((("hand_commit", "roll_back_branch"), ("hand_rollback", "commit_branch")))
         return Fault(which[0], which[1], nth=rng.randint(1, 8))
-    if kind == "detach":
-        return Fault("slow_detach", base, 0.0, seconds=round(rng.uniform(0.1, 0.8), 2))
     return Fault(kind, "log" if "disk" in kind else "", at, seconds=seconds)
 
 
@@ -270,6 +273,9 @@ def _aimed(rng: random.Random, ops: int) -> Fault:
         if rng.random() < 0.75:
             return Fault("crash_client", target, nth=nth)
         return Fault("stop_client", target, nth=nth, seconds=round(rng.uniform(0.2, 6.0), 2))
+    if rng.random() < 0.1:
+        target = rng.choice(("prepare", "prepare", "commit_one_phase"))
+        return Fault("lie", target, nth=rng.randint(1, max(1, POINTS[target] * ops // 4)))
     target = rng.choice(("prepare", "prepare", "prepare", "commit_branch", "commit_branch", "log_write", *sorted(POINTS)))
     what = rng.choice(
         (

@@ -310,8 +310,20 @@ class PostgreSQL(Database):
             return "SET", ()
         raise AssertionError(f"not known to the simulation: {sql}")
 
+    def lie(self, session: Session) -> None:
+        """Its next PREPARE or COMMIT does what it does in a failed transaction, and nothing else tells."""
+        self._lying = session
+
+    def _lies(self, session: Session, tx: Tx | None) -> bool:
+        lying, self._lying = self._lying is session, None
+        return tx is None or tx.failed or lying
+
+    _lying: Session | None = None
+
     def _end(self, session: Session, *, commit: bool) -> str:
         tx, session.tx = session.tx, None
+        if commit and self._lies(session, tx) and tx is not None:
+            tx.failed = True
         if tx is None:
             return "COMMIT" if commit else "ROLLBACK"
         if commit and not tx.failed:
@@ -322,7 +334,7 @@ class PostgreSQL(Database):
 
     def _prepare(self, session: Session, xid: str) -> str:
         tx, session.tx = session.tx, None
-        if tx is None or tx.failed:
+        if self._lies(session, tx) or tx is None:
             if tx is not None:
                 self._roll_back(tx)
             return "ROLLBACK"  # No error: the lie.
