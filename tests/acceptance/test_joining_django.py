@@ -367,3 +367,17 @@ def test_overlapping_blocks_of_threads(shop: Shop) -> None:
         thread.join()
     assert caught.value.reason == "OVERLAPPING_UNITS"
     assert shop.notes() == []
+
+
+def test_a_block_of_its_own_by_the_alias(shop: Shop) -> None:
+    """``g.xa(alias)`` gives the driver's connection of the branch that the models write on."""
+    with shop.coord.begin("t") as g, g.xa("default") as db:
+        db.execute("INSERT INTO note (body) VALUES (%s)", (f"{shop.body}-1",))
+        shop.add(f"{shop.body}-2")
+        assert db.execute("SELECT count(*) FROM note WHERE body LIKE %s", (f"{shop.body}%",)).fetchone() == (
+            2,
+        )
+        assert shop.notes() == []
+    assert shop.notes() == [f"{shop.body}-1", f"{shop.body}-2"]
+    with pytest.raises(Rejected, match="coord.instrument"), shop.coord.begin("t") as g, g.xa("reporting"):
+        pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.support.acceptance import Db
+from tests.support.acceptance import Db, Site, eventually
 from tests.support.databases import database_of
 from txcoord.testing.mariadb import MariaDBServer, MySQLServer
 
@@ -48,3 +48,19 @@ class MariaDb(Db):
             self.sql("SELECT count(*) FROM information_schema.INNODB_TRX WHERE trx_mysql_thread_id = 0")
         )
         return max(0, detached - len(self.server.prepared()))
+
+
+def maria(site: Site) -> MariaDb:
+    assert isinstance(site.ledger, MariaDb)
+    return site.ledger
+
+
+def holds(site: Site) -> bool:
+    return maria(site).holds
+
+
+async def all_or_nothing(site: Site, body: str, tx_id: str, committed: bool) -> None:
+    """Once nothing is left prepared, it is in both databases or in none, and nothing is in limbo."""
+    await eventually(lambda: not site.prepared(tx_id), within=40)
+    assert site.counts(body) == ((1, 1) if committed else (0, 0))
+    await eventually(lambda: maria(site).limbo() == 0)

@@ -20,6 +20,8 @@ class Resources:
         self._kept: list[Any] = []
         self._sources: dict[int, Source] = {}
         """Of the engines and pools that were named: they are asked for again and again."""
+        self._aliases: dict[str, Source] = {}
+        """Of Django databases."""
         for name, target in resources.items():
             self.name(name, target)
 
@@ -45,13 +47,25 @@ class Resources:
         self._kept += [owner, target]
         self._sources[id(target)] = _make(target, owner, name)
 
-    def add(self, target: Any, source: Source) -> None:
-        """Take a target of a kind of its own, with where its connections come from."""
+    def add(self, target: Any, source: Source, alias: str = "") -> None:
+        """Take a target of a kind of its own, with where its connections come from; ``alias`` is Django's name."""
         self._kept.append(target)
         self._sources[id(target)] = source
+        if alias:
+            self._aliases[alias] = source
 
     def source(self, target: Any, resource: str = "") -> Source:
         """Where the connections of a target come from. Raises UnknownResource."""
+        if isinstance(target, str):
+            if target not in self._aliases:
+                raise UnknownResource(
+                    f"no Django database {target!r} is known here: say once coord.instrument({target!r}, "
+                    "resource='name')"
+                )
+            known_as = self._aliases[target]
+            if resource in ("", known_as.resource):
+                return known_as
+            raise UnknownResource(f"this database is resource {known_as.resource!r}, not {resource!r}")
         made = self._sources.get(id(target))
         if made is not None and resource in ("", made.resource):
             return made

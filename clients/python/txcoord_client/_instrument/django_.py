@@ -73,6 +73,7 @@ class InstrumentedAlias:
                 make=lambda: _AliasHeld(self._spare, raw),
                 identity_of=self,
             ),
+            self.alias,
         )
         handler.txcoord[self.alias] = self
         return self.alias

@@ -46,9 +46,9 @@ class Home:
         self._coordinator._resources.name(self.resource, target)
         setattr(marked, MARK, True)
 
-    def add(self, target: Any, source: Any) -> None:
+    def add(self, target: Any, source: Any, alias: str = "") -> None:
         """Make a target of a kind of its own known to the Coordinator."""
-        self._coordinator._resources.add(target, source)
+        self._coordinator._resources.add(target, source, alias)
 
     def units(
         self, target: Any, family: str, may_join: Callable[[Branch], None] = lambda branch: None
