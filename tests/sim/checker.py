@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from txcoord.core.model import Change, ChangeKind, WriteResult, Written
+from txcoord.core.model import BranchState, Change, ChangeKind, DecidedBy, WriteResult, Written
 from txcoord_client.protocol import xid as xids
 
 if TYPE_CHECKING:
@@ -32,6 +32,17 @@ CRASHES = frozenset(
         "timer.crashed",
     }
 )
+
+
+_DECIDES = {
+    DecidedBy.CLIENT: "Rollback",
+    DecidedBy.BRANCH: "Rollback",
+    DecidedBy.OPERATOR: "Rollback",
+    DecidedBy.DATABASE: "Rollback",
+    DecidedBy.DEADLINE: "DeadlinePassed",
+    DecidedBy.SCANNER: "OrphanFound",
+}
+_COMMITS = {by: "OnePhaseDone" if by is DecidedBy.DATABASE else "Commit" for by in DecidedBy}
 
 
 @dataclass
@@ -69,6 +80,8 @@ class Checker:
         self.running = 0
         """Operations of clients that have not ended."""
         self._stands: dict[str, tuple[int, int]] = {}
+        self._inserted: set[str] = set()
+        self._sealed: set[str] = set()
 
     def wrong(self, text: str) -> None:
         """Something that must not be."""
@@ -105,8 +118,35 @@ class Checker:
         if epoch < was_epoch:
             self.wrong(f"{self._name(tx_id)}: its epoch went from {was_epoch} back to {epoch}")
         self._stands[tx_id] = (ended_us, epoch)
-        if change.kind in (ChangeKind.INSERT, ChangeKind.AMEND, ChangeKind.PROGRESS):
-            self._world.acted(change, decision)
+        self._acted(change, decision or "", before, bool(ended_us), bool(was_ended))
+
+    def _acted(self, change: Change, decision: str, before: str, ended: bool, was_ended: bool) -> None:
+        """The change as a step of the model."""
+        tx, world = change.tx, self._world
+        facts = {"deadline_us": tx.deadline_us}
+        if change.kind is ChangeKind.INSERT:
+            if tx.tx_id in self._inserted:
+                world.acted("prune", tx.tx_id, **facts)
+            self._inserted.add(tx.tx_id)
+        if not decision:
+            if change.kind is ChangeKind.INSERT:
+                world.acted("Begin", tx.tx_id, node=tx.owner, **facts)
+            for b in change.touched:
+                world.acted("Enlist", tx.tx_id, b.id, tx.owner, **facts)
+        elif not before or change.kind is ChangeKind.INSERT:
+            listed = [b.id for b in tx.branches if b.state is not BranchState.READ_ONLY]
+            by = DecidedBy.CLIENT if tx.decided_by is None else tx.decided_by
+            name = _DECIDES[by] if decision == "abort" else _COMMITS[by]
+            world.acted(name, tx.tx_id, node=tx.owner, list=listed, **facts)
+        if ended and not was_ended and not (decision == "commit" and tx.decided_by is DecidedBy.DATABASE):
+            world.acted("BranchFinished", tx.tx_id, node=tx.owner, **facts)
+
+    def rollback_sent(self, request: Any) -> None:
+        """The initiator, or somebody else, asks for abort."""
+        self.asked_to_abort.add(request.tx_id)
+        if request.initiator and request.sealed and request.tx_id not in self._sealed:
+            self._sealed.add(request.tx_id)
+            self._world.acted("Rollback_unlogged", request.tx_id, deadline_us=request.deadline_us)
 
     def log_restarted(self) -> None:
         """What was not synced is gone. Only what a database has decided may be."""
@@ -135,6 +175,9 @@ class Checker:
         if attempt is None:
             return
         attempt.told.append((who, state))
+        what = {"ABORTING": "ABORTED"}.get(state, state)
+        if what in ("COMMITTED", "COMMITTING", "ABORTED"):
+            self._world.acted("tell", tx_id, what=what, who=who, deadline_us=attempt.deadline_us)
         self._world.note("told", tx=tx_id, who=who, state=state)
         if state == "COMMITTED" and tx_id not in self.by_hand:
             missing = [row for row in attempt.rows if not self._world.has_row(row)]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from txcoord_client.protocol import mariadb as my
+from txcoord_client.protocol import marker
 
 from .postgres import Database, Session, Tx, Wait
 from .replies import Answer, SqlError
@@ -44,6 +45,7 @@ class MariaDB(Database):
         self.limbo: list[Tx] = []
         self._ids = self._rng.randint(10, 40)
         self._detaching: dict[str, float] = {}
+        self._started_us = self.now_us() - 3_600_000_000
 
     def crash(self) -> None:
         super().crash()
@@ -55,6 +57,7 @@ class MariaDB(Database):
         self._detaching.clear()
         for tx in self.prepared.values():
             tx.session = None
+        self._started_us = self.now_us()
         # Ids begin anew: one of before may be somebody else's now.
         self._ids = self._rng.randint(10, 40)
 
@@ -84,6 +87,8 @@ class MariaDB(Database):
             return self._xa(session, sql, words[1])
         if "INSERT" in words or " INSERT" in sql[:80] or sql.startswith("INSERT"):
             return Answer((yield from self._insert(session, sql)))
+        if sql == my.READ_NOW_US:
+            return Answer(0, ((self.now_us(),),))
         if words[0] == "SELECT":
             return Answer(0, (yield from self._select(session, sql)))
         if words[0] == "DELETE":
@@ -92,6 +97,8 @@ class MariaDB(Database):
             return Answer(self.prune(int(match[1]), int(match[2])))
         if words[0] == "KILL":
             return self._kill(session, words[1], int(words[2]))
+        if words[0] == "SHOW" and "Uptime" in sql:
+            return Answer(0, (("Uptime", (self.now_us() - self._started_us) // 1_000_000),))
         if words[0] == "SHOW":
             return Answer(0, (("legacy_xa_rollback_at_disconnect", "OFF"),) if "legacy" in sql else ())
         if words[0] == "SET":
@@ -132,6 +139,7 @@ class MariaDB(Database):
             session.xa = "prepared"
             self.prepared[xid] = tx
             self.world.note("prepared", at=self.name, xid=xid)
+            self._acted("prepare_lands", xid)
         elif verb in ("COMMIT", "ROLLBACK"):
             if not own:
                 self._finish_for_another(session, xid, commit=verb == "COMMIT")
@@ -226,6 +234,8 @@ class MariaDB(Database):
             raise SqlError(1062, "Duplicate entry")
         if tx is None:
             self.markers[key] = (int(match[4]), self.now_us())
+            if key[2] == marker.ONE:
+                self.world.acted("tombstone", key[0])
         else:
             self.locks[key] = tx
             tx.markers[key] = int(match[4])

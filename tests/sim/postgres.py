@@ -10,6 +10,9 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from txcoord_client.protocol import marker
+from txcoord_client.protocol import xid as xids
+
 from .network import Link
 from .replies import Answer, SqlError
 
@@ -197,14 +200,25 @@ class Database:
         now_us = self.now_us()
         self.rows.extend(tx.rows)
         self.markers.update((key, (state, now_us)) for key, state in tx.markers.items())
-        self.prepared.pop(tx.xid, None)
+        if self.prepared.pop(tx.xid, None) is not None:
+            self._acted("finish", tx.xid, to="committed")
+        for tx_id, _, op in tx.markers:
+            if op == marker.ONE:
+                done = tx.markers[tx_id, marker.ONE_BRANCH, op] == marker.DONE
+                self.world.acted("local_commit" if done else "tombstone", tx_id)
         for text in tx.rows:
             self.world.note("committed", at=self.name, row=text)
         self._unlock(tx)
 
     def _roll_back(self, tx: Tx) -> None:
-        self.prepared.pop(tx.xid, None)
+        if self.prepared.pop(tx.xid, None) is not None:
+            self._acted("finish", tx.xid, to="rolledback")
         self._unlock(tx)
+
+    def _acted(self, action: str, xid: str, **facts: Any) -> None:
+        x = xids.parse(xid)
+        if x is not None:
+            self.world.acted(action, x.tx_id, x.branch, self.name, deadline_us=x.deadline_us, **facts)
 
     def _undo_prepared(self, tx: Tx, session: Session) -> None:
         by = session.link.client.name if session.link is not None else ""
@@ -344,6 +358,7 @@ class PostgreSQL(Database):
         tx.xid, tx.session = xid, None
         self.prepared[xid] = tx
         self.world.note("prepared", at=self.name, xid=xid)
+        self._acted("prepare_lands", xid)
         return "PREPARE TRANSACTION"
 
     def _insert(self, session: Session, sql: str) -> Generator[Wait, None, None]:

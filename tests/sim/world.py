@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from txcoord.core.model import Change, Windows
+from txcoord.core.model import Windows
 from txcoord_client._pb import coordinator_pb2 as pb
 from txcoord_client.protocol.xid import Xid
 
@@ -96,23 +96,11 @@ class World:
         if self._trace is not None:
             self._trace.append(line)
 
-    def acted(self, change: Change, decision: str) -> None:
-        """A step of the model: see ``tests/model``."""
-        tx = change.tx
+    def acted(self, action: str, tx_id: str, branch: str = "", node: str = "", **facts: Any) -> None:
+        """A step of the model, by the names of ``tests/model/Xa.tla``."""
+        now_us = self.log.now_us()
         self.actions.append(
-            {
-                "action": str(change.kind),
-                "tx": tx.tx_id,
-                "branch": ",".join(b.id for b in change.touched),
-                "node": tx.owner,
-                "state": str(tx.state),
-                "decision": decision,
-                "decided_by": str(tx.decided_by or ""),
-                "version": tx.version,
-                "epoch": tx.epoch,
-                "at_us": self.log.now_us(),
-                "deadline_us": tx.deadline_us,
-            }
+            {"action": action, "tx": tx_id, "branch": branch, "node": node, "at_us": now_us, **facts}
         )
 
     # ---- what the code comes past ----
@@ -139,9 +127,9 @@ class World:
         """A message of an SDK to a node."""
         message = pb.SessionRequest.FromString(data)
         names = ",".join(str(op.WhichOneof("request")) for op in message.operations)
-        self.checker.asked_to_abort.update(
-            op.rollback.tx_id for op in message.operations if op.HasField("rollback")
-        )
+        for op in message.operations:
+            if op.HasField("rollback"):
+                self.checker.rollback_sent(op.rollback)
         process = stream._process
         do = self.point("wire", process, stream.node_name, names)
         if do in ("crash_server", "crash_server_before", "crash_client_after"):
@@ -381,12 +369,13 @@ class World:
         self._disk_is_fast()
         self._disk_is_empty()
         for database in self.databases.values():
-            database.skew_us = 0
+            database.skew_us = self.log.offset_us
             if isinstance(database, MariaDB):
                 database.detach_s = min(database.detach_s, 0.06)
                 self.limbo(database)
         for node in self.nodes.values():
-            node.wall_off_us = 0
+            # Clocks agree again; until then a node that is off neither scans nor takes over.
+            node.wall_off_us = self.log.offset_us
 
     def watch_node(self, node: SimNode, coordinator: Any, recovery: Any, tasks: Any) -> None:
         """A node has started."""
