@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from tests.support.acceptance import INSERT, Client, Site, new_gid
+from tests.support.acceptance import INSERT, Client, Site, eventually, new_gid
 from txcoord_client import Aborted, Coordinator, Rejected, Transaction
 from txcoord_client._xa import sqlalchemy_
 
@@ -173,7 +173,7 @@ async def test_a_stray_end_is_caught_on_a_drivers_connection(
                 await db.execute(stray)
     assert caught.value.reason == "GUARD"
     assert site.ledger.count(body) == 0
-    assert site.prepared(g.tx_id) == []
+    await eventually(lambda: not site.prepared(g.tx_id))
     await conn.close()
 
 
