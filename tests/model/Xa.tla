@@ -14,6 +14,7 @@
 (* action here        in the log, or a database (names: core/events.py)    *)
 (* ------------------ ---------------------------------------------------- *)
 (* Begin, Enlist      INSERT or AMEND of an undecided row                  *)
+(* drop_out           a branch of an undecided row is read-only            *)
 (* Commit             the row with the decision, votes of yes only         *)
 (* Rollback           ABORT that somebody asked for, or a vote of no       *)
 (* DeadlinePassed     ABORT by the deadline                                *)
@@ -21,11 +22,13 @@
 (* OnePhaseDone       COMMIT that repeats what a database has decided      *)
 (* Rollback_unlogged  the initiator promises that no commit will come      *)
 (* prepare_lands      PREPARE in a database                                *)
-(* finish             COMMIT or ROLLBACK of what is prepared               *)
+(* finish             COMMIT or ROLLBACK of what is prepared, by a node    *)
+(* session_rolls_back ROLLBACK of it by the session that prepared          *)
 (* session_lost       an unprepared branch is gone for good                *)
 (* local_commit       COMMIT in one phase                                  *)
 (* tombstone          the probe for it                                     *)
 (* BranchFinished     the end record                                       *)
+(* forget             the log has crashed, with what was not forced        *)
 (* prune              the row is deleted                                   *)
 (* tell               an answer                                            *)
 (* tick               the log's clock                                      *)
@@ -82,6 +85,12 @@ Enlist(b, z) ==
     /\ enlisted' = enlisted \cup {b}
     /\ UNCHANGED <<ended, listed, known, db, one, sealed, told>>
 
+drop_out(b) ==  \* It wrote nothing. What is prepared is never read-only.
+    /\ AnyTime
+    /\ Undecided /\ b \in enlisted /\ db[b] \in {"none", "rolledback"}
+    /\ enlisted' = enlisted \ {b}
+    /\ UNCHANGED <<row, ended, listed, known, db, one, sealed, told>>
+
 Commit(list, z) ==
     /\ At(z) /\ z = 0
     /\ Undecided /\ known = {} /\ one # "committed" /\ MayCommit
@@ -99,15 +108,14 @@ Rollback(z) ==
     /\ Undecided /\ NoCommit
     /\ Abort
 
-DeadlinePassed(z) ==
-    /\ At(z) /\ z >= 1 /\ (row = "none" => z <= 2)
+DeadlinePassed(z) ==  \* Judged by a node's clock, which may be a little off: too early does no harm.
+    /\ At(z) /\ (row = "none" => z <= 2)
     /\ Undecided /\ NoCommit
     /\ Abort
 
-OrphanFound(z) ==
-    /\ At(z) /\ z >= 2
-    /\ row = "none" /\ ("commit" \in known => z >= 3)
-    /\ one # "committed"
+OrphanFound(z) ==  \* No upper limit. Where a commit was there before, it is a fence, and nobody hears ABORTED.
+    /\ At(z) /\ top' >= 2
+    /\ row = "none" /\ one # "committed"
     /\ Abort
 
 OnePhaseDone ==
@@ -142,6 +150,12 @@ finish(b, to) ==
     /\ db' = [db EXCEPT ![b] = to]
     /\ UNCHANGED <<row, ended, enlisted, listed, known, one, sealed, told>>
 
+session_rolls_back(b) ==  \* By the session that prepared, which has not voted yes, or has heard of the abort.
+    /\ AnyTime
+    /\ db[b] = "prepared" /\ b \notin listed
+    /\ db' = [db EXCEPT ![b] = "rolledback"]
+    /\ UNCHANGED <<row, ended, enlisted, listed, known, one, sealed, told>>
+
 local_commit ==
     /\ AnyTime
     /\ one = "none" /\ known = {} /\ MayCommit
@@ -160,6 +174,14 @@ BranchFinished ==
     /\ \A b \in listed : db[b] = "committed"
     /\ ended' = TRUE
     /\ UNCHANGED <<row, enlisted, listed, known, db, one, sealed, told>>
+
+forget ==  \* A lazy write is lost with a crash of the log: an end, or what a database knows itself.
+    /\ AnyTime
+    /\ ended
+    /\ ended' = FALSE
+    /\ row' = IF row = "commit" /\ one = "committed" THEN "none" ELSE row
+    /\ enlisted' = IF row' = "none" THEN {} ELSE enlisted
+    /\ UNCHANGED <<listed, known, db, one, sealed, told>>
 
 prune(z) ==
     /\ At(z) /\ z = 4
@@ -181,8 +203,8 @@ Next ==
          \/ tick(z) \/ Begin(z) \/ Rollback(z) \/ DeadlinePassed(z) \/ OrphanFound(z) \/ prune(z)
          \/ \E b \in Branches : Enlist(b, z)
          \/ \E list \in SUBSET Branches : Commit(list, z)
-    \/ OnePhaseDone \/ Rollback_unlogged \/ local_commit \/ tombstone \/ BranchFinished
-    \/ \E b \in Branches : prepare_lands(b) \/ session_lost(b)
+    \/ OnePhaseDone \/ Rollback_unlogged \/ local_commit \/ tombstone \/ BranchFinished \/ forget
+    \/ \E b \in Branches : drop_out(b) \/ prepare_lands(b) \/ session_lost(b) \/ session_rolls_back(b)
     \/ \E b \in Branches, to \in {"committed", "rolledback"} : finish(b, to)
     \/ \E what \in {"COMMITTED", "COMMITTING", "ABORTED"} : tell(what)
 
