@@ -77,7 +77,7 @@ class SimClient:
         world.checker.running += 1
         world.running[self.process] = world.running.get(self.process, 0) + 1
         try:
-            await self._transaction(op)
+            await self._one(op)
         except TxcoordError as error:
             world.note("op ended", op=op.name, error=type(error).__name__, why=str(error))
         finally:
@@ -86,16 +86,53 @@ class SimClient:
         if op in self._todo:
             self._todo.remove(op)
 
+    async def _one(self, op: Op) -> None:
+        if op.cancel_s:
+            # Its caller goes away in the middle; the end of the transaction goes on.
+            task = asyncio.ensure_future(self._transaction(op))
+            await asyncio.wait({task}, timeout=op.cancel_s)
+            if task.done():
+                await task
+            else:
+                self.world.note("cancelled", op=op.name)
+                task.cancel()
+                await asyncio.wait({task})
+        elif op.how == "run":
+            await self._again_and_again(op)
+        else:
+            await self._transaction(op)
+
+    async def _again_and_again(self, op: Op) -> None:
+        """``coord.run``: the same work tried again under its gid."""
+
+        async def work(g: Any) -> str:
+            attempt = self._begun(op, g)
+            await self._work(op, g, attempt)
+            return op.name
+
+        name = op.gid or op.name
+        try:
+            await self.coordinator.run(work, gid=op.gid, attempts=3, name=name, timeout=op.timeout_s)
+        except OutcomeUnknown as unknown:
+            await self._settle(unknown, op.name)
+        except Exception as error:
+            self.world.note("run ended", op=op.name, error=f"{type(error).__name__}: {error}")
+
+    def _begun(self, op: Op, g: Any) -> Attempt:
+        attempt = Attempt(op.name, g.tx_id, g.deadline_us, op.gid, (*op.databases, *op.remote))
+        self.world.checker.attempts[g.tx_id] = attempt
+        self.world.note("begun", op=op.name, tx=g.tx_id)
+        return attempt
+
     async def _transaction(self, op: Op) -> None:
         world, coord = self.world, self.coordinator
         attempt: Attempt | None = None
         g: Any = None
         resources = op.databases[:1] if op.gid and not op.remote else ()
+        name = op.gid or op.name
         try:
-            async with coord.begin(op.gid or op.name, gid=op.gid, timeout=op.timeout_s, resources=resources) as g:
-                attempt = Attempt(op.name, g.tx_id, g.deadline_us, op.gid, (*op.databases, *op.remote))
-                world.checker.attempts[g.tx_id] = attempt
-                world.note("begun", op=op.name, tx=g.tx_id)
+            async with coord.begin(name, gid=op.gid, timeout=op.timeout_s, resources=resources) as g:
+                attempt = self._begun(op, g)
                 await self._work(op, g, attempt)
                 if op.how == "raise":
                     raise Business
@@ -126,8 +163,9 @@ class SimClient:
     async def _work(self, op: Op, g: Any, attempt: Attempt) -> None:
         world = self.world
         for n, name in enumerate(op.databases):
-            async with g.xa(self.pools[name]) as db:
-                if op.how == "read" and n == 0:
+            reads = op.how == "read" and n == 0
+            async with g.xa(self.pools[name], read_only=reads and op.pause_s > 0) as db:
+                if reads:
                     await self._read(name, db)
                     continue
                 await self._write(name, db, f"{g.tx_id}.{name}.{op.name}", attempt)
@@ -198,17 +236,28 @@ class SimClient:
             return False, context.metadata
         return True, context.metadata
 
+    async def leave(self) -> None:
+        """Close, as at the end of a service, and go."""
+        await self.coordinator.close()
+        self.world.note("closed", who=self.name)
+        assert self.process is not None
+        self.world.crash(self.process)
+
+    async def look(self) -> None:
+        """Ask how every transaction stands: whoever looks must never see an outcome change."""
+        for attempt in list(self.world.checker.attempts.values()):
+            try:
+                outcome = await self.coordinator.get(tx_id=attempt.tx_id)
+            except TxcoordError:
+                continue
+            if outcome is not None:
+                self.world.checker.told(attempt.tx_id, "auditor", str(outcome.state))
+
     async def audit(self, done: asyncio.Future[None]) -> None:
-        """Ask for every transaction of which nobody was told how it ended, as a person would."""
+        """Ask how every transaction has ended; those that are not known any more are settled, as by a person."""
+        await self.look()
         for attempt in list(self.world.checker.attempts.values()):
             if any(state in ("COMMITTED", "ABORTED") for _, state in attempt.told):
-                outcome = None
-                try:
-                    outcome = await self.coordinator.get(tx_id=attempt.tx_id)
-                except TxcoordError as error:
-                    self.world.checker.wrong(f"{attempt.op}: get is not answered: {error}")
-                if outcome is not None:
-                    self.world.checker.told(attempt.tx_id, "auditor", str(outcome.state))
                 continue
             unknown = OutcomeUnknown(
                 "?",

@@ -55,7 +55,7 @@ class Connection:
         self._in_transaction = False
         self._top_xact: Any = None
 
-    async def _ask(self, sql: str, timeout: float | None) -> Answer:  # noqa: ASYNC109 - as the driver has it
+    async def _ask(self, sql: str, timeout: float | None) -> Answer:
         try:
             async with asyncio.timeout(timeout):
                 answer: Answer = await self._link.ask(sql, kind_of(sql), sql)
@@ -67,19 +67,19 @@ class Connection:
         self._in_transaction = answer.in_transaction
         return answer
 
-    async def execute(self, sql: str, timeout: float | None = None) -> str:  # noqa: ASYNC109
+    async def execute(self, sql: str, timeout: float | None = None) -> str:
         return str((await self._ask(sql, timeout)).tag)
 
-    async def fetch(self, sql: str, *args: Any, timeout: float | None = None) -> Any:  # noqa: ASYNC109
+    async def fetch(self, sql: str, *args: Any, timeout: float | None = None) -> Any:
         for n, value in enumerate(args, 1):
             sql = sql.replace(f"${n}", f"'{value}'")
         return (await self._ask(sql, timeout)).rows
 
-    async def fetchrow(self, sql: str, *args: Any, timeout: float | None = None) -> Any:  # noqa: ASYNC109
+    async def fetchrow(self, sql: str, *args: Any, timeout: float | None = None) -> Any:
         rows = await self.fetch(sql, *args, timeout=timeout)
         return rows[0] if rows else None
 
-    async def fetchval(self, sql: str, *args: Any, timeout: float | None = None) -> Any:  # noqa: ASYNC109
+    async def fetchval(self, sql: str, *args: Any, timeout: float | None = None) -> Any:
         row = await self.fetchrow(sql, *args, timeout=timeout)
         return row[0] if row else None
 
@@ -95,7 +95,7 @@ class Connection:
     def terminate(self) -> None:
         self._link.close()
 
-    async def close(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
+    async def close(self, timeout: float | None = None) -> None:
         self._link.close()
 
 
@@ -131,7 +131,7 @@ class PgPool:
             self._slots.release()
             raise
 
-    async def release(self, connection: Any, *, timeout: float | None = None) -> None:  # noqa: ASYNC109
+    async def release(self, connection: Any, *, timeout: float | None = None) -> None:
         self._slots.release()
         if connection.is_closed():
             return

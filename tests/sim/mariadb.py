@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 _MARKER = re.compile(
     r".*INSERT.* INTO \S*txcoord_marker .*? SELECT X'(\w+)', '([\d.]+)', '(\w+)', (\d), .*?<= (\d+)$"
 )
-_READ = re.compile(r"SELECT state FROM .* WHERE tx_id = X'(\w+)' AND branch = '([\d.]+)' AND op = '(\w+)'(.*)")
+_READ = re.compile(
+    r"SELECT state FROM .* WHERE tx_id = X'(\w+)' AND branch = '([\d.]+)' AND op = '(\w+)'(.*)"
+)
 _NAME = re.compile(r"'([^']*)', '([^']*)', (\d+)")
 _QUOTED = re.compile(r"'([^']*)'")
 _PRUNE = re.compile(r"created_us < (\d+) ORDER BY tx_id LIMIT (\d+)")
@@ -42,7 +44,6 @@ class MariaDB(Database):
         self._rng = world.rng(f"mariadb:{name}")
         self.detach_s = 0.06
         """How long at most a session takes to let go of what it has prepared, once it is gone by name."""
-        self.limbo: list[Tx] = []
         self._ids = self._rng.randint(10, 40)
         self._detaching: dict[str, float] = {}
         self._started_us = self.now_us() - 3_600_000_000

@@ -68,6 +68,8 @@ class Op:
     timeout_s: float = 5.0
     pause_s: float = 0.0
     """Between its statements."""
+    cancel_s: float = 0.0
+    """After that its caller goes away; 0: never."""
 
     def __str__(self) -> str:
         where = " and ".join(self.databases) or "nothing"
@@ -76,10 +78,16 @@ class Op:
         said += f": works in {where}"
         if self.remote:
             said += f", calls a service that works in {' and '.join(self.remote)}"
-        said += {"commit": "", "raise": ", then raises", "swallow": "; a statement fails, unseen", "read": "; only reads"}[
-            self.how
-        ]
-        return f"{said}; {self.timeout_s:g} s to its deadline" + (f"; waits {self.pause_s:g} s" if self.pause_s else "")
+        said += {
+            "commit": "",
+            "raise": ", then raises",
+            "run": ", and tries again if that may help",
+            "swallow": "; a statement fails, unseen",
+            "read": "; only reads",
+        }[self.how]
+        said += f"; {self.timeout_s:g} s to its deadline"
+        said += f"; waits {self.pause_s:g} s" if self.pause_s else ""
+        return said + (f"; is cancelled after {self.cancel_s:g} s" if self.cancel_s else "")
 
 
 @dataclass(frozen=True)
@@ -95,13 +103,11 @@ class Fault:
     other: str = ""
 
     def __str__(self) -> str:
-        if self.nth:
-            when = f"at {self.target} number {self.nth}"
-        else:
-            when = f"{self.at_s:5.2f} s "
+        when = f"at {self.target} number {self.nth}" if self.nth else f"{self.at_s:5.2f} s "
         what, where, s = self.what, self.target, f"{self.seconds:g} s"
         said = {
             "crash": f"{where} is killed, and started again {s} later",
+            "leave": f"{where} closes its Coordinator, ends, and is started again",
             "stop": f"{where} stands still for {s}",
             "cut": f"nothing gets from {where} to {self.other} for {s}",
             "slow": f"the network is slow for {s}",
@@ -144,6 +150,10 @@ class Plan:
     faults: tuple[Fault, ...]
     retention_s: float = 600.0
     prune_s: float = 30.0
+    looks: tuple[float, ...] = ()
+    """When somebody asks how everything stands."""
+    beyond: bool = False
+    """Does the log's clock step back by more than is promised to be borne?"""
     loses_lazy: bool = False
     """Does a crash of the log lose what was not synced?"""
 
@@ -174,7 +184,12 @@ def plan(seed: int) -> Plan:
     rng = random.Random(f"txcoord plan {seed}")
     nodes = rng.choice((1, 1, 2, 2, 3))
     kinds = rng.choice(
-        (("postgresql",) * 2, ("postgresql", "mariadb"), ("mariadb", "mariadb"), ("postgresql", "mariadb", "postgresql"))
+        (
+            ("postgresql",) * 2,
+            ("postgresql", "mariadb"),
+            ("mariadb", "mariadb"),
+            ("postgresql", "mariadb", "postgresql"),
+        )
     )
     databases = tuple(zip("abc", kinds, strict=False))
     names = [name for name, _ in databases]
@@ -189,7 +204,9 @@ def plan(seed: int) -> Plan:
         _faults(rng, nodes, databases, ops),
         retention_s=12.0 if short else 600.0,
         prune_s=2.0 if short else 30.0,
+        looks=tuple(round(rng.uniform(0.5, 8.0), 2) for _ in range(rng.choice((0, 0, 1, 2)))),
         loses_lazy=rng.random() < 0.3,
+        beyond=short and rng.random() < 0.15,
     )
 
 
@@ -202,7 +219,7 @@ def _ops(rng: random.Random, names: list[str]) -> tuple[Op, ...]:
         if rng.random() < 0.3:
             cut = rng.randint(0, count - 1)
             chosen, remote = chosen[:cut], chosen[cut:]
-        how = rng.choices(("commit", "raise", "swallow", "read"), (80, 8, 8, 4))[0]
+        how = rng.choices(("commit", "raise", "swallow", "read", "run"), (72, 8, 8, 5, 7))[0]
         op = Op(
             f"t{n + 1}",
             rng.choice(("c1", "c2")),
@@ -213,6 +230,7 @@ def _ops(rng: random.Random, names: list[str]) -> tuple[Op, ...]:
             f"g{n + 1}" if rng.random() < 0.4 else "",
             rng.choice((1.0, 2.0, 4.0, 6.0)),
             round(rng.uniform(0.05, 1.5), 2) if rng.random() < 0.3 else 0.0,
+            round(rng.uniform(0.02, 1.0), 2) if rng.random() < 0.07 else 0.0,
         )
         out.append(op)
         if op.gid and rng.random() < 0.4:
@@ -225,9 +243,10 @@ def _ops(rng: random.Random, names: list[str]) -> tuple[Op, ...]:
 def _faults(
     rng: random.Random, nodes: int, databases: tuple[tuple[str, str], ...], ops: tuple[Op, ...]
 ) -> tuple[Fault, ...]:
-    out = []
-    for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4, 5))):
-        out.append(_timed(rng, nodes, databases) if rng.random() < 0.4 else _aimed(rng, len(ops)))
+    out = [
+        _timed(rng, nodes, databases) if rng.random() < 0.4 else _aimed(rng, len(ops))
+        for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4, 5)))
+    ]
     for name, kind in databases:
         if kind == "mariadb" and rng.random() < 0.3:
             # Longer than the coordinator's guard waits: then it meets the OK that lies.
@@ -242,7 +261,21 @@ def _timed(rng: random.Random, nodes: int, databases: tuple[tuple[str, str], ...
     base = rng.choice([name for name, _ in databases])
     clients = ["c1", "c2", "s1"]
     kind = rng.choice(
-        ("crash", "crash", "stop", "stop", "cut", "cut", "slow", "slow_disk", "full_disk", "clock", "clock", "hand")
+        (
+            "crash",
+            "crash",
+            "stop",
+            "stop",
+            "cut",
+            "cut",
+            "slow",
+            "slow_disk",
+            "full_disk",
+            "clock",
+            "clock",
+            "hand",
+            "leave",
+        )
     )
     if kind == "crash":
         return Fault("crash", rng.choice((node, node, base, "log", *clients)), at, seconds=seconds)
@@ -250,16 +283,30 @@ def _timed(rng: random.Random, nodes: int, databases: tuple[tuple[str, str], ...
         return Fault("stop", rng.choice((node, node, *clients)), at, seconds=seconds)
     if kind == "cut":
         ends = rng.sample([node, base, "log", *clients], 2)
-        pair = rng.choice(((node, base), (base, node), (node, "log"), ("log", node), ("c1", node), (node, "c1"), tuple(ends)))
+        pair = rng.choice(
+            (
+                (node, base),
+                (base, node),
+                (node, "log"),
+                ("log", node),
+                ("c1", node),
+                (node, "c1"),
+                tuple(ends),
+            )
+        )
         return Fault("cut", pair[0], at, seconds=seconds, other=pair[1])
     if kind == "clock":
         what = rng.choice(("log_clock", "log_clock_there_and_back", "wall_clock", "skew"))
         if what == "log_clock_there_and_back":
             return Fault(what, "log", at, seconds=round(rng.uniform(2.0, 5.5), 2))
         if what == "log_clock":
-            return Fault(what, "log", at, seconds=round(rng.choice((-4.0, -1.0, 1.0, 8.0)) * rng.uniform(0.3, 1.0), 2))
+            return Fault(
+                what, "log", at, seconds=round(rng.choice((-4.0, -1.0, 1.0, 8.0)) * rng.uniform(0.3, 1.0), 2)
+            )
         off = round(rng.choice((-30.0, -2.5, -0.8, 0.8, 2.5, 30.0)) * rng.uniform(0.5, 1.0), 2)
         return Fault(what, node if what == "wall_clock" else base, at, seconds=off)
+    if kind == "leave":
+        return Fault("leave", rng.choice(clients), at)
     if kind == "hand":
         which = rng.choice((("hand_commit", "roll_back_branch"), ("hand_rollback", "commit_branch")))
         return Fault(which[0], which[1], nth=rng.randint(1, 8))
@@ -276,7 +323,9 @@ def _aimed(rng: random.Random, ops: int) -> Fault:
     if rng.random() < 0.1:
         target = rng.choice(("prepare", "prepare", "commit_one_phase"))
         return Fault("lie", target, nth=rng.randint(1, max(1, POINTS[target] * ops // 4)))
-    target = rng.choice(("prepare", "prepare", "prepare", "commit_branch", "commit_branch", "log_write", *sorted(POINTS)))
+    target = rng.choice(
+        ("prepare", "prepare", "prepare", "commit_branch", "commit_branch", "log_write", *sorted(POINTS))
+    )
     what = rng.choice(
         (
             "lose_request",

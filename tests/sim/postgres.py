@@ -1,4 +1,4 @@
-"""A PostgreSQL as far as txcoord's statements go: transactions, savepoints, prepared ones, unique keys with their locks.
+"""A PostgreSQL as far as txcoord's statements go: transactions, savepoints, prepared ones, unique keys and locks.
 
 It lies where the real one does: PREPARE in a failed transaction raises nothing, only its tag says ROLLBACK.
 """
@@ -83,6 +83,8 @@ class Database:
         """What is committed: a text for each thing done."""
         self.markers: dict[Key, tuple[int, int]] = {}
         self.prepared: dict[str, Tx] = {}
+        self.limbo: list[Tx] = []
+        """MariaDB: prepared, and forgotten by name."""
         self.sessions: dict[int, Session] = {}
         self._ids = 10
         self._waiters: dict[Key, list[tuple[Session, Any]]] = {}

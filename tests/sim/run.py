@@ -172,7 +172,11 @@ def _smaller(world: Plan) -> Iterator[Plan]:
         for simpler in _simpler(op):
             yield replace(world, ops=(*world.ops[:n], simpler, *world.ops[n + 1 :]))
     for n, fault in enumerate(world.faults):
-        if isinstance(fault, Fault) and fault.seconds > 1.0 and not fault.what.endswith(("clock", "back", "skew")):
+        if (
+            isinstance(fault, Fault)
+            and fault.seconds > 1.0
+            and not fault.what.endswith(("clock", "back", "skew"))
+        ):
             shorter = replace(fault, seconds=round(fault.seconds / 2, 2))
             yield replace(world, faults=(*world.faults[:n], shorter, *world.faults[n + 1 :]))
 

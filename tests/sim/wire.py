@@ -70,7 +70,7 @@ class UnaryCall:
     def __init__(self, world: World, process: Process, target: str, name: str) -> None:
         self._world, self._process, self._target, self._name = world, process, target, name
 
-    async def __call__(self, request: Any, timeout: float | None = None) -> Any:  # noqa: ASYNC109
+    async def __call__(self, request: Any, timeout: float | None = None) -> Any:
         world, process = self._world, self._process
         node = world.node_at(self._target)
         future: asyncio.Future[Any] = world.loop.create_future()
@@ -285,7 +285,9 @@ class Stream:
         if self._requests and turns:
             self._nudge()
             self._world.loop.call_soon(
-                self._nudge_then_cancel, turns - 1, context=self._server.context  # type: ignore[union-attr]
+                self._nudge_then_cancel,
+                turns - 1,
+                context=self._server.context,  # type: ignore[union-attr]
             )
         elif self._serving is not None:
             self._serving.cancel()

@@ -62,6 +62,7 @@ class World:
         self._trace: list[str] | None = [] if keep_trace else None
         self._hash = hashlib.blake2b(digest_size=16)
         self.faults_over = False
+        self.over = False
         self._counts: dict[str, int] = {}
         self._armed = {(f.target, f.nth): f for f in plan.faults if f.nth}
         self._node_rng = self.rng("balancer")
@@ -69,7 +70,8 @@ class World:
         self.log = LogServer(self)
         self.log.keeps_all = not plan.loses_lazy
         self.databases: dict[str, Database] = {
-            name: (PostgreSQL if kind == "postgresql" else MariaDB)(self, name) for name, kind in plan.databases
+            name: (PostgreSQL if kind == "postgresql" else MariaDB)(self, name)
+            for name, kind in plan.databases
         }
         self.foreign = _foreign()
         for database in self.databases.values():
@@ -244,6 +246,8 @@ class World:
                 self.crash_server(server, seconds)
             case "crash" if place is not None and place.process is not None:
                 self.crash(place.process, seconds)
+            case "leave" if isinstance(place, SimClient) and place.process is not None:
+                place.process.start(place.leave(), "leave")
             case "stop" if place is not None and place.process is not None:
                 self.stop(place.process, seconds)
             case "cut":
@@ -271,6 +275,11 @@ class World:
                 server.skew_us = int(seconds * 1e6)
             case "slow_detach" if isinstance(server, MariaDB):
                 server.detach_s = seconds
+
+    def _look(self) -> None:
+        auditor = self.clients["auditor"]
+        if auditor.process is not None and auditor.up:
+            auditor.process.start(auditor.look(), "look")
 
     def _clock_back(self, seconds: float) -> None:
         self.note("the log's clock jumps back", seconds=seconds)
@@ -300,6 +309,7 @@ class World:
             try:
                 self._run()
             finally:
+                self.over = True
                 self.loop.bury()
         for error in self.loop.errors:
             self.checker.wrong(f"nobody caught: {error}")
@@ -321,6 +331,10 @@ class World:
         for fault in self.plan.faults:
             if not fault.nth:
                 loop.outside(fault.at_s, self._happen, fault)
+        for at_s in self.plan.looks:
+            loop.outside(at_s, self._look)
+        if self.plan.beyond:
+            loop.outside(6.0, self._clock_back, 10.0)
         for node in self.nodes.values():
             node.start()
         for client in self.clients.values():

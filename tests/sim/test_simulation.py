@@ -1,0 +1,68 @@
+"""The simulation in short: thousands of seeds, the same trace for the same seed, and planted bugs found."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.sim import bugs, run
+from tests.sim.plan import plan
+
+_ROOT = Path(__file__).parent.parent.parent
+SEEDS = int(os.environ.get("TXCOORD_SEEDS", "2000"))
+
+
+@pytest.mark.timeout(900)
+def test_nothing_is_torn_lost_or_left_behind() -> None:
+    """TXCOORD_SEEDS says how many seeds."""
+    report = run.explore(range(SEEDS))
+    failed = [f"{f.violations[:2]}: {run.command(f.seed)}" for f in report.failures]
+    assert not failed, "\n".join(failed)
+    assert report.seeds == SEEDS
+    # The worlds were no empty ones.
+    assert report.committed > SEEDS
+    assert report.told > 2 * SEEDS
+    assert len(report.faults) >= 20, sorted(report.faults)
+
+
+def _digests(hash_seed: str, first: int, last: int) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.sim", "digest", str(first), str(last)],
+        cwd=_ROOT,
+        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout
+
+
+@pytest.mark.timeout(300)
+def test_the_same_seed_leaves_the_same_trace_whatever_the_order_of_sets() -> None:
+    one, other = _digests("1", 0, 30), _digests("2", 0, 30)
+    assert one == other
+    assert len(set(one.split()[1::2])) == 30
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", ["no-fence", "limit-in-node", "absent-is-done"])
+def test_a_planted_bug_is_found(name: str) -> None:
+    found = run.find(bugs.BY_NAME[name], range(1_000))
+    assert found.seed is not None
+
+
+@pytest.mark.timeout(300)
+def test_what_fails_is_shrunk_to_a_story_that_still_fails() -> None:
+    found = run.find(bugs.BY_NAME["no-fence"], range(1_000))
+    assert found.seed is not None
+    whole = plan(found.seed)
+    small = run.shrink(whole, bug="no-fence")
+    assert len(small.parts()) <= len(whole.parts())
+    assert len(small.ops) == 1
+    story = run.told(small, bug="no-fence")
+    assert any("without an ABORT in the log" in line for line in story)
+    assert run.command(found.seed, "no-fence") == f"./scripts/simulate replay {found.seed} --bug no-fence"
