@@ -379,5 +379,5 @@ def test_a_block_of_its_own_by_the_alias(shop: Shop) -> None:
         )
         assert shop.notes() == []
     assert shop.notes() == [f"{shop.body}-1", f"{shop.body}-2"]
-    with pytest.raises(Rejected, match="coord.instrument"), shop.coord.begin("t") as g, g.xa("reporting"):
+    with pytest.raises(Rejected, match="instrument"), shop.coord.begin("t") as g, g.xa("reporting"):
         pass
