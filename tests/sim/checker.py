@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tests.model import transitions
 from txcoord.core.model import BranchState, Change, ChangeKind, DecidedBy, WriteResult, Written
 from txcoord_client.protocol import xid as xids
 
@@ -148,7 +149,7 @@ class Checker:
             listed = [b.id for b in tx.branches if b.state is not BranchState.READ_ONLY]
             by = DecidedBy.CLIENT if tx.decided_by is None else tx.decided_by
             name = _DECIDES[by] if decision == "abort" else _COMMITS[by]
-            world.acted(name, tx.tx_id, node=tx.owner, list=listed, **facts)
+            world.acted(name, tx.tx_id, node=tx.owner, branches=listed, **facts)
         if ended and not was_ended and not (decision == "commit" and tx.decided_by is DecidedBy.DATABASE):
             world.acted("BranchFinished", tx.tx_id, node=tx.owner, **facts)
 
@@ -162,12 +163,18 @@ class Checker:
     def log_restarted(self) -> None:
         """What was not synced is gone. Only what a database has decided may be."""
         rows = dict(self._world.log.select("SELECT tx_id, decision FROM txcoord_tx"))
+        ended = dict(self._world.log.select("SELECT tx_id, ended_us FROM txcoord_tx"))
+        before = dict(self._stands)
         self._stands.clear()
         for tx_id, decision in list(self.decisions.items()):
             if (rows.get(tx_id) or "") != decision:
                 # A lazy report of a one-phase commit, of which the database itself knows.
                 self._world.note("lost with the log", tx=tx_id, decision=decision)
                 del self.decisions[tx_id]
+                self._inserted.discard(tx_id)
+                self._world.acted("forget", tx_id)
+            elif before.get(tx_id, (0, 0))[0] and not ended[tx_id]:
+                self._world.acted("forget", tx_id)
 
     def branch_rolled_back(self, xid: str, by: str) -> None:
         """A prepared branch is rolled back: only after its ABORT is in the log, or its initiator has asked for it."""
@@ -187,7 +194,7 @@ class Checker:
             return
         attempt.told.append((who, state))
         what = {"ABORTING": "ABORTED"}.get(state, state)
-        if what in ("COMMITTED", "COMMITTING", "ABORTED"):
+        if what in ("COMMITTED", "COMMITTING", "ABORTED") and attempt.rows:
             self._world.acted("tell", tx_id, what=what, who=who, deadline_us=attempt.deadline_us)
         self._world.note("told", tx=tx_id, who=who, state=state)
         if state == "COMMITTED" and tx_id not in self.by_hand:
@@ -286,6 +293,10 @@ class Checker:
             for xid in world.foreign:
                 if xid not in database.prepared:
                     self.wrong(f"the foreign transaction {xid} in {database.name} was touched")
+        history = [step for step in world.actions if step["tx"] not in self.by_hand]
+        windows = transitions.Windows(world.windows.grace_us, world.windows.retention_us)
+        for text in transitions.check(history, windows):
+            self.wrong(f"the model does not allow it: {text}")
         known = {row for a in self.attempts.values() for row in a.rows}
         for row in rows:
             if row not in known:

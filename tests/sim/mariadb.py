@@ -152,6 +152,8 @@ class MariaDB(Database):
             else:
                 if session.xa == "active":
                     raise SqlError(1399, "wrong state")
+                if self.prepared.pop(xid, None) is not None:
+                    self._acted("session_rolls_back", xid)
                 self._roll_back(tx)
             session.tx, session.xa = None, ""
         return Answer(0)
