@@ -191,7 +191,7 @@ prune ==
 prune_markers(r) ==  \* After its own P, and not while its transaction is on its way.
     /\ key[r] \in {"done", "tombstone"}
     /\ clk > P \/ (Broke("markers_pruned_early") /\ clk > D)
-    /\ row # "begun" \/ Broke("markers_pruned_under_a_row")
+    /\ row # "begun"
     /\ key' = [key EXCEPT ![r] = "none"]
     /\ UNCHANGED <<clk, backs, row, local, sdk, ask, told>>
 

@@ -10,10 +10,13 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+_LARGE = ("-XX:+UseParallelGC",)
+_SMALL = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 _CONSTANT = re.compile(r"^\s*(\w+)\s*=\s*(.+?)\s*$")
 _VIOLATED = (
     re.compile(r"Invariant (\w+) is violated"),
@@ -44,6 +47,7 @@ class Checked:
     output: str
 
 
+@cache
 def tools() -> tuple[str, str]:
     """Java and the jar, brought by scripts/lib/tlc.sh. Raises TlcFailed."""
     script = '. "$root/scripts/lib/env.sh"; . "$root/scripts/lib/tlc.sh"; need_tlc; printf "%s\\n" "$java" "$tlc_jar"'
@@ -91,10 +95,14 @@ def check(
     *,
     changed: Mapping[str, str] | None = None,
     workers: int = 1,
+    large: bool = False,
     options: Sequence[str] = (),
     within_s: float = 600.0,
 ) -> Checked:
-    """Check ``module`` with ``config`` (a .cfg beside it; default: of its own name). Raises TlcFailed."""
+    """Check ``module`` with ``config`` (a .cfg beside it; default: of its own name). Raises TlcFailed.
+
+    ``large``: it has so many states that they are worth the time that Java takes to make itself fast.
+    """
     java, jar = tools()
     config = config or module
     text = with_constants((HERE / f"{config}.cfg").read_text(), changed or {})
@@ -102,7 +110,7 @@ def check(
         for path in HERE.glob("*.tla"):
             shutil.copy(path, folder)
         Path(folder, "Checked.cfg").write_text(text)
-        command = [java, "-XX:+UseParallelGC", "-cp", jar, "tlc2.TLC"]
+        command = [java, *(_LARGE if large else _SMALL), "-cp", jar, "tlc2.TLC"]
         command += ["-workers", str(workers), "-metadir", f"{folder}/meta", "-config", "Checked.cfg"]
         started = time.monotonic()
         try:
@@ -128,3 +136,34 @@ def _read(module: str, config: str, output: str, seconds: float) -> Checked:
         raise TlcFailed(f"{module} with {config}: TLC says\n{output[-4000:]}")
     states, distinct = (int(n.replace(",", "")) for n in counts[-1])
     return Checked(module, config, states, distinct, violated, tuple(_STEP.findall(output)), seconds, output)
+
+
+# ---- what a module says of itself ----
+
+_TABLE_ROW = re.compile(r"^\(\* (.{18}) \S.*\*\)$", re.M)
+_DEFINED = re.compile(r"^(\w+)(?:\([^)]*\))? ==", re.M)
+_FILE = re.compile(r"\b[\w/]+\.py\b")
+
+
+def rules(text: str) -> set[str]:
+    """The rules that a module can break."""
+    return set(re.findall(r'Broke\("(\w+)"\)', text))
+
+
+def actions(text: str) -> set[str]:
+    """The actions of a module: what ``Next`` is made of, and says what stays as it is."""
+    body = text.split("\nNext ==", 1)[1].split("\n\nSpec ==", 1)[0]
+    used = set(re.findall(r"\w+", body))
+    parts = _DEFINED.split(text)
+    return {name for name, what in zip(parts[1::2], parts[2::2], strict=True) if name in used and "'" in what}
+
+
+def table(text: str) -> set[str]:
+    """The actions that the table at the head of a module explains."""
+    return {name for row in _TABLE_ROW.findall(text) for name in row.rstrip().split(", ")}
+
+
+def files(text: str) -> set[str]:
+    """The files of code that the table names."""
+    head = text.split("EXTENDS", 1)[0]
+    return set(_FILE.findall(head))
