@@ -12,6 +12,7 @@ import pytest
 from . import tlc
 from .transitions import ACTIONS, ANSWERS, ZONES, Monitor, NotAllowed, State, Windows, check
 
+pytestmark = pytest.mark.timeout(300)
 BRANCHES = ("1", "2")
 _NODE = re.compile(r'^(-?\d+) \[label="(.*?)"(?:,style = filled)?\]', re.M)
 _EDGE = re.compile(r'^(-?\d+) -> (-?\d+) \[label="(\w+)"', re.M)

@@ -140,7 +140,7 @@ def _read(module: str, config: str, output: str, seconds: float) -> Checked:
 
 # ---- what a module says of itself ----
 
-_TABLE_ROW = re.compile(r"^\(\* (.{18}) \S.*\*\)$", re.M)
+_TABLE_ROW = re.compile(r"^\(\* (.{18}) (.*)\*\)$", re.M)
 _DEFINED = re.compile(r"^(\w+)(?:\([^)]*\))? ==", re.M)
 _FILE = re.compile(r"\b[\w/]+\.py\b")
 
@@ -158,9 +158,23 @@ def actions(text: str) -> set[str]:
     return {name for name, what in zip(parts[1::2], parts[2::2], strict=True) if name in used and "'" in what}
 
 
-def table(text: str) -> set[str]:
-    """The actions that the table at the head of a module explains."""
-    return {name for row in _TABLE_ROW.findall(text) for name in row.rstrip().split(", ")}
+def table(text: str) -> dict[str, str]:
+    """The table at the head of a module: actions, and where they are in the code."""
+    head = text.split("EXTENDS", 1)[0].split("(* " + "-" * 18 + " ", 1)[1]
+    rows: dict[str, str] = {}
+    last = ""
+    for names, where in _TABLE_ROW.findall(head):
+        if names.strip():
+            last = names.strip()
+            rows[last] = where.strip()
+        else:
+            rows[last] += " " + where.strip()
+    return rows
+
+
+def explained(text: str) -> set[str]:
+    """The actions that the table explains."""
+    return {name for names in table(text) for name in names.split(", ")}
 
 
 def files(text: str) -> set[str]:
