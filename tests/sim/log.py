@@ -144,6 +144,17 @@ class LogServer:
         with self._conn.begin():
             return work(self._conn)
 
+    def acquire(self, duty: str, owner: str, ttl_us: int) -> int | None:
+        """A lease: as ``upkeep.acquire``, in one statement. A third of all that happens in a world are leases."""
+        now_us = self.now_us()
+        taken = self._raw.execute(
+            "INSERT INTO txcoord_lease (duty, owner, token, until_us) VALUES (?, ?, 1, ?) ON CONFLICT (duty) DO UPDATE"
+            " SET owner = excluded.owner, until_us = excluded.until_us, token = token + 1"
+            " WHERE owner IN ('', excluded.owner) OR until_us <= ? RETURNING token",
+            (duty, owner, now_us + ttl_us, now_us),
+        ).fetchone()
+        return None if taken is None else int(taken[0])
+
     def select(self, sql: str) -> list[tuple[Any, ...]]:
         """For the checker."""
         return self._raw.execute(sql).fetchall()
@@ -214,6 +225,15 @@ class SimStore:
         return await self._roundtrip(
             lambda server: server.transaction(work), "log_change", writes=True, synced=not relaxed
         )
+
+    async def acquire(self, duty: str, owner: str, ttl_us: int) -> int | None:
+        """``ports.Leases``."""
+        return await self._roundtrip(
+            lambda server: server.acquire(duty, owner, ttl_us), "log_change", writes=True, synced=True
+        )
+
+    async def release(self, duty: str, owner: str) -> None:
+        """``ports.Leases``: nodes of this world are killed, and never release one."""
 
     async def _connect(self) -> None:
         net, server = self._world.net, self._server

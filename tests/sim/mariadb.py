@@ -77,7 +77,7 @@ class MariaDB(Database):
             self._roll_back(tx)
             return
         # Forgotten by name a little before InnoDB has let go.
-        delay = self._rng.uniform(0.0, self.detach_s)
+        delay = self._rng.uniform(0.2, 1.0) * self.detach_s
         self._detaching[tx.xid] = self.world.loop.now + delay
         tx.session = None
 

@@ -6,7 +6,6 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from txcoord.adapters.embedded import SystemClock, Tasks
-from txcoord.adapters.sql.leases import SqlLeases
 from txcoord.adapters.xa.mariadb import MariaFinisher
 from txcoord.adapters.xa.postgresql import PostgresFinisher
 from txcoord.api.grpc.mapping import Limits
@@ -95,7 +94,7 @@ class SimNode:
             coordinator.identity = identity
             recovery = CarefulRecovery(
                 coordinator,
-                leases=CarefulLeases(SqlLeases(log), clock, TOLERANCE_US),
+                leases=CarefulLeases(log.store, clock, TOLERANCE_US),
                 settings=RecoverySettings(
                     deadline_sweep_s=SWEEP_S,
                     scan_s=SCAN_S,

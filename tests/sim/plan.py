@@ -248,9 +248,14 @@ def _faults(
         for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4, 5)))
     ]
     for name, kind in databases:
-        if kind == "mariadb" and rng.random() < 0.3:
+        if kind == "mariadb" and rng.random() < 0.45:
             # Longer than the coordinator's guard waits: then it meets the OK that lies.
             out.append(Fault("slow_detach", name, seconds=round(rng.uniform(0.2, 1.5), 2)))
+    if any(kind == "mariadb" for _, kind in databases) and rng.random() < 0.3:
+        # Whoever holds a prepared branch asks for the decision and stands still: his session has to be ended.
+        out.append(
+            Fault("stop_client", "wire", nth=rng.randint(1, 8), seconds=round(rng.uniform(2.5, 6.0), 2))
+        )
     return tuple(out)
 
 
