@@ -135,6 +135,10 @@ DeadlinePassed ==
 
 ToAsk == IF row = "begun" THEN {Here} ELSE IF Broke("not_all_probed") THEN Resources \ {Here} ELSE Resources
 
+(* A row that is on its way keeps its markers: what is not there then never was, however late it is asked. *)
+Unlimited(a) ==
+    IF a = "DeadlinePassed" THEN ~Broke("deadline_probed_until_W") ELSE Broke("no_limit_after_W")
+
 probe(a, r) ==  \* A tombstone. Where the key is held, the local commit is still open: asked again.
     /\ ask[a].st = Probing /\ r \in ToAsk \ ask[a].never
     /\ \/ /\ key[r] = "done"  \* COMMITTED: the probe becomes OnePhaseDone.
@@ -143,7 +147,7 @@ probe(a, r) ==  \* A tombstone. Where the key is held, the local commit is still
           /\ ask' = [ask EXCEPT ![a] = Nobody]
           /\ UNCHANGED key
        \/ /\ key[r] \in {"none", "tombstone"}
-          /\ key[r] = "none" => clk <= W \/ Broke("tombstone_without_limit")
+          /\ key[r] = "none" => clk <= W \/ Unlimited(a)
           /\ key' = IF Broke("absent_is_never") THEN key ELSE [key EXCEPT ![r] = "tombstone"]
           /\ ask' = [ask EXCEPT ![a].never = @ \cup {r}]
           /\ UNCHANGED <<row, told>>
@@ -164,7 +168,8 @@ give_up(a) ==  \* EXPIRED, or IN_PROGRESS: nothing is concluded. Or another row 
 
 statement_checks(a) ==
     /\ ask[a].st = Formed
-    /\ ask' = [ask EXCEPT ![a].st = IF a = "DeadlinePassed" \/ clk <= W THEN StmtMax ELSE Idle]
+    /\ ask' = [ask EXCEPT ![a].st =
+         IF a = "DeadlinePassed" \/ clk <= W \/ Broke("no_limit_after_W") THEN StmtMax ELSE Idle]
     /\ UNCHANGED <<clk, backs, row, key, local, sdk, told>>
 
 statement_writes(a) ==  \* An INSERT where there was no row, else an AMEND of the undecided one.
@@ -191,7 +196,7 @@ prune ==
 prune_markers(r) ==  \* After its own P, and not while its transaction is on its way.
     /\ key[r] \in {"done", "tombstone"}
     /\ clk > P \/ (Broke("markers_pruned_early") /\ clk > D)
-    /\ row # "begun"
+    /\ row # "begun" \/ Broke("markers_pruned_under_a_row")
     /\ key' = [key EXCEPT ![r] = "none"]
     /\ UNCHANGED <<clk, backs, row, local, sdk, ask, told>>
 
@@ -230,10 +235,20 @@ RowIsTrue ==  \* Also that the report never finds an abort (core/settle.py contr
     /\ row = "commit" => local = "committed"
     /\ row = "abort" => local # "committed"
 
-Exclusive ==  \* Marker and tombstone of one key.
+Exclusive ==  \* Marker and tombstone of one key, while anybody can be told anything.
     /\ local = "held" => key[Here] = "held"
     /\ key[Here] = "done" => local = "committed"
-    /\ key[Here] = "tombstone" => local # "committed"
+    /\ key[Here] = "tombstone" => local # "committed" \/ (clk + backs > P /\ row # "begun")
 
 DecisionImmutable == [][(row = "commit" => row' # "abort") /\ (row = "abort" => row' # "commit")]_vars
+
+(* Liveness: what was begun ends, however long its database could not be asked. *)
+Recovery ==
+    LET a == "DeadlinePassed"
+    IN /\ WF_vars(tick) /\ WF_vars(local_commit \/ session_lost)
+       /\ SF_vars(DeadlinePassed) /\ \A r \in Resources : SF_vars(probe(a, r))
+       /\ SF_vars(probed(a)) /\ SF_vars(statement_checks(a)) /\ SF_vars(statement_writes(a))
+
+LiveSpec == Spec /\ Recovery
+WhatBeganEnds == (row = "begun") ~> (row \in {"commit", "abort"})
 =============================================================================

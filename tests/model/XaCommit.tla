@@ -95,9 +95,8 @@ prepare(b) ==
     /\ db' = [db EXCEPT ![b] = "sent"]
     /\ UNCHANGED <<clk, backs, row, w, at, learned, vote, sdk, seen, told, hand, parked, logged>>
 
-prepare_lands(b) ==  \* The marker's INSERT carries the limit H (rule 5).
+prepare_lands(b) ==  \* However late: that the marker's INSERT carries the limit H (rule 5) matters in OnePhase.tla only.
     /\ db[b] = "sent"
-    /\ clk <= H
     /\ db' = [db EXCEPT ![b] = "prepared"]
     /\ UNCHANGED <<clk, backs, row, w, at, learned, vote, sdk, seen, told, hand, parked, logged>>
 

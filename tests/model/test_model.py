@@ -33,6 +33,7 @@ CLEAN = [
     Clean("XaCommit", "XaCommitLive", 7_000),
     Clean("Enlist", "Enlist", 600_000),
     Clean("OnePhase", "OnePhase", 14_000),
+    Clean("OnePhase", "OnePhaseLive", 1_000),
     Clean("TakeOver", "TakeOver", 150_000),
     Clean("Holder", "Holder", 900),
     Clean("Holder", "Holder", 2_000, {"GuardIsEnough": "FALSE"}),
@@ -56,7 +57,7 @@ class Mutant:
 
     @property
     def module(self) -> str:
-        return "XaCommit" if self.config.startswith("XaCommit") else self.config
+        return next(m for m in ("XaCommit", "OnePhase", self.config) if self.config.startswith(m))
 
 
 MUTANTS = [
@@ -76,7 +77,7 @@ MUTANTS = [
     Mutant("XaCommitSmall", "prune_unfinished", "ToldTheTruth"),
     Mutant("XaCommitSmall", "short_retention", "ToldTheTruth", {"StmtMax": "2"}),
     Mutant("XaCommitSmall", "log_id_unchecked", "ForeignUntouched"),
-    Mutant("XaCommitRefines", "no_fence", "Xa"),
+    Mutant("XaCommitRefines", "vote_missing", "Xa"),
     Mutant("XaCommitLive", "no_scan", "Temporal properties"),
     # enlist against decide
     Mutant("Enlist", "no_version", "NobodyLeftBehind"),
@@ -93,8 +94,10 @@ MUTANTS = [
     Mutant("OnePhase", "not_all_probed", "ToldTheTruth"),
     Mutant("OnePhase", "sealed_after_commit", "ToldTheTruth"),
     Mutant("OnePhase", "marker_without_limit", "ToldTheTruth"),
-    Mutant("OnePhase", "tombstone_without_limit", "Exclusive"),
+    Mutant("OnePhase", "no_limit_after_W", "ToldTheTruth"),
     Mutant("OnePhase", "markers_pruned_early", "Exclusive"),
+    Mutant("OnePhase", "markers_pruned_under_a_row", "Exclusive"),
+    Mutant("OnePhaseLive", "deadline_probed_until_W", "Temporal properties"),
     # take-over
     Mutant("TakeOver", "no_epoch", "OrderIsKept"),
     Mutant("TakeOver", "claim_keeps_epoch", "ParkedStays"),

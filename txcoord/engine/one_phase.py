@@ -10,6 +10,7 @@ from ..core.model import Tx, Windows
 from ..ports import Clock, Failpoints, Finisher, Probed, ResourceTrouble
 
 _ASKED_AT_MOST = 50
+_ANY_TIME_US = 2**62
 
 
 class Prober:
@@ -37,7 +38,11 @@ class Prober:
 
         Raises Refused when one cannot answer: then nothing may be concluded.
         """
-        not_after_us = self._windows.abort_until(tx.deadline_us)
+        # A row that is on its way keeps its markers from being pruned: what is not there then never was, however late
+        # it is asked. Without that it could never end once its database was away until W.
+        not_after_us = (
+            _ANY_TIME_US if isinstance(event, DeadlinePassed) else self._windows.abort_until(tx.deadline_us)
+        )
         for name in probe.resources or tuple(self._finishers):
             finisher = self._finishers.get(name)
             if finisher is None:
