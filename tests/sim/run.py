@@ -162,6 +162,9 @@ def _smaller(world: Plan) -> Iterator[Plan]:
     parts = world.parts()
     for n in range(len(parts)):
         yield world.only(parts[:n] + parts[n + 1 :])
+    yield from _sooner(world)
+    if world.looks:
+        yield replace(world, looks=())
     if world.nodes > 1:
         yield replace(world, nodes=world.nodes - 1)
     if world.loses_lazy:
@@ -179,6 +182,17 @@ def _smaller(world: Plan) -> Iterator[Plan]:
         ):
             shorter = replace(fault, seconds=round(fault.seconds / 2, 2))
             yield replace(world, faults=(*world.faults[:n], shorter, *world.faults[n + 1 :]))
+
+
+def _sooner(world: Plan) -> Iterator[Plan]:
+    """What is aimed at the nth time of something needs much to happen before: an earlier time, and less before it."""
+    for n, fault in enumerate(world.faults):
+        for nth in range(1, fault.nth):
+            faults = (*world.faults[:n], replace(fault, nth=nth), *world.faults[n + 1 :])
+            for m in range(len(world.ops)):
+                yield replace(world, faults=faults, ops=world.ops[:m] + world.ops[m + 1 :])
+            if nth == 1:
+                yield replace(world, faults=faults)
 
 
 def _simpler(op: Op) -> Iterator[Op]:
@@ -234,11 +248,15 @@ def command(seed: int, bug: str = "") -> str:
 def progress(total: int) -> Callable[[Report], None]:
     """Say how far it is, now and then."""
     last = 0.0
+    said = 0
 
     def say(report: Report) -> None:
-        nonlocal last
+        nonlocal last, said
+        for failure in report.failures[said:]:
+            print(f"\nseed {failure.seed}: {'; '.join(failure.violations[:2])}", file=sys.stderr)
+        said = len(report.failures)
         now = time.monotonic()
-        if now - last < 2.0 and report.seeds < total:
+        if now - last < (2.0 if sys.stderr.isatty() else 30.0) and report.seeds < total:
             return
         last = now
         print(
