@@ -179,6 +179,7 @@ class MariaDB(Database):
             tx.limbo = True
             self.limbo.append(tx)
             self.world.note("limbo", at=self.name, xid=xid)
+            self.world.loop.outside(1.0, self.world.limbo, self)
             return
         if commit:
             self._commit(tx)

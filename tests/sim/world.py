@@ -295,7 +295,7 @@ class World:
         """An operator restarts that server, once he was alarmed."""
         if not database.limbo:
             return
-        if "in_limbo" in self.checker.alarms:
+        if self.faults_over and "in_limbo" in self.checker.alarms:
             self.note("the operator restarts", who=database.name)
             self.crash_server(database)
         else:
@@ -386,7 +386,6 @@ class World:
             database.skew_us = self.log.offset_us
             if isinstance(database, MariaDB):
                 database.detach_s = min(database.detach_s, 0.06)
-                self.limbo(database)
         for node in self.nodes.values():
             # Clocks agree again; until then a node that is off neither scans nor takes over.
             node.wall_off_us = self.log.offset_us
