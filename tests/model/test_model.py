@@ -26,10 +26,10 @@ class Clean:
 
 STRAY = {"Listed": '{"1"}', "Stray": '{"2"}'}
 CLEAN = [
-    Clean("XaCommit", "XaCommit", 600_000),
-    Clean("XaCommit", "XaCommitSmall", 40_000, STRAY),
+    Clean("XaCommit", "XaCommit", 700_000),
+    Clean("XaCommit", "XaCommitSmall", 50_000, STRAY),
     Clean("XaCommit", "XaCommitSmall", 7_000, {"Hand": "TRUE"}),
-    Clean("XaCommit", "XaCommitRefines", 40_000),
+    Clean("XaCommit", "XaCommitRefines", 50_000),
     Clean("XaCommit", "XaCommitLive", 7_000),
     Clean("Enlist", "Enlist", 600_000),
     Clean("OnePhase", "OnePhase", 14_000),
