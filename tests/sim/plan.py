@@ -251,6 +251,12 @@ def _faults(
         if kind == "mariadb" and rng.random() < 0.45:
             # Longer than the coordinator's guard waits: then it meets the OK that lies.
             out.append(Fault("slow_detach", name, seconds=round(rng.uniform(0.2, 1.5), 2)))
+    if nodes > 1 and rng.random() < 0.25:
+        # A database is away, so phase two lasts; its node stands still until another one has taken over.
+        base, at = rng.choice(databases)[0], rng.choice(ops).at_s
+        out.append(Fault("crash", base, round(at + rng.uniform(0.02, 0.4), 2), seconds=2.0))
+        stop = round(at + rng.uniform(0.3, 1.2), 2)
+        out.append(Fault("stop", f"n{rng.randint(1, nodes)}", stop, seconds=round(rng.uniform(3.5, 7.0), 2)))
     if any(kind == "mariadb" for _, kind in databases) and rng.random() < 0.3:
         # Whoever holds a prepared branch asks for the decision and stands still: his session has to be ended.
         out.append(

@@ -232,8 +232,10 @@ class MariaFinisher:
         answer = await self._probe_on(s, x.tx_id, x.branch, marker.XA, not_after_us)
         if answer is Probed.COMMITTED:
             return _DONE
-        if answer is Probed.OPEN:
+        if answer is Probed.OPEN or (answer is Probed.TOO_LATE and await self._is_held(s, x)):
             return await self._locked(s, x)
+        if answer is Probed.TOO_LATE and await self._state(s, x) == marker.DONE:
+            return _DONE  # While we waited for its lock.
         if answer is Probed.NEVER:
             return FinishResult(
                 Finished.HEURISTIC,
@@ -246,13 +248,17 @@ class MariaFinisher:
 
     async def _rolled_back(self, s: Session, x: xids.Xid) -> FinishResult:
         """XA ROLLBACK was answered OK. It was carried out if the marker's key is free."""
+        return await self._locked(s, x) if await self._is_held(s, x) else _DONE
+
+    async def _is_held(self, s: Session, x: xids.Xid) -> bool:
+        """Does a transaction hold its marker's key?"""
         try:
             await s.rows(my.lock_marker(x.tx_id, x.branch, marker.XA, self._schema))
         except StatementError as error:
             if error.meaning is not my.Reply.LOCK_TIMEOUT:
                 raise
-            return await self._locked(s, x)
-        return _DONE
+            return True
+        return False
 
     async def _locked(self, s: Session, x: xids.Xid) -> FinishResult:
         """Its marker's key is held by a transaction: is that one still there by name?"""
