@@ -49,7 +49,7 @@ def test_the_same_seed_leaves_the_same_trace_whatever_the_order_of_sets() -> Non
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", ["no-fence", "limit-in-node", "absent-is-done"])
+@pytest.mark.parametrize("name", ["skip-cas", "limit-in-node", "trust-nota", "tag-not-checked"])
 def test_a_planted_bug_is_found(name: str) -> None:
     found = run.find(bugs.BY_NAME[name], range(1_000))
     assert found.seed is not None
