@@ -185,7 +185,7 @@ def test_an_orphan_is_fenced_first_then_its_session_has_its_time() -> None:
     run(main())
 
 
-def test_one_that_is_prepared_too_late_is_left_to_its_holder_until_the_next_scan() -> None:
+def test_one_that_is_prepared_too_late_is_left_to_its_holder_first() -> None:
     async def main() -> None:
         async with a_shop() as shop:
             node = shop.node()
@@ -194,7 +194,9 @@ def test_one_that_is_prepared_too_late_is_left_to_its_holder_until_the_next_scan
             await node.ended(await node.rollback(tx, begun=True))
             one, two = held(shop, tx)
             await node.recovery.scan(shop.a)
+            await node.recovery.scan(shop.a)
             assert shop.a.attempts == []
+            await asyncio.sleep(2.0)
             await node.recovery.scan(shop.a)
             assert shop.a.rolled_back == [one.xid]
             await node.recovery.scan(shop.b)

@@ -106,8 +106,8 @@ class Recovery:
         self.scans: dict[str, int] = {}
         """How many scans each resource has had."""
         self.orphans: dict[str, int] = {}
-        self._late: dict[str, set[str]] = {}
-        """Branches with a holder that the last scan of a resource would have finished: it has until the next one."""
+        self._late: dict[str, dict[str, int]] = {}
+        """Branches with a holder that the last scan of a resource would have finished, and since when."""
         self._limbo: dict[str, tuple[int, int]] = {}
         """How many there were at the last scan of a resource, and for how many there was an alarm."""
         self.problems: dict[str, str] = {}
@@ -239,11 +239,16 @@ class Recovery:
         return len(found)
 
     def _without_held(self, finisher: Finisher, judged: list[Judged]) -> list[Judged]:
-        """The session that holds a branch learns the decision too, and finishes it: not ended at first sight."""
-        before = self._late.get(finisher.name, set())
-        self._late[finisher.name] = {p.xid for p, x, j in judged if j in _LATE and x.connection_id}
+        """The session that holds a branch learns the decision too, and finishes it: not ended at first sight, and
+        not before its time is over."""
+        now_us, before = self._c.clock.now_us(), self._late.get(finisher.name, {})
+        seen = {p.xid: before.get(p.xid, now_us) for p, x, j in judged if j in _LATE and x.connection_id}
+        self._late[finisher.name] = seen
+        hold_us = self._c.settings.hold_us
         return [
-            (p, x, j) for p, x, j in judged if not (j in _LATE and x.connection_id and p.xid not in before)
+            (p, x, j)
+            for p, x, j in judged
+            if p.xid not in seen or (p.xid in before and now_us - seen[p.xid] >= hold_us)
         ]
 
     @staticmethod

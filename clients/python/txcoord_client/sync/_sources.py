@@ -59,9 +59,9 @@ class Resources:
         """Where the connections of a target come from. Raises UnknownResource."""
         if isinstance(target, str):
             if target not in self._aliases:
-                raise UnknownResource(
-                    f"no Django database {target!r} is known here: say once coord.instrument({target!r}, "
-                    "resource='name')"
+                raise Rejected(
+                    f"g.xa() takes {known.NEEDED}, or the alias of a Django database that coord.instrument() was "
+                    f"told of, not {target!r}"
                 )
             known_as = self._aliases[target]
             if resource in ("", known_as.resource):
