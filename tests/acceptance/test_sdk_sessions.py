@@ -245,3 +245,36 @@ async def test_a_read_only_serializable_branch_commits(clean: Client, site: Site
             assert g.outcome is not None
             assert g.outcome.state == "COMMITTED"
     await engine.dispose()
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("kind", ["engine", "pool"])
+async def test_connections_that_died_in_their_pool_cost_no_transaction(
+    clean: Client, site: Site, used: bool, kind: str
+) -> None:
+    """After a restart of the database: also where the engine has had no branch before."""
+    body = new_gid()
+    pool = await asyncpg.create_pool(site.accounts.dsn, min_size=4, max_size=4)
+    target: Any = clean.accounts if kind == "engine" else pool
+    if used:
+        async with clean.coord.begin() as g, g.xa(target, resource="accounts"):
+            pass
+    if kind == "engine":
+        own = [await clean.accounts.connect() for _ in range(4)]
+        for connection in own:
+            await connection.execute(text("SELECT 1"))
+        for connection in own:
+            await connection.close()
+    site.accounts.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name <> 'txcoord-finisher'"
+    )
+    async with clean.coord.begin("after") as g:
+        async with g.xa(target, resource="accounts") as db:
+            if kind == "engine":
+                await db.execute(text(INSERT), {"body": body})
+            else:
+                await db.execute(f"INSERT INTO note (body) VALUES ('{body}')")
+        await clean.write(g, clean.ledger, body)
+    assert (site.counts(body), site.prepared(g.tx_id)) == ((1, 1), [])
+    await pool.close()

@@ -367,3 +367,19 @@ def test_a_branch_that_another_thread_is_opening_at_the_end_stays_that_threads(
         with pytest.raises(NoTransaction):
             working.result(20)
     assert client.idle()
+
+
+def test_connections_that_died_in_their_pool_cost_no_transaction(client: Client, site: Site) -> None:
+    body = new_gid()
+    own = [client.accounts.connect() for _ in range(3)]
+    for connection in own:
+        connection.execute(text("SELECT 1"))
+    for connection in own:
+        connection.close()
+    site.accounts.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name <> 'txcoord-finisher'"
+    )
+    with client.coord.begin("after") as g:
+        client.write_both(g, body)
+    assert (site.counts(body), client.idle()) == ((1, 1), True)

@@ -422,3 +422,17 @@ async def test_a_session_that_is_killed_leaves_the_branch_to_the_coordinator(db:
     assert branch.stage is Stage.PREPARED
     assert not branch.kept
     assert db.prepared == 1
+
+
+async def test_a_connection_that_died_in_its_pool_is_replaced(db: Database) -> None:
+    async with db.engine.connect() as one, db.engine.connect() as two:
+        ids = [(await c.execute(text("SELECT CONNECTION_ID()"))).scalar() for c in (one, two)]
+    for number in ids:
+        assert isinstance(number, int)
+        db.sql(my.kill(number))
+    branch = db.branch()
+    await insert(await opened(branch), 1, "one")
+    await branch.commit_one_phase(until())
+    await branch.release(True)
+    assert db.notes == ["one"]
+    assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]

@@ -23,6 +23,8 @@ from .dialect import Dialect, Failed, of_reply
 from .held import Held, Source
 
 log = logging.getLogger("txcoord.client")
+_STALE = 10
+"""So many connections of a pool without a limit may have died before one is refused."""
 _RELEASE_S = 3.0
 """A driver's pool may ask the database on release; one that does not answer holds nothing up."""
 
@@ -91,41 +93,66 @@ class Branch:
     # ---- work ----
 
     def open(self, check: Callable[[Held, Source, Dialect], None], until: float) -> None:
-        """Get the connection, check that it is the right database, begin the branch."""
+        """Get the connection, check that it is the right database, begin the branch. A connection that died in its
+        pool is replaced: nothing was done on it yet."""
+        tries = max(self._source.pool_size, _STALE) + 1 if self.owned else 1
         try:
-            with _aio.timeout_at(until, self.held.abort):
-                try:
-                    self.held.open()
-                except TxcoordError:
-                    raise
-                except Exception as error:
-                    if type(error).__name__ in ("TimeoutError", "PoolTimeout"):  # The pools' own.
-                        raise ResourceBusy(
-                            f"the connection pool of {self.resource!r} gave no connection: {error}",
-                            facts={"resource": self.resource},
-                        ) from error
-                    raise
-                try:
-                    check(self.held, self._source, self._dialect)
-                except BaseException:
-                    self.held.release(False)
-                    raise
-                try:
-                    self.xid = self._dialect.begin(
-                        self.held, self.xid, self._refuse_end, read_only=self.read_only
-                    )
-                except BaseException as error:
-                    self._discard()
-                    if self._dialect.reply(error, asked=False) is Reply.NOT_IDLE:
-                        raise NotIdle(
-                            f"the connection to {self.resource!r} is in a transaction: {error}"
-                        ) from error
-                    raise
+            with _aio.timeout_at(until, self._abort):
+                while not self._opened(check, last=tries <= 1 or _aio.now() >= until):
+                    tries -= 1
+                    self.held = self._source.make()
+                    self.released = False
         except TimeoutError:
             raise ResourceBusy(
                 f"no connection to {self.resource!r} until the deadline", facts={"resource": self.resource}
             ) from None
         self.stage = Stage.OPEN
+
+    def _abort(self) -> None:
+        self.held.abort()
+
+    def _opened(self, check: Callable[[Held, Source, Dialect], None], *, last: bool) -> bool:
+        """Try it. False: the connection was a dead one, and is given up."""
+        try:
+            self.held.open()
+        except TxcoordError:
+            raise
+        except Exception as error:
+            if type(error).__name__ in ("TimeoutError", "PoolTimeout"):  # The pools' own.
+                raise ResourceBusy(
+                    f"the connection pool of {self.resource!r} gave no connection: {error}",
+                    facts={"resource": self.resource},
+                ) from error
+            raise
+        try:
+            check(self.held, self._source, self._dialect)
+        except BaseException as error:
+            if self._died(error):
+                self._discard()
+                if not last:
+                    return False
+            else:
+                self.held.release(False)
+            raise
+        try:
+            self.xid = self._dialect.begin(self.held, self.xid, self._refuse_end, read_only=self.read_only)
+        except BaseException as error:
+            self._discard()
+            if self._dialect.reply(error, asked=False) is Reply.NOT_IDLE:
+                raise NotIdle(f"the connection to {self.resource!r} is in a transaction: {error}") from error
+            if not last and self._died(error):
+                return False
+            raise
+        return True
+
+    def _died(self, error: BaseException) -> bool:
+        """Does it say that the connection is gone?"""
+        if isinstance(error, TxcoordError) or not isinstance(error, Exception):
+            return False
+        reply = self._dialect.reply(error, asked=False)
+        return reply is Reply.UNREACHABLE or (
+            reply is None and (isinstance(error, OSError) or is_driver(error))
+        )
 
     def _refuse_end(self, what: str) -> Exception:
         self._ended_by_application = what
