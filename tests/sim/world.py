@@ -63,6 +63,8 @@ class World:
         self._hash = hashlib.blake2b(digest_size=16)
         self.faults_over = False
         self.over = False
+        self._undone: set[tuple[str, str]] = set()
+        self._again: dict[tuple[str, str], str] = {}
         self._counts: dict[str, int] = {}
         self._armed = {(f.target, f.nth): f for f in plan.faults if f.nth}
         self._node_rng = self.rng("balancer")
@@ -100,10 +102,15 @@ class World:
 
     def acted(self, action: str, tx_id: str, branch: str = "", node: str = "", **facts: Any) -> None:
         """A step of the model, by the names of ``tests/model/Xa.tla``."""
-        now_us = self.log.now_us()
-        self.actions.append(
-            {"action": action, "tx": tx_id, "branch": branch, "node": node, "at_us": now_us, **facts}
-        )
+        if action == "prepare_lands" and (tx_id, branch) in self._undone:
+            # A call that was delivered twice: what it prepares the second time is another branch of the same name.
+            self._undone.remove((tx_id, branch))
+            self._again[tx_id, branch] = self._again.get((tx_id, branch), "") + "'"
+        elif action in ("finish", "session_rolls_back"):
+            self._undone.add((tx_id, branch))
+        names = [b + self._again.get((tx_id, b), "") for b in (branch, *facts.pop("branches", ()))]
+        step = {"action": action, "tx": tx_id, "branch": names[0], "branches": names[1:], "node": node}
+        self.actions.append({**step, "at_us": self.log.now_us(), **facts})
 
     # ---- what the code comes past ----
 
