@@ -110,9 +110,7 @@ class Branch:
     def _abort(self) -> None:
         self.held.abort()
 
-    async def _opened(
-        self, check: Callable[[Held, Source, Dialect], Awaitable[None]], *, last: bool
-    ) -> bool:
+    async def _opened(self, check: Callable[[Held, Source, Dialect], Awaitable[None]], *, last: bool) -> bool:
         """Try it. False: the connection was a dead one, and is given up."""
         try:
             await self.held.open()
