@@ -42,12 +42,17 @@ class MariaDb(Db):
 
     def limbo(self) -> int:
         """How many transactions InnoDB holds prepared that the server does not list, nor any session."""
+        return max(0, self.transactions_of(0) - len(self.server.prepared()))
+
+    def transactions_of(self, connection_id: int) -> int:
+        """How many transactions of this session InnoDB has; 0: of none any more."""
         # InnoDB makes that table anew only when nobody has read it for 0.1 s: who asks again must not be too fast.
         self.sql("DO SLEEP(0.15)")
-        detached = int(
-            self.sql("SELECT count(*) FROM information_schema.INNODB_TRX WHERE trx_mysql_thread_id = 0")
+        return int(
+            self.sql(
+                f"SELECT count(*) FROM information_schema.INNODB_TRX WHERE trx_mysql_thread_id = {connection_id}"
+            )
         )
-        return max(0, detached - len(self.server.prepared()))
 
 
 def maria(site: Site) -> MariaDb:

@@ -233,15 +233,8 @@ async def test_a_branch_rolled_back_by_hand_against_the_commit_is_surfaced(
         [branch] = [b for b in tx._local if b.resource == "ledger"]
         if branch.kept:
             ledger.sql(f"KILL {branch.xid.connection_id}")
-            await eventually(
-                lambda: (
-                    ledger.server.sql(
-                        f"SELECT count(*) FROM information_schema.PROCESSLIST WHERE ID = {branch.xid.connection_id}"
-                    )
-                    == "0"
-                )
-            )
-            await asyncio.sleep(0.3)  # until the server has let go of the branch
+            # Only then the server has let go of the branch.
+            await eventually(lambda: ledger.transactions_of(branch.xid.connection_id) == 0)
         ledger.sql(f"XA ROLLBACK '{branch.xid.gtrid}', '{branch.xid.bqual}', 1954046769")
         await ask(tx, branches)
 
