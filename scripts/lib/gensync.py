@@ -4,7 +4,7 @@
 
 Each module named here is read from `txcoord_client`, its words are replaced, and it is written under the same name
 below `txcoord_client/sync`. What cannot be said in both ways is in modules written by hand on either side
-(`_aio`, `_wire`, `_admission`, `_xa/sa`, `_xa/known`); the others are shared.
+(`_aio`, `_wire`, `_admission`, `_xa/sa`, `_xa/kinds`); the others are shared.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ MODULES = (
     "_xa/dialect",
     "_xa/direct",
     "_xa/held",
+    "_xa/known",
     "_xa/mariadb",
     "_xa/postgresql",
     "_xa/raw",

@@ -94,3 +94,14 @@ class Source:
     pool_size: int = 0
     identity_of: object = None
     """What the identity check is remembered for: the engine or pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A driver's class that may be given to ``g.xa``."""
+
+    family: str
+    """``postgresql`` or ``mysql``."""
+    make: Callable[[Any], Held]
+    pool_size: Callable[[Any], int] | None = None
+    """None: it is a connection, and no pool."""
