@@ -53,3 +53,27 @@ def is_branch(text: str) -> bool:
 def is_name(text: str) -> bool:
     """May this name a resource, a namespace or a participant: 1 to 63 of ``[A-Za-z0-9_.-]``?"""
     return _NAME.fullmatch(text) is not None
+
+
+# Values that are written into a statement: a wrong one is a bug, and never reaches a database.
+
+
+def checked_tx_id(value: str) -> str:
+    """The tx id. Raises ValueError."""
+    if not is_tx_id(value):
+        raise ValueError(f"not a tx id: {value!r}")
+    return value
+
+
+def checked_branch(value: str) -> str:
+    """The branch id. Raises ValueError."""
+    if not is_branch(value):
+        raise ValueError(f"not a branch id: {value!r}")
+    return value
+
+
+def checked_op(value: str) -> str:
+    """The op of a marker: letters. Raises ValueError."""
+    if not value.isascii() or not value.isalpha():
+        raise ValueError(f"not an op: {value!r}")
+    return value

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 
 from . import marker
-from .identifiers import is_branch, is_tx_id
+from .identifiers import checked_branch, checked_op, checked_tx_id, is_tx_id
 from .replies import Reply as Reply
 from .xid import Xid
 from .xid import parse as parse_xid
@@ -169,7 +169,7 @@ def insert_marker(
     """
     return (
         f"{_UTC}INSERT{_UTC_HINT} INTO {_table(schema, marker.TABLE)} (tx_id, branch, op, state, created_us)"
-        f" SELECT X'{_tx(tx_id)}', '{_branch(branch)}', '{_op(op)}', {int(state)}, {NOW_US}"
+        f" SELECT X'{checked_tx_id(tx_id)}', '{checked_branch(branch)}', '{checked_op(op)}', {int(state)}, {NOW_US}"
         f" FROM DUAL WHERE {NOW_US} <= {int(not_after_us)}"
     )
 
@@ -181,7 +181,7 @@ def read_marker(tx_id: str, branch: str, op: str, schema: str = "") -> str:
     """
     return (
         f"SELECT state FROM {_table(schema, marker.TABLE)}"
-        f" WHERE tx_id = X'{_tx(tx_id)}' AND branch = '{_branch(branch)}' AND op = '{_op(op)}'"
+        f" WHERE tx_id = X'{checked_tx_id(tx_id)}' AND branch = '{checked_branch(branch)}' AND op = '{checked_op(op)}'"
     )
 
 
@@ -198,10 +198,10 @@ def try_marker(tx_id: str, branch: str, op: str, flavour: Flavour, schema: str =
 
 def read_markers(keys: Iterable[tuple[str, str]], op: str, schema: str = "") -> str:
     """The markers at these keys (tx id, branch) that exist: tx id as lower-case hex digits, branch, state."""
-    wanted = ", ".join(f"(X'{_tx(tx_id)}', '{_branch(branch)}')" for tx_id, branch in keys)
+    wanted = ", ".join(f"(X'{checked_tx_id(tx_id)}', '{checked_branch(branch)}')" for tx_id, branch in keys)
     return (
         f"SELECT LOWER(HEX(tx_id)), branch, state FROM {_table(schema, marker.TABLE)}"
-        f" WHERE (tx_id, branch) IN ({wanted}) AND op = '{_op(op)}'"
+        f" WHERE (tx_id, branch) IN ({wanted}) AND op = '{checked_op(op)}'"
     )
 
 
@@ -402,24 +402,6 @@ def _name(xid: str) -> str:
     if x is None:
         raise ValueError(f"not an xid of txcoord: {xid!r}")
     return f"'{x.gtrid}', '{x.bqual}', {FORMAT_ID}"
-
-
-def _tx(value: str) -> str:
-    if not is_tx_id(value):
-        raise ValueError(f"not a tx id: {value!r}")
-    return value
-
-
-def _branch(value: str) -> str:
-    if not is_branch(value):
-        raise ValueError(f"not a branch id: {value!r}")
-    return value
-
-
-def _op(value: str) -> str:
-    if not value.isascii() or not value.isalpha():
-        raise ValueError(f"not an op: {value!r}")
-    return value
 
 
 def _connection(value: int) -> int:

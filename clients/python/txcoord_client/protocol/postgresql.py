@@ -9,7 +9,7 @@ Measured on PostgreSQL 15 to 18; see `docs/explanation/xa-postgresql.md`.
 from __future__ import annotations
 
 from . import marker
-from .identifiers import is_branch, is_tx_id
+from .identifiers import checked_branch, checked_op, checked_tx_id, is_tx_id
 from .replies import Reply as Reply
 from .xid import LOG_ID_LENGTH, PREFIX, is_log_id
 from .xid import parse as parse_xid
@@ -71,7 +71,7 @@ def insert_marker(
     """Insert the marker, refused by its own statement (23502) after ``not_after_us`` of the server's clock."""
     return (
         f"INSERT INTO {_ident(schema)}.{marker.TABLE} (tx_id, branch, op, state, created_us)"
-        f" SELECT '{_tx(tx_id)}'::uuid, '{_branch(branch)}', '{_op(op)}', {int(state)},"
+        f" SELECT '{checked_tx_id(tx_id)}'::uuid, '{checked_branch(branch)}', '{checked_op(op)}', {int(state)},"
         f" CASE WHEN c.now_us <= {int(not_after_us)} THEN c.now_us END FROM (SELECT {NOW_US} AS now_us) c"
     )
 
@@ -135,7 +135,7 @@ def read_marker(tx_id: str, branch: str, op: str, schema: str = DEFAULT_SCHEMA) 
     """Read the marker's state: :data:`marker.DONE`, :data:`marker.TOMBSTONE` or no row (which proves nothing)."""
     return (
         f"SELECT state FROM {_ident(schema)}.{marker.TABLE}"
-        f" WHERE tx_id = '{_tx(tx_id)}' AND branch = '{_branch(branch)}' AND op = '{_op(op)}'"
+        f" WHERE tx_id = '{checked_tx_id(tx_id)}' AND branch = '{checked_branch(branch)}' AND op = '{checked_op(op)}'"
     )
 
 
@@ -211,27 +211,9 @@ def meaning_of_prepare(sqlstate: str | None) -> Reply:
     return Reply.PREPARE_DISABLED if sqlstate == "55000" else meaning(sqlstate)
 
 
-def _tx(value: str) -> str:
-    if not is_tx_id(value):
-        raise ValueError(f"not a tx id: {value!r}")
-    return value
-
-
-def _branch(value: str) -> str:
-    if not is_branch(value):
-        raise ValueError(f"not a branch id: {value!r}")
-    return value
-
-
 def _xid(value: str) -> str:
     if parse_xid(value) is None:
         raise ValueError(f"not an xid of txcoord: {value!r}")
-    return value
-
-
-def _op(value: str) -> str:
-    if not value.isascii() or not value.isalpha():
-        raise ValueError(f"not an op: {value!r}")
     return value
 
 
