@@ -8,7 +8,6 @@ import ssl
 from collections.abc import Sequence
 from typing import Any
 
-import asyncmy
 from asyncmy import errors
 from asyncmy.cursors import Cursor
 
@@ -49,19 +48,7 @@ class Connection:
         """Connect. Raises Refused."""
         try:
             async with asyncio.timeout(timeout_s):
-                conn = await asyncmy.connect(
-                    host=address.host,
-                    port=address.port,
-                    user=address.user,
-                    password=address.password,
-                    database=address.database or None,
-                    unix_socket=address.options.get("unix_socket") or None,
-                    ssl=address.tls(),
-                    autocommit=True,
-                    charset="utf8mb4",
-                    connect_timeout=max(1, int(timeout_s)),
-                    program_name="txcoord-check",
-                )
+                conn = await address.connect(timeout_s, program_name="txcoord-check")
         except errors.MySQLError as trouble:
             raise _refused(trouble) from trouble
         except (OSError, TimeoutError, EOFError, RuntimeError) as trouble:

@@ -73,6 +73,22 @@ class Address:
             context.load_cert_chain(o["ssl_cert"], o.get("ssl_key") or None)
         return context
 
+    async def connect(self, timeout_s: float, **options: Any) -> Any:
+        """A connection in autocommit. Raises the driver's errors, and those of sockets."""
+        return await asyncmy.connect(
+            host=self.host,
+            port=self.port,
+            user=self.user,
+            password=self.password,
+            database=self.database or None,
+            unix_socket=self.options.get("unix_socket") or None,
+            ssl=self.tls(),
+            autocommit=True,
+            charset="utf8mb4",
+            connect_timeout=max(1, int(timeout_s)),
+            **options,
+        )
+
 
 class Session:
     """A connection. Whatever is not a server's answer ends it."""
@@ -91,18 +107,7 @@ class Session:
         """Connect. Raises StatementError; an unknown kind of server is errno 1235 (not supported)."""
         try:
             async with asyncio.timeout(timeout_s):
-                conn = await asyncmy.connect(
-                    host=address.host,
-                    port=address.port,
-                    user=address.user,
-                    password=address.password,
-                    database=address.database or None,
-                    unix_socket=address.options.get("unix_socket") or None,
-                    ssl=address.tls(),
-                    autocommit=True,
-                    charset="utf8mb4",
-                    connect_timeout=max(1, int(timeout_s)),
-                )
+                conn = await address.connect(timeout_s)
         except errors.MySQLError as error:
             raise _translated(error) from error
         except (OSError, TimeoutError, asyncio.IncompleteReadError, RuntimeError) as error:
