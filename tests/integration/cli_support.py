@@ -68,14 +68,14 @@ def resource(name: str, url: str) -> dict[str, str]:
     return {f"TXCOORD_RESOURCES__{name}__URL": url}
 
 
-def until(true: Callable[[], Any], what: str, patience_s: float = 30.0) -> Any:
+def until(true: Callable[[], Any], what: str, patience_s: float = 30.0, every_s: float = 0.05) -> Any:
     """Ask until it is so; answers what was asked."""
     ends = time.monotonic() + patience_s
     while time.monotonic() < ends:
         answer = true()
         if answer:
             return answer
-        time.sleep(0.05)
+        time.sleep(every_s)
     raise AssertionError(f"still not: {what}")
 
 

@@ -17,6 +17,7 @@ from txcoord.adapters.xa.checks import Expectations
 from txcoord.adapters.xa.checks_postgresql import PostgresExaminer
 from txcoord.adapters.xa.checks_postgresql_connect import Door
 from txcoord.testing import servers
+from txcoord.testing.mariadb import MariaDBServer
 from txcoord.testing.postgres import PostgresServer
 from txcoord.testing.processes import coordinator
 from txcoord_client.protocol import reasons
@@ -176,6 +177,11 @@ def test_what_print_grants_prints_is_what_is_missing(
     assert f'GRANT "{service}" TO "{role}";' in printed
     pg18.sql(printed, database_of(database))
     assert check(desk, url, good=True).wrong == []
+    # Nobody is told to grant what PostgreSQL refuses: a member of a role cannot have it for a member.
+    assert (
+        f'GRANT "{role}" TO "{service}";'
+        not in check(desk, database.replace("postgres@", f"{service}@")).shown
+    )
     # Taken away again, it is seen before anything is prepared.
     pg18.sql(f'REVOKE "{service}" FROM "{role}"', database_of(database))
     finding = check(desk, url).one("NOT_PERMITTED")
@@ -298,6 +304,11 @@ def test_tls_that_one_side_has_not(desk: Desk, pg_server: Make, pg18: PostgresSe
     assert strange.wrong == ["RESOURCE_TLS"]
     check(desk, url, fix=True, good=True)
     check(desk, f"{url}?sslmode=verify-full&sslrootcert={trusted}", good=True)
+
+
+def test_another_product_at_that_port(desk: Desk, mariadb: MariaDBServer) -> None:
+    finding = check(desk, f"postgresql://u:hunter2@127.0.0.1:{mariadb.port}/x").one("RESOURCE_UNREACHABLE")
+    assert "does not speak as PostgreSQL does" in finding["fact"]
 
 
 def test_who_is_not_there(desk: Desk) -> None:

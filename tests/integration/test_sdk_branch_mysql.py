@@ -4,6 +4,7 @@ and the session that must finish what it has prepared."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -83,6 +84,18 @@ class Database:
     @property
     def prepared(self) -> int:
         return sum(self.tx_id.encode() in gtrid for _, gtrid, _ in self.server.prepared())
+
+    def roll_back(self, branch: Any) -> None:
+        """From another session, once the one that prepared is gone from InnoDB too: before, that would lose it."""
+        ends = time.monotonic() + 20
+        # InnoDB makes that table anew only when nobody has read it for 0.1 s.
+        while self.sql(
+            "DO SLEEP(0.15); SELECT trx_id FROM information_schema.INNODB_TRX"
+            f" WHERE trx_mysql_thread_id = {branch.xid.connection_id}"
+        ):
+            assert time.monotonic() < ends, "the session still holds it"
+        self.sql(my.xa_rollback(str(branch.xid)))
+        assert self.prepared == 0
 
     async def finish(self, branch: Any) -> None:
         """Commit what is prepared: on MariaDB its own session does, on MySQL any."""

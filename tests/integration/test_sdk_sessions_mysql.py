@@ -190,7 +190,7 @@ async def test_a_session_commits_only_what_is_in_the_list_that_was_committed(mar
     await _keeping._await_decision(tx, [branch])
     assert (maria.prepared, maria.notes, wire.reports) == (1, [], [])
     assert tx.left == [branch]
-    maria.sql(my.xa_rollback(str(branch.xid)))
+    maria.roll_back(branch)
 
 
 async def test_a_session_commits_what_is_in_it(maria: Database) -> None:
@@ -217,7 +217,7 @@ async def test_a_session_that_was_ended_waits_no_more(maria: Database) -> None:
         await waiting
     assert tx.left == [branch]
     assert maria.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-    maria.sql(my.xa_rollback(str(branch.xid)))
+    maria.roll_back(branch)
 
 
 async def test_a_drivers_connection_of_the_caller_is_closed_rather_than_left_prepared_with_him(
@@ -233,4 +233,4 @@ async def test_a_drivers_connection_of_the_caller_is_closed_rather_than_left_pre
     with pytest.raises(asyncmy.errors.MySQLError):
         await conn.cursor().execute("SELECT 1")
     await tx.tasks.drain(5)
-    maria.sql(my.xa_rollback(str(branch.xid)))
+    maria.roll_back(branch)

@@ -202,7 +202,7 @@ def test_a_finding_in_one_line() -> None:
         (TimeoutError(), "RESOURCE_UNREACHABLE", "does not answer in time"),
         (socket.gaierror(-2, "no"), "RESOURCE_UNREACHABLE", "no machine named 'db.example'"),
         (ssl.SSLError("odd"), "RESOURCE_TLS", "TLS with db.example:5433 failed"),
-        (ConnectionError("server rejected SSL upgrade"), "RESOURCE_TLS", "speaks no TLS"),
+        (ConnectionError("server rejected SSL upgrade"), "RESOURCE_UNREACHABLE", "another product"),
     ],
 )
 def test_why_postgresql_does_not_answer(trouble: Exception, reason: str, said: str) -> None:
@@ -212,6 +212,13 @@ def test_why_postgresql_does_not_answer(trouble: Exception, reason: str, said: s
     assert finding.reason == reason
     assert said in str(finding)
     assert "hunter2" not in str(finding)
+
+
+def test_tls_that_only_the_url_has() -> None:
+    door = Door.of("postgresql://ada@db.example:5433/shop?sslmode=require")
+    trouble = ConnectionError("PostgreSQL server rejected SSL upgrade")
+    finding = checks_postgresql_connect.explain(trouble, door, "orders")
+    assert (finding.reason, "speaks no TLS" in finding.fact) == ("RESOURCE_TLS", True)
 
 
 def test_a_url_with_several_hosts() -> None:

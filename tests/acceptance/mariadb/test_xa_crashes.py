@@ -117,12 +117,14 @@ async def test_coordinator_killed_before_and_after_the_decision_and_mid_phase_tw
     ("moment", "state"), [("commit.before_write", "ABORTED"), ("commit.after_write", "COMMITTED")]
 )
 async def test_coordinator_stays_away_and_the_session_is_kept_until_it_is_back(
-    mortal: Site, moment: str, state: str
+    mortal: Site, monkeypatch: pytest.MonkeyPatch, moment: str, state: str
 ) -> None:
     """The client is told that nobody knows; its pool never sees the prepared connection; and once the decision is
     known the very session that prepared finishes."""
     body = new_gid()
     mortal.restart(f"{moment}=kill")
+    # On a busy machine the session hears of the decision late: it has all the time that it needs.
+    monkeypatch.setitem(mortal.coordinator.env, "TXCOORD_RECOVERY__HOLD", "30s")
     async with client_of(mortal) as client:
         with pytest.raises(OutcomeUnknown) as caught:
             async with client.coord.begin("pay", timeout=1.0) as g:

@@ -188,7 +188,9 @@ async def _ask_rights(conn: asyncpg.Connection, facts: PostgresFacts) -> Postgre
         "SELECT DISTINCT r.rolname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,"
         " aclexplode(c.relacl) a JOIN pg_roles r ON r.oid = a.grantee"
         " WHERE n.nspname = $1 AND c.relname = $2 AND a.privilege_type = 'INSERT' AND a.grantee <> c.relowner"
-        f" AND r.rolcanlogin AND NOT pg_has_role(current_user, r.oid, '{may}') ORDER BY 1",
+        f" AND r.rolcanlogin AND NOT pg_has_role(current_user, r.oid, '{may}')"
+        # A member of our own role, as the coordinator's is of the service's, cannot have us for a member.
+        " AND (r.rolsuper OR NOT pg_has_role(r.oid, current_user, 'MEMBER')) ORDER BY 1",
         pg.DEFAULT_SCHEMA,
         marker.TABLE,
     )

@@ -49,6 +49,12 @@ class Door:
             query.get("dbname") or query.get("database") or unquote(parts.path.lstrip("/")) or user,
         )
 
+    @property
+    def demands_tls(self) -> bool:
+        """Does the URL allow nothing but TLS?"""
+        mode = dict(parse_qsl(urlsplit(self.dsn).query)).get("sslmode", "")
+        return mode in ("require", "verify-ca", "verify-full")
+
     @contextmanager
     def troubles(self, name: str) -> Iterator[None]:
         """Every trouble with the database becomes CannotConnect."""
@@ -78,6 +84,15 @@ def explain(trouble: Exception, door: Door, name: str) -> Finding:
     where = f"{door.host}:{door.port}"
     url = f"TXCOORD_RESOURCES__{name}__URL"
     psql = f"psql 'postgresql://{door.user}@{where}/{door.database}'"
+    if "rejected SSL" in said or "SSL upgrade" in said:
+        if door.demands_tls:
+            return _tls(said, where, url)
+        # A PostgreSQL without TLS says so, and goes on in plain text.
+        return _away(
+            f"what listens at {where} does not speak as PostgreSQL does",
+            f"# is it another product (MariaDB, a proxy), or a wrong port in {url}?",
+            psql,
+        )
     if isinstance(trouble, ssl.SSLError) or "SSL" in said:
         return _tls(said, where, url)
     if isinstance(trouble, socket.gaierror):
