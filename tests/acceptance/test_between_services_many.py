@@ -16,11 +16,12 @@ from sqlalchemy import text
 from tests.support.acceptance import INSERT, Site, client_of, eventually, new_gid
 from tests.support.acceptance_http import Between, asgi_app, serving_asgi, serving_wsgi
 from tests.support.acceptance_sync import sync_client
-from txcoord_client import Aborted
+from txcoord_client import Aborted, ResourceBusy
 
 ORDERS = 60
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_orders_are_done_in_all_databases_or_in_none(site: Site, seed: int) -> None:
     chance = random.Random(seed)
@@ -63,11 +64,11 @@ async def test_orders_are_done_in_all_databases_or_in_none(site: Site, seed: int
 
         async def order(body: str, no: bool) -> str:
             try:
-                async with caller.coord.begin("order", timeout=8) as g:
+                async with caller.coord.begin("order", timeout=10) as g:
                     await caller.write(g, caller.accounts, body)
                     calls = (http.post(way, json={"body": body, "no": no}) for way in ways)
                     await asyncio.gather(*calls, return_exceptions=True)  # Whatever they say.
-            except Aborted as error:
+            except (Aborted, ResourceBusy) as error:
                 return error.reason
             assert g.outcome is not None
             return str(g.outcome.state)

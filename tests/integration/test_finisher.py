@@ -123,15 +123,25 @@ async def test_busy_is_retried(db: Resource) -> None:
     """Another finisher holds it: its own COMMIT PREPARED waits for a synchronous standby that is not there."""
     x = new_xid()
     await db.prepare(x)
-    async with session(db.url) as conn, session(db.url) as admin:
-        other = await conn.fetchval("SELECT pg_backend_pid()")
+
+    async def write_for_ever(conn: asyncpg.Connection) -> None:
+        while True:
+            await conn.execute("SELECT pg_logical_emit_message(true, 'test', '')")
+
+    def waits(pid: int) -> str:
+        return f"SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = {pid}"
+
+    async with session(db.url) as conn, session(db.url) as admin, session(db.url) as first:
+        other, pid = [await c.fetchval("SELECT pg_backend_pid()") for c in (conn, first)]
         await admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
         await admin.execute("SELECT pg_reload_conf()")
         try:
-            await until(admin, "SELECT current_setting('synchronous_standby_names') = 'nobody'")
             await until(conn, "SELECT current_setting('synchronous_standby_names') = 'nobody'")
+            # Nobody waits before the checkpointer has heard of it too, and that may have much to do.
+            writing = asyncio.ensure_future(write_for_ever(first))
+            await until(admin, waits(pid))
             stuck = asyncio.ensure_future(conn.execute(f"COMMIT PREPARED '{x}'"))
-            await until(admin, f"SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = {other}")
+            await until(admin, waits(other))
             result = await db.finisher.finish(str(x), True)
             assert (result.finished, result.reason.split(":")[0]) == (Finished.RETRY, "BUSY")
             rollback = await db.finisher.finish(str(x), False)
@@ -140,6 +150,8 @@ async def test_busy_is_retried(db: Resource) -> None:
             await admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
             await admin.execute("SELECT pg_reload_conf()")
         await stuck
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
     assert (await db.finisher.finish(str(x), True)).finished is Finished.DONE
 
 

@@ -66,6 +66,7 @@ def search(start: World, actions: dict[str, Action], depth: int) -> tuple[int, i
     return len(seen), steps
 
 
+@pytest.mark.timeout(600)  # Nothing but work for the processor, which others may use.
 @pytest.mark.parametrize(
     ("start", "actions", "depth"),
     [
