@@ -5,7 +5,7 @@ No implementation here, and nothing but the core is imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -89,6 +89,13 @@ class Log(Protocol):
         """Rows with their branches, those that exist."""
         ...
 
+    async def news(
+        self, undecided: Sequence[str], unended: Sequence[str]
+    ) -> tuple[Collection[str], Collection[str]]:
+        """Of the first tx ids those that are decided by now; of the second those that have ended, or rest until an
+        operator comes. For thousands at a time: no row is read."""
+        ...
+
     async def read_gid(self, namespace: str, gid: str) -> Tx | None:
         """The transaction that a gid names now."""
         ...
@@ -115,8 +122,9 @@ class Log(Protocol):
         owner's name (after its restart)."""
         ...
 
-    async def renew(self, owner: str, tx_ids: Sequence[str], lease_us: int) -> None:
-        """Keep the lease of transactions that this node is still carrying out."""
+    async def renew(self, owner: str, tx_ids: Sequence[str], lease_us: int) -> Collection[str]:
+        """Keep the lease of transactions that this node is still carrying out. Those that are its own still: another
+        one may have taken them over, or they rest or have ended."""
         ...
 
     async def now_us(self) -> int:

@@ -53,6 +53,23 @@ class TestReading(LogContract):
         assert await log.read([*ids, *ids, new_id()]) == {t.tx_id: t for t in txs}
         assert await log.read([]) == {}
 
+    async def test_news(self, log: SqlLog) -> None:
+        now = await log.now_us()
+        on_its_way, decided, parked = active(now, xa()), committing(now), committing(now, xa(state=B.PARKED))
+        ended = committing(now, state=TxState.COMMITTED, ended_us=now)
+        every = [on_its_way, decided, parked, ended]
+        await put(log, *every)
+        ids = [*(t.tx_id for t in every), new_id(), "no tx id"]
+        news = await log.news(ids, ids)
+        assert set(news[0]) == {decided.tx_id, parked.tx_id, ended.tx_id}
+        assert set(news[1]) == {parked.tx_id, ended.tx_id}
+        assert [set(part) for part in await log.news([], ids[:2])] == [set(), set()]
+        many = [new_id() for _ in range(12_000)]
+        assert [set(part) for part in await log.news([*many, decided.tx_id], many)] == [
+            {decided.tx_id},
+            set(),
+        ]
+
     async def test_reads_of_many_callers_become_one(self, log: SqlLog) -> None:
         now = await log.now_us()
         txs = [active(now, xa()) for _ in range(20)]

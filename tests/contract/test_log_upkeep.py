@@ -93,8 +93,8 @@ class TestClaim(LogContract):
         mine, lapsed, others = (committing(now, owner=o, lease_until_us=0) for o in ("n1", "n1", "n2"))
         ended = committing(now, state=TxState.COMMITTED, ended_us=now, lease_until_us=5)
         await put(log, mine, lapsed, others, ended)
-        await log.renew("n1", [mine.tx_id, others.tx_id, ended.tx_id], LEASE)
-        await log.renew("n1", [], LEASE)
+        assert set(await log.renew("n1", [mine.tx_id, others.tx_id, ended.tx_id], LEASE)) == {mine.tx_id}
+        assert not await log.renew("n1", [], LEASE)
         claimed = await log.claim("n3", LEASE, 10)
         assert {t.tx_id for t in claimed} == {lapsed.tx_id, others.tx_id}
         renewed = await get(log, mine.tx_id)

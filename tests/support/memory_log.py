@@ -198,6 +198,15 @@ class MemoryLog:
         self.storage.check()
         return {i: self.storage.row(i) for i in tx_ids if i in self.storage.rows}
 
+    async def news(self, undecided: Sequence[str], unended: Sequence[str]) -> tuple[set[str], set[str]]:
+        await asyncio.sleep(self.latency_s)
+        self.storage.check()
+        rows = self.storage.rows
+        return (
+            {i for i in undecided if i in rows and rows[i].decision is not None},
+            {i for i in unended if i in rows and (rows[i].ended or rows[i].shown_parked)},
+        )
+
     async def read_gid(self, namespace: str, gid: str) -> Tx | None:
         await asyncio.sleep(self.latency_s)
         self.storage.check()
@@ -253,13 +262,16 @@ class MemoryLog:
         taken = sorted(free, key=lambda row: row.lease_until_us)[:limit]
         return [self.storage.row(row.tx_id) for row in taken]
 
-    async def renew(self, owner: str, tx_ids: Sequence[str], lease_us: int) -> None:
+    async def renew(self, owner: str, tx_ids: Sequence[str], lease_us: int) -> set[str]:
         self.storage.check()
+        kept = set()
         for tx_id in tx_ids:
             row = self.storage.rows.get(tx_id)
             if row is not None and row.owner == owner and not row.ended and not row.shown_parked:
                 until_us = self.storage.clock() + lease_us
                 self.storage.rows[tx_id] = replace(row, lease_until_us=until_us)
+                kept.add(tx_id)
+        return kept
 
     async def now_us(self) -> int:
         self.storage.check()

@@ -77,7 +77,10 @@ class EngineSettings:
     finish_width: int = 8
     hold_us: int = 2_000_000
     """How long the session that prepared a branch has, from the decision on, before it is ended."""
-    watch_interval_s: float = 0.25
+    watch_interval_s: float = 0.15
+    """Between two looks into the log for those who wait for what other nodes do."""
+    shared: bool = True
+    """May other nodes use this log?"""
     probe_interval_s: float = 0.2
 
 
@@ -116,7 +119,9 @@ class Coordinator:
         self._strays = Strays(
             self.finishers, spawn=spawn, alarm=self.alarm, clock=clock, hold_us=settings.hold_us
         )
-        self.waiting = Waiting(self, spawn=spawn, interval_s=settings.watch_interval_s)
+        self.waiting = Waiting(
+            self, spawn=spawn, interval_s=settings.watch_interval_s, shared=settings.shared
+        )
         self.phase_two = PhaseTwo(
             finishers,
             clock=clock,

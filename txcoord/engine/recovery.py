@@ -39,6 +39,7 @@ from ..ports import (
 )
 from .coordinator import Coordinator
 from .deadlines import Deadlines
+from .live import Live
 
 log = logs.get("txcoord.recovery")
 
@@ -166,11 +167,26 @@ class Recovery:
         now_us, lease_us = c.clock.now_us(), c.settings.lease_us
         soon_us = now_us + max(lease_us // 2, int(self._s.takeover_s * 2_500_000))
         old = [live for live in c.live if live.logged and live.lease_until_us < soon_us]
-        if old:
-            await c.log.renew(c.settings.node, [live.tx.tx_id for live in old], lease_us)
-            for live in old:
-                live.lease_until_us = now_us + lease_us
+        await self._renew(old)
         return await self._take_over(all_of_owner=False)
+
+    async def _renew(self, lives: list[Live]) -> None:
+        """Keep what is ours; drop what another node has taken over meanwhile: we were stopped, or too slow."""
+        if not lives:
+            return
+        c = self._c
+        now_us, lease_us = c.clock.now_us(), c.settings.lease_us
+        kept = await c.log.renew(c.settings.node, [live.tx.tx_id for live in lives], lease_us)
+        for live in lives:
+            if live.tx.tx_id in kept:
+                live.lease_until_us = now_us + lease_us
+        lost = [live for live in lives if live.tx.tx_id not in kept]
+        rows = await c.log.read([live.tx.tx_id for live in lost]) if lost else {}
+        for live in lost:
+            row = rows.get(live.tx.tx_id)
+            if row is not None and row.epoch > live.tx.epoch and c.live.get(row.tx_id) is live:
+                log.warning("tx.stale_epoch", tx_id=row.tx_id, epoch=live.tx.epoch, owner=row.owner)
+                c.live.drop(row.tx_id)
 
     async def _take_over(self, *, all_of_owner: bool) -> int:
         return (await self._claim(all_of_owner=all_of_owner))[1]
@@ -198,7 +214,8 @@ class Recovery:
     def _scanner(self, finisher: Finisher) -> Callable[[], Awaitable[object]]:
         async def scan() -> None:
             owner = self._c.settings.node
-            ttl_us = int(self._s.scan_s * 3_000_000)
+            # Asked for again before it ends; when its node has died another one scans soon after.
+            ttl_us = int(self._s.scan_s * 1_500_000) + self._c.settings.lease_us // 2
             if await self._leases.acquire(f"scan:{finisher.name}", owner, ttl_us) is None:
                 return
             try:

@@ -1,21 +1,27 @@
 """Waiting for a transaction: one that is known, or one that may not be known yet.
 
-The second is for who holds a prepared branch of it: thousands of them wait most of the time, so they cost nothing but
-a place in a dictionary. A decision made on another node is seen when they ask again.
+The second is for who holds a prepared branch of it: thousands of them wait most of the time. What is decided and
+carried out on this node is told at once. What other nodes do is in the log: one question for all who wait asks it,
+again and again, and no more often than the log has time for.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ..core.model import Decision, Tx, TxState
+from ..observe import logs
 from ..ports import Clock, Log, LogUnavailable, Spawn
 from .live import LiveSet, WaitLevel, reached
 
+log = logs.get("txcoord.waiting")
+
 _UNLOGGED_KEPT = 10_000
+_RATIO = 4
+"""Between two questions there is this many times as long as the last one took."""
 
 
 class _Coordinator(Protocol):
@@ -26,21 +32,34 @@ class _Coordinator(Protocol):
     async def get(self, tx_id: str) -> Tx | None: ...
 
 
-class Waiting:
-    """Who waits on this node."""
+@dataclass(eq=False, slots=True)
+class _Watcher:
+    """Who wants to look at a transaction again when there is news of it."""
 
-    def __init__(self, coordinator: _Coordinator, *, spawn: Spawn, interval_s: float) -> None:
+    future: asyncio.Future[Tx | None]
+    """The transaction as it was decided here, or None: the log has news."""
+    ended: bool
+    """It is decided already: the news is its end."""
+    polled: bool
+
+
+class Waiting:
+    """Who waits on this node. ``shared``: other nodes decide too."""
+
+    def __init__(self, coordinator: _Coordinator, *, spawn: Spawn, interval_s: float, shared: bool) -> None:
         self._c = coordinator
         self._spawn = spawn
         self._interval_s = interval_s
-        self._expected: dict[str, set[asyncio.Future[Tx]]] = {}
+        self._shared = shared
+        self._watched: dict[str, set[_Watcher]] = {}
+        self._polling = False
         self._unlogged: OrderedDict[str, Tx] = OrderedDict()
         """Aborts that no row says: nobody else can tell who asks later."""
         self._wanted: dict[str, asyncio.Future[Tx | None]] = {}
         self._reading = False
 
     def __len__(self) -> int:
-        return sum(len(futures) for futures in self._expected.values())
+        return sum(len(watchers) for watchers in self._watched.values())
 
     # ---- one that is known ----
 
@@ -70,11 +89,18 @@ class Waiting:
                 if reached(tx, level):
                     return tx
                 continue
-            # Undecided, or another node carries it out: the log tells.
-            tx = await self._as_logged(tx)
-            if reached(tx, level):
-                return tx
-            await c.clock.sleep(min(left, self._interval_s))
+            # Undecided, or another node carries it out: the log tells. Watched from before it is read.
+            watcher = self._watch(tx.tx_id, ended=level > WaitLevel.DECIDED)
+            try:
+                tx = await self._as_logged(tx)
+                if reached(tx, level):
+                    return tx
+                if tx.ended:
+                    await c.clock.sleep(min(left, self._interval_s))  # Its deliveries go on.
+                else:
+                    await asyncio.wait({watcher.future}, timeout=max(0.0, until - c.clock.monotonic()))
+            finally:
+                self._leave(tx.tx_id, watcher)
 
     async def _as_logged(self, tx: Tx) -> Tx:
         try:
@@ -94,9 +120,7 @@ class Waiting:
             self._unlogged[tx.tx_id] = tx
             if len(self._unlogged) > _UNLOGGED_KEPT:
                 self._unlogged.popitem(last=False)
-        for future in self._expected.pop(tx.tx_id, ()):
-            if not future.done():
-                future.set_result(tx)
+        self._tell(tx.tx_id, tx)
 
     def unlogged(self, tx_id: str) -> Tx | None:
         """An abort of this node's that no row says."""
@@ -108,28 +132,25 @@ class Waiting:
 
     async def expect(self, tx_id: str, level: WaitLevel, timeout_s: float) -> Tx | None:
         """As :meth:`wait`, and for its decision first; None while there is none, or no such transaction."""
-        c = self._c
-        until = c.clock.monotonic() + timeout_s
-        future: asyncio.Future[Tx] = asyncio.get_running_loop().create_future()
-        self._expected.setdefault(tx_id, set()).add(future)
-        try:
+        until = self._c.clock.monotonic() + timeout_s
+        while True:
             # It is expected from before it is read: a decision in between is not missed.
+            watcher = self._watch(tx_id, ended=False, polled=self._shared)
             try:
-                tx = await self._known(tx_id)
-            except LogUnavailable:
-                tx = None  # Coming back at once would only storm it.
-            if tx is None or tx.decision is None:
-                await asyncio.wait({future}, timeout=max(0.0, timeout_s))
-                if not future.done():
-                    return None
-                tx = future.result()
-        finally:
-            left = self._expected.get(tx_id)
-            if left is not None:
-                left.discard(future)
-                if not left:
-                    del self._expected[tx_id]
-        return await self.wait(tx, level, until - c.clock.monotonic())
+                try:
+                    tx = await self._known(tx_id)
+                except LogUnavailable:
+                    tx = None  # Coming back at once would only storm it.
+                if tx is None or tx.decision is None:
+                    left = until - self._c.clock.monotonic()
+                    await asyncio.wait({watcher.future}, timeout=max(0.0, left))
+                    if not watcher.future.done():
+                        return None
+                    tx = watcher.future.result()
+            finally:
+                self._leave(tx_id, watcher)
+            if tx is not None:
+                return await self.wait(tx, level, until - self._c.clock.monotonic())
 
     async def _known(self, tx_id: str) -> Tx | None:
         live = self._c.live.get(tx_id)
@@ -162,3 +183,64 @@ class Waiting:
                     future.set_result(rows.get(tx_id))
         finally:
             self._reading = False
+
+    # ---- news ----
+
+    def _watch(self, tx_id: str, *, ended: bool, polled: bool = True) -> _Watcher:
+        watcher = _Watcher(asyncio.get_running_loop().create_future(), ended, polled)
+        self._watched.setdefault(tx_id, set()).add(watcher)
+        if polled and not self._polling:
+            self._polling = True
+            self._spawn(self._poll(), "waiting:poll")
+        return watcher
+
+    def _leave(self, tx_id: str, watcher: _Watcher) -> None:
+        watchers = self._watched.get(tx_id)
+        if watchers is not None:
+            watchers.discard(watcher)
+            if not watchers:
+                del self._watched[tx_id]
+
+    def _tell(self, tx_id: str, tx: Tx | None, *, only_undecided: bool = False) -> None:
+        for watcher in self._watched.get(tx_id, ()):
+            if not watcher.future.done() and not (only_undecided and watcher.ended):
+                watcher.future.set_result(tx)
+
+    async def _poll(self) -> None:
+        """Ask the log for all who wait, as long as anybody does."""
+        clock = self._c.clock
+        took = 0.0
+        try:
+            while True:
+                await clock.sleep(max(self._interval_s, took * _RATIO))
+                undecided, unended = self._asked_for()
+                if not undecided and not unended:
+                    return
+                begun = clock.monotonic()
+                try:
+                    decided, ended = await self._c.log.news(undecided, unended)
+                except LogUnavailable:
+                    continue
+                except Exception:
+                    log.exception("waiting.poll_failed")
+                    continue
+                finally:
+                    took = clock.monotonic() - begun
+                for tx_id in ended:
+                    self._tell(tx_id, None)
+                for tx_id in decided:
+                    self._tell(tx_id, None, only_undecided=True)
+        finally:
+            self._polling = False
+
+    def _asked_for(self) -> tuple[list[str], list[str]]:
+        """Of which a decision is wanted, and of which the end. What is carried out here is told here."""
+        undecided, unended = [], []
+        for tx_id, watchers in self._watched.items():
+            waiting = [w for w in watchers if w.polled and not w.future.done()]
+            if waiting and self._c.live.get(tx_id) is None:
+                if any(not w.ended for w in waiting):
+                    undecided.append(tx_id)
+                if any(w.ended for w in waiting):
+                    unended.append(tx_id)
+        return undecided, unended

@@ -119,6 +119,7 @@ class Node:
                 windows=windows(s),
                 lease_us=microseconds(s.recovery.lease),
                 hold_us=microseconds(s.recovery.hold),
+                shared=self._claim is None,
                 backoff=Backoff(
                     first_us=microseconds(s.backoff.first),
                     factor=s.backoff.factor,
@@ -275,9 +276,7 @@ class CarefulRecovery(Recovery):
         if not self._clock.is_off(self._tolerance_us):
             return await super().take_over()
         log.warning("clock.off", duty="takeover", ahead_ms=self._clock.ahead_us // 1000)
-        ours = [live.tx.tx_id for live in self._c.live if live.logged]
-        if ours:
-            await self._c.log.renew(self._c.settings.node, ours, self._c.settings.lease_us)
+        await self._renew([live for live in self._c.live if live.logged])
         return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from txcoord_client.protocol.identifiers import is_tx_id
@@ -264,6 +264,12 @@ class SqlLog:
                 future.set_result({tx_id: found[tx_id] for tx_id in tx_ids if tx_id in found})
         return []
 
+    async def news(
+        self, undecided: Sequence[str], unended: Sequence[str]
+    ) -> tuple[Collection[str], Collection[str]]:
+        """Which of these are decided by now, and which of those have ended or rest."""
+        return await self.store.reading(lambda c: reading.news(c, undecided, unended))
+
     async def read_gid(self, namespace: str, gid: str) -> Tx | None:
         """The transaction that a gid names now."""
         return await self.store.reading(lambda c: reading.read_gid(c, namespace, gid))
@@ -297,11 +303,13 @@ class SqlLog:
             lambda c: upkeep.claim(c, clock(c), owner, lease_us, limit, all_of_owner=all_of_owner)
         )
 
-    async def renew(self, owner: str, tx_ids: Sequence[str], lease_us: int) -> None:
-        """Keep the lease of what this node is still carrying out."""
+    async def renew(self, owner: str, tx_ids: Sequence[str], lease_us: int) -> Collection[str]:
+        """Keep the lease of what this node is still carrying out; what is its own still."""
         clock = self.store.clock
         # Not synced: a lease that a crash forgets only ends earlier.
-        await self.store.changing(lambda c: upkeep.renew(c, clock(c), owner, tx_ids, lease_us), relaxed=True)
+        return await self.store.changing(
+            lambda c: upkeep.renew(c, clock(c), owner, tx_ids, lease_us), relaxed=True
+        )
 
     async def resource_identity(self, name: str) -> str | None:
         """The identity that the database of this name had when it was first seen."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, exists, or_, select
+from sqlalchemy import ARRAY, ColumnElement, Connection, Select, any_, exists, literal, or_, select
+
+from txcoord_client.protocol.identifiers import is_tx_id
 
 from ...core.model import Audit, Branch, HistoryEntry, Tx
 from ...ports import LogIdentity, Query
@@ -14,13 +16,15 @@ from .tables import branch, tx
 
 CHUNK = 500
 """Keys in one statement."""
+_MANY = 5_000
+"""Keys in one that reads nothing else."""
 
 
-def chunks(keys: Iterable[str]) -> Iterator[list[str]]:
+def chunks(keys: Iterable[str], size: int = CHUNK) -> Iterator[list[str]]:
     """The keys in pieces, in one order everywhere: rows are locked in it."""
     ordered = sorted(set(keys))
-    for at in range(0, len(ordered), CHUNK):
-        yield ordered[at : at + CHUNK]
+    for at in range(0, len(ordered), size):
+        yield ordered[at : at + size]
 
 
 def identity(conn: Connection) -> LogIdentity:
@@ -34,6 +38,25 @@ def read(conn: Connection, tx_ids: Iterable[str]) -> dict[str, Tx]:
     out: dict[str, Tx] = {}
     for some in chunks(tx_ids):
         out.update((t.tx_id, t) for t in _whole(conn, select(tx).where(tx.c.tx_id.in_(some))))
+    return out
+
+
+def news(conn: Connection, undecided: Sequence[str], unended: Sequence[str]) -> tuple[set[str], set[str]]:
+    """Which of these are decided by now, and which of those have ended or rest."""
+    return (
+        _those(conn, undecided, tx.c.decision.is_not(None)),
+        _those(conn, unended, or_(tx.c.ended_us > 0, tx.c.at_rest)),
+    )
+
+
+def _those(conn: Connection, tx_ids: Sequence[str], condition: ColumnElement[bool]) -> set[str]:
+    out: set[str] = set()
+    for some in chunks(filter(is_tx_id, tx_ids), _MANY):
+        named: ColumnElement[bool] = tx.c.tx_id.in_(some)
+        if conn.dialect.name == "postgresql":
+            # One parameter, whatever their number: the statement is made once.
+            named = tx.c.tx_id == any_(literal(some, ARRAY(tables.TxId)))
+        out.update(conn.execute(select(tx.c.tx_id).where(named, condition)).scalars())
     return out
 
 

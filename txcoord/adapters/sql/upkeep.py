@@ -44,8 +44,9 @@ def claim(
     return [found[tx_id] for tx_id in ids]
 
 
-def renew(conn: Connection, now_us: int, owner: str, tx_ids: Sequence[str], lease_us: int) -> None:
-    """Keep the lease of what this owner still has."""
+def renew(conn: Connection, now_us: int, owner: str, tx_ids: Sequence[str], lease_us: int) -> set[str]:
+    """Keep the lease of what this owner still has; which that is."""
+    kept: set[str] = set()
     mine = (tables.IN_PHASE_TWO.of(conn), tx.c.owner == owner)
     for some in reading.chunks(tx_ids):
         ids = [
@@ -55,6 +56,8 @@ def renew(conn: Connection, now_us: int, owner: str, tx_ids: Sequence[str], leas
             )
         ]
         conn.execute(update(tx).where(tx.c.tx_id.in_(ids)).values(lease_until_us=now_us + lease_us))
+        kept.update(ids)
+    return kept
 
 
 def prune(conn: Connection, now_us: int, windows: Windows, detail_retention_us: int, limit: int) -> int:
