@@ -36,6 +36,8 @@ class Server(rpc.CoordinatorServiceServicer):
         self.hello_gate.set()
         self.answer: Answer = committed
         self.end_stream: Callable[[Server, Any], Awaitable[bool]] | None = None
+        self.draining = False
+        self._outs: set[asyncio.Queue[pb.OperationResult | None]] = set()
         self.port = 0
         self._server: grpc.aio.Server | None = None
 
@@ -44,6 +46,12 @@ class Server(rpc.CoordinatorServiceServicer):
         rpc.add_CoordinatorServiceServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
         await self._server.start()
+
+    def drain(self) -> None:
+        """As a coordinator that leaves: what is open is still answered."""
+        self.draining = True
+        for out in self._outs:
+            out.put_nowait(None)
 
     async def stop(self) -> None:
         server, self._server = self._server, None
@@ -57,7 +65,8 @@ class Server(rpc.CoordinatorServiceServicer):
 
     async def Session(self, requests: Any, context: Any) -> AsyncIterator[pb.SessionResponse]:
         self.streams += 1
-        out: asyncio.Queue[pb.OperationResult] = asyncio.Queue()
+        out: asyncio.Queue[pb.OperationResult | None] = asyncio.Queue()
+        self._outs.add(out)
         tasks = set()
 
         async def one(op: pb.Operation) -> None:
@@ -84,10 +93,16 @@ class Server(rpc.CoordinatorServiceServicer):
                 taken = asyncio.ensure_future(out.get())
                 await asyncio.wait({taken, reader}, return_when=asyncio.FIRST_COMPLETED)
                 if taken.done():
-                    yield pb.SessionResponse(results=[taken.result()], log_time_us=self.log_time_us)
+                    result = taken.result()
+                    yield pb.SessionResponse(
+                        results=[] if result is None else [result],
+                        log_time_us=self.log_time_us,
+                        draining=self.draining,
+                    )
                 else:
                     taken.cancel()
         finally:
+            self._outs.discard(out)
             reader.cancel()
             await asyncio.gather(reader, *tasks, return_exceptions=True)
 

@@ -14,7 +14,7 @@ import os
 import random
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import grpc
@@ -22,9 +22,10 @@ import grpc
 from . import _refusals
 from ._aio import Task, Tasks
 from ._clock import LogClock
+from ._nodes import Node, Nodes
 from ._pb import common_pb2 as c
 from ._pb import coordinator_pb2 as pb
-from ._pb import coordinator_pb2_grpc as rpc
+from ._streams import Open, Stream
 from .errors import AlreadyAborted, AlreadyCommitted, Rejected, TxcoordError, Unavailable
 from .protocol import reasons
 
@@ -38,35 +39,20 @@ at once."""
 _OVERHEAD_BYTES = 1_024
 _REPLY_S = 0.3
 """A wait ends so much before its caller's time is up, so that the answer is there in time."""
-_OPTIONS = (
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
-)
+# Where there is another coordinator to go to:
+_HELLO_S = 2.0
+_SILENT_S = 2.0
+"""So long nothing may be heard of what is open, before the coordinator is asked whether it is there."""
+_LOG_AWAY_S = 1.0
+"""So long it may answer that its log is away."""
 
 
 class _Lost(Exception):
     """The stream broke: whether the operation was done is unknown."""
 
 
-class _Open:
-    """One operation on its way."""
-
-    __slots__ = ("future", "operation", "size")
-
-    def __init__(
-        self, operation: pb.Operation, size: int, future: asyncio.Future[pb.OperationResult]
-    ) -> None:
-        self.operation = operation
-        self.size = size
-        self.future = future
-
-
 class Wire:
-    """The connection of one process and event loop to the coordinator."""
+    """The connection of one process and event loop to the coordinator, or to one of several."""
 
     def __init__(self, address: str, namespace: str, *, version: str, max_operations: int = 1_000) -> None:
         self.clock = LogClock()
@@ -77,14 +63,15 @@ class Wire:
         self._version = version
         self._max_operations = max_operations
         self._max_bytes = 4 * 1024 * 1024
-        self._channel = grpc.aio.insecure_channel(_target(address), options=_OPTIONS)
-        self._stub: Any = rpc.CoordinatorServiceStub(self._channel)
+        self._nodes = Nodes(address, lambda: random.random())
         self._hello: pb.HelloResponse | None = None
         self._saying_hello: asyncio.Task[pb.HelloResponse] | None = None
         self._numbers = itertools.count(1)
-        self._queue: deque[_Open] = deque()
+        self._queue: deque[Open] = deque()
         self._kick: asyncio.Future[None] | None = None
         self._runner: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+        """Streams that were left, and probes."""
         self._closed = False
 
     # ---- hello ----
@@ -111,29 +98,49 @@ class Wire:
                     raise
 
     async def _say_hello(self, until: float) -> pb.HelloResponse:
+        async def once(left: float) -> pb.HelloResponse:
+            return await self._greet(await self._nodes.pick(), left)
+
+        answer: pb.HelloResponse = await self._retrying(once, until)
+        return answer
+
+    async def _greet(self, node: Node, left: float) -> pb.HelloResponse:
+        """Say hello to this one. Raises Unavailable where it is to be said again, perhaps to another."""
+        limit = _HELLO_S if self._nodes.several else 5.0
+        try:
+            answer = await self._ask_hello(node, min(left, limit))
+        except grpc.aio.AioRpcError as error:
+            refusal = _refusals.error_of_call(error)
+            refusal.definite = True  # Hello does nothing.
+            if isinstance(refusal, Unavailable):
+                self._nodes.leave(node)
+            raise refusal from error
+        known = self._hello
+        if self._nodes.several and known is not None and known.log_id != answer.log_id:
+            # What was begun under one log would be unknown in the other.
+            self._nodes.leave(node)
+            raise Unavailable(
+                f"the coordinator at {node.address} has the log {answer.log_id}, the one before had {known.log_id}: "
+                "all addresses of one Coordinator must share a log",
+                reason=reasons.OTHER_LOG,
+                definite=True,
+            )
+        self._hello = node.hello = answer
+        self.clock.observe(answer.log_time_us)
+        self._max_operations = answer.limits.max_operations or self._max_operations
+        self._max_bytes = answer.limits.max_message_bytes or self._max_bytes
+        return answer
+
+    async def _ask_hello(self, node: Node, timeout: float) -> pb.HelloResponse:
+        self.messages_sent += 1
         request = pb.HelloRequest(
             namespace=self._namespace,
             client="txcoord-client-python",
             client_version=self._version,
             instance=f"{socket.gethostname()}/{os.getpid()}",
         )
-
-        async def once(left: float) -> pb.HelloResponse:
-            self.messages_sent += 1
-            try:
-                answer: pb.HelloResponse = await self._stub.Hello(request, timeout=min(left, 5.0))
-            except grpc.aio.AioRpcError as error:
-                refusal = _refusals.error_of_call(error)
-                refusal.definite = True  # Hello does nothing.
-                raise refusal from error
-            return answer
-
-        self._hello = await self._retrying(once, until)
-        self.clock.observe(self._hello.log_time_us)
-        limits = self._hello.limits
-        self._max_operations = limits.max_operations or self._max_operations
-        self._max_bytes = limits.max_message_bytes or self._max_bytes
-        return self._hello
+        answer: pb.HelloResponse = await node.stub.Hello(request, timeout=timeout)
+        return answer
 
     @property
     def known(self) -> pb.HelloResponse | None:
@@ -184,10 +191,14 @@ class Wire:
 
         async def once(left: float) -> Any:
             self.messages_sent += 1
+            node = await self._nodes.pick()
             try:
-                return await getattr(self._stub, name)(request, timeout=left)
+                return await getattr(node.stub, name)(request, timeout=left)
             except grpc.aio.AioRpcError as error:
-                raise _refusals.error_of_call(error) from error
+                refusal = _refusals.error_of_call(error)
+                if isinstance(refusal, Unavailable):
+                    self._nodes.leave(node)
+                raise refusal from error
 
         return await self._retrying(once, until)
 
@@ -229,7 +240,7 @@ class Wire:
                 f"{name}: {size} bytes are more than the coordinator takes ({self._max_bytes})",
                 reason=reasons.TOO_LARGE,
             )
-        item = _Open(operation, size, loop.create_future())
+        item = Open(operation, size, loop.create_future())
         self._queue.append(item)
         self._wake()
         timer = loop.call_later(left, _give_up, item.future)
@@ -247,42 +258,88 @@ class Wire:
             self._kick.set_result(None)
 
     async def _run(self) -> None:
-        """One stream, as long as it lasts. The next operation after its end starts the next one."""
-        call = self._stub.Session()
-        sent: dict[int, _Open] = {}
-        reader = asyncio.get_running_loop().create_task(self._read(call, sent), name="txcoord.wire.read")
+        """One stream, as long as it lasts and is not left. The next operation after its end starts the next one."""
+        stream: Stream | None = None
         first = True
         trouble: BaseException | None = None
         try:
-            while not reader.done():
+            stream = await self._open()
+            while stream is not None and not stream.reader.done() and not stream.leaving:
                 if not self._queue:
                     self._kick = asyncio.get_running_loop().create_future()
-                    await asyncio.wait({self._kick, reader}, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait({self._kick, stream.reader}, return_when=asyncio.FIRST_COMPLETED)
                     continue
                 for _ in range(_TURNS):
                     await asyncio.sleep(0)
+                if stream.leaving:
+                    break
                 message = pb.SessionRequest()
                 if first:
                     message.namespace = self._namespace
                     if self._hello is not None:
                         message.log_id = self._hello.log_id
                     first = False
-                self._take_into(message, sent)
+                self._take_into(message, stream)
                 if message.operations:
                     self.messages_sent += 1
-                    await call.write(message)
+                    await stream.call.write(message)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
             trouble = error
         finally:
             self._runner = None
-            call.cancel()
-            reader.cancel()
-            result = (await asyncio.gather(reader, return_exceptions=True))[0]
-            self._lose(sent, result if isinstance(result, Exception) else trouble)
+            if stream is not None:
+                if stream.leaving and trouble is None and not stream.reader.done() and not self._closed:
+                    self._aside(self._see_off(stream))
+                else:
+                    await self._end(stream, trouble)
             if self._queue and not self._closed:
                 self._wake()
 
-    def _take_into(self, message: pb.SessionRequest, sent: dict[int, _Open]) -> None:
+    async def _open(self) -> Stream | None:
+        """A stream to the coordinator that is to be asked now; None: it does not answer, try the next one."""
+        loop = asyncio.get_running_loop()
+        node = await self._nodes.pick()
+        if self._nodes.several and node.hello is None:
+            if node.away_until > loop.time():
+                await asyncio.sleep(_FIRST_PAUSE_S)  # None is well.
+            try:
+                await self._greet(node, _HELLO_S)
+            except TxcoordError as error:
+                log.info("the coordinator at %s cannot be used: %s", node.address, error)
+                self._nodes.leave(node)
+                return None
+        stream = Stream(node)
+        node.streams += 1
+        stream.heard_at = loop.time()
+        stream.reader = loop.create_task(self._read(stream), name="txcoord.wire.read")
+        return stream
+
+    async def _see_off(self, stream: Stream) -> None:
+        """What is open on a stream that was left is still answered."""
+        stream.retire()
+        try:
+            await asyncio.wait({stream.emptied, stream.reader}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await self._end(stream, None)
+
+    async def _end(self, stream: Stream, trouble: BaseException | None) -> None:
+        stream.node.streams -= 1
+        if stream.timer is not None:
+            stream.timer.cancel()
+        stream.call.cancel()
+        stream.reader.cancel()
+        result = (await asyncio.gather(stream.reader, return_exceptions=True))[0]
+        if not stream.leaving:
+            self._nodes.leave(stream.node)
+        self._lose(stream, result if isinstance(result, Exception) else trouble)
+
+    def _aside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name="txcoord.wire.aside")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    def _take_into(self, message: pb.SessionRequest, stream: Stream) -> None:
+        loop = asyncio.get_running_loop()
         size = _OVERHEAD_BYTES
         while self._queue and len(message.operations) < self._max_operations:
             item = self._queue[0]
@@ -294,31 +351,94 @@ class Wire:
             if size > self._max_bytes and message.operations:
                 return
             self._queue.popleft()
-            sent[item.operation.op_id] = item
+            item.sent_at = loop.time()
+            stream.sent[item.operation.op_id] = item
             message.operations.append(item.operation)
+            if stream.timer is None and self._nodes.several:
+                stream.timer = loop.call_later(_SILENT_S, self._look_at, stream)
 
-    async def _read(self, call: Any, sent: dict[int, _Open]) -> None:
+    async def _read(self, stream: Stream) -> None:
         while True:
-            response = await call.read()
+            response = await stream.call.read()
             if response is _EOF:
                 return
+            stream.heard_at = asyncio.get_running_loop().time()
             self.clock.observe(response.log_time_us)
             for result in response.results:
-                item = sent.pop(result.op_id, None)
+                item = stream.sent.pop(result.op_id, None)
                 if item is not None and not item.future.done():
                     item.future.set_result(result)
+                self._judge(stream, result)
+            if response.draining:
+                self._leave(stream)
+            if stream.leaving:
+                stream.retire()
 
-    def _lose(self, sent: dict[int, _Open], error: BaseException | None) -> None:
+    def _judge(self, stream: Stream, result: pb.OperationResult) -> None:
+        """Is its coordinator the right one to ask? It may be leaving, or have lost its log for long."""
+        reason = result.status.reason if result.HasField("status") else ""
+        if reason == reasons.SHUTTING_DOWN:
+            self._leave(stream)
+        elif reason != reasons.LOG_UNAVAILABLE:
+            stream.node.well()
+        elif stream.node.log_away_since is None:
+            stream.node.log_away_since = stream.heard_at
+        elif stream.heard_at - stream.node.log_away_since > _LOG_AWAY_S:
+            self._leave(stream)
+
+    def _leave(self, stream: Stream) -> None:
+        """New operations go to another coordinator, if there is one."""
+        if stream.leaving or not self._nodes.several:
+            return
+        log.info("the coordinator at %s is left for another one", stream.node.address)
+        self._nodes.leave(stream.node)
+        stream.leaving = True
+        if self._kick is not None and not self._kick.done():
+            self._kick.set_result(None)
+
+    # ---- one that hangs ----
+
+    def _look_at(self, stream: Stream) -> None:
+        """Has anything been heard of what is open? Waiting long is no fault, but a coordinator that hangs is one."""
+        loop = asyncio.get_running_loop()
+        stream.timer = None
+        oldest = next(iter(stream.sent.values()), None)
+        if oldest is None or stream.reader.done():
+            return
+        silent = loop.time() - max(stream.heard_at, oldest.sent_at)
+        if silent < _SILENT_S:
+            stream.timer = loop.call_later(_SILENT_S - silent, self._look_at, stream)
+        else:
+            self._aside(self._probe(stream))
+
+    async def _probe(self, stream: Stream) -> None:
+        try:
+            await self._ask_hello(stream.node, _HELLO_S)
+        except grpc.aio.AioRpcError as error:
+            if _refusals.error_of_call(error).reason != reasons.SHUTTING_DOWN:
+                log.warning(
+                    "the coordinator at %s does not answer: %s", stream.node.address, error.code().name
+                )
+                self._leave(stream)
+                stream.leaving = False  # Nothing more comes: what is open goes to another one now.
+                stream.call.cancel()
+                return
+        loop = asyncio.get_running_loop()
+        stream.heard_at = loop.time()
+        if stream.sent and stream.timer is None and not stream.reader.done():
+            stream.timer = loop.call_later(_SILENT_S, self._look_at, stream)
+
+    def _lose(self, stream: Stream, error: BaseException | None) -> None:
         """The stream is gone: whoever waits for an answer sends again."""
         text = "the stream to the coordinator ended"
         refusal: grpc.aio.AioRpcError | None = None
         if isinstance(error, grpc.aio.AioRpcError):
             text = f"{error.code().name}: {error.details()}"
-            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION and not self._nodes.several:
                 # Another log than the one that Hello told of: what is open was meant for that one.
                 self._hello = None
                 refusal = error
-        for item in sent.values():
+        for item in stream.sent.values():
             if not item.future.done():
                 item.future.set_exception(_Lost(text) if refusal is None else _refused(refusal))
                 item.future.exception()  # Its caller may have gone.
@@ -334,10 +454,14 @@ class Wire:
         if runner is not None:
             runner.cancel()
             await asyncio.gather(runner, return_exceptions=True)
+        ending = list(self._ending)
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
         for item in self._queue:
             if not item.future.done():
                 item.future.set_exception(_Lost("the Coordinator was closed"))
-        await self._channel.close(None)
+        await self._nodes.close()
 
 
 def _refused(call: grpc.aio.AioRpcError) -> TxcoordError:
@@ -354,11 +478,6 @@ def _give_up(future: asyncio.Future[pb.OperationResult]) -> None:
 def _retrieve(task: asyncio.Task[Any]) -> None:
     if not task.cancelled():
         task.exception()
-
-
-def _target(address: str) -> str:
-    """A gRPC target; ``grpc://host:port`` is forgiven."""
-    return address.removeprefix("grpc://")
 
 
 def wait_level(name: str) -> c.WaitLevel:

@@ -17,6 +17,7 @@ from typing import Any, Literal, ParamSpec, Self, TypeVar
 from .. import _forks
 from .. import outcome as outcomes
 from .._carrying import Targets
+from .._nodes import joined
 from .._pb import coordinator_pb2 as pb
 from .._scope import outside_on_purpose
 from .._version import __version__
@@ -46,7 +47,9 @@ Seconds = float | timedelta
 class Coordinator(Services):
     """A txcoord coordinator, as a service uses it.
 
-    ``address`` is a gRPC target such as ``127.0.0.1:7070`` or ``dns:///txcoord:7070``. ``resources`` names the
+    ``address`` is a gRPC target such as ``127.0.0.1:7070``, or several of them that share a log, in a list or in one
+    text with commas; ``dns:///txcoord:7070`` is all addresses of a name. One is used as long as it is well, then
+    another. ``resources`` names the
     engines and pools whose databases take part. ``timeout`` is how many seconds a transaction may last unless its
     ``begin`` says otherwise; ``call_timeout`` how long one call to the coordinator is tried. ``propagate_to`` names the
     hosts and gRPC targets to which transactions go along with calls.
@@ -57,7 +60,7 @@ class Coordinator(Services):
 
     def __init__(
         self,
-        address: str = "127.0.0.1:7070",
+        address: str | Sequence[str] = "127.0.0.1:7070",
         *,
         namespace: str = "default",
         resources: Mapping[str, Any] | None = None,
@@ -69,7 +72,7 @@ class Coordinator(Services):
             raise Rejected(
                 f"namespace {namespace!r}: 1 to 63 characters of [A-Za-z0-9_.-]", reason=reasons.BAD_NAMESPACE
             )
-        self.address = address
+        self.address = joined(address)
         self.namespace = namespace
         self._resources = Resources(resources or {})
         self._targets = Targets(propagate_to)
