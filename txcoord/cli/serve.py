@@ -118,11 +118,16 @@ async def until_signal(node: Node, ready: Callable[[], Coroutine[Any, Any, None]
         await asyncio.gather(starting, return_exceptions=True)
         return
     starting.result()
+    lost = asyncio.ensure_future(node.lost())
     try:
         if ready is not None:
             await ready()
-        await waiting
+        await asyncio.wait({waiting, lost}, return_when=asyncio.FIRST_COMPLETED)
+        if lost.done():
+            await node.abandon()
+            raise lost.result()
     finally:
+        lost.cancel()
         stopping = asyncio.ensure_future(node.stop())
         try:
             await stopping

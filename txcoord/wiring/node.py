@@ -26,7 +26,7 @@ from ..engine.coordinator import Coordinator, EngineSettings
 from ..engine.recovery import Recovery, RecoverySettings
 from ..observe import logs
 from ..ports import Failpoints, Leases, LogIdentity, LogUnavailable, ResourceStatus, SchemaMismatch
-from .claim import FileClaim
+from .claim import FileClaim, NameClaim
 from .diagnosis import expectations
 from .errors import ExitCode, StartError
 from .examiners import examiner
@@ -56,7 +56,11 @@ class Node:
         self._log_ids: tuple[str, ...] = ()
         file = log_file(settings)
         self._claim = FileClaim(file) if file is not None else None
-        self._leases: Leases = InProcessLeases(self.clock.now_us) if file is not None else SqlLeases(self.log)
+        self._leases: Leases = InProcessLeases(self.clock.now_us)
+        self._name: NameClaim | None = None
+        if file is None:
+            self._leases = leases = SqlLeases(self.log)
+            self._name = NameClaim(leases, settings.node_name, settings.recovery.lease.total_seconds())
         self._recovery: Recovery | None = None
         self._server: GrpcServer | None = None
         self._coordinator: Coordinator | None = None
@@ -108,6 +112,9 @@ class Node:
         identity = await connect(self.log, self.settings)
         self._opened = True
         self._log_ids = (identity.log_id, *identity.earlier_log_ids)
+        if self._name is not None:
+            await self._name.take()
+            self.tasks.spawn(self._name.keep(), "name")
         self.clock.observe(await self.log.now_us())
         await self.resources.look_first()
         s = self.settings
@@ -160,6 +167,14 @@ class Node:
         log.info(
             "node.started", node=s.node_name, address=self.address, log_id=identity.log_id, pid=os.getpid()
         )
+
+    async def lost(self) -> StartError:
+        """Waits until this node must end by itself, for ever if need be; answers why."""
+        if self._name is None:
+            await asyncio.get_running_loop().create_future()
+            raise AssertionError("nobody ends that")
+        await self._name.lost.wait()
+        return self._name.why_lost()
 
     async def _keep_ready(self, server: GrpcServer) -> None:
         """Ready means: the log answers. Asking it also keeps the clock right while nothing is written."""
@@ -215,6 +230,7 @@ class Node:
             async with asyncio.timeout(_LEAVE_S):
                 if left:
                     log.warning("node.left_to_others", rows=len(left))
+                    await self.log.settle()  # What is written later would bring a lease with it.
                     await self.log.renew(node, left, 0)
                 names = self.resources.by_name
                 for duty in ("prune", *(f"{what}:{name}" for what in ("scan", "prune") for name in names)):
@@ -238,6 +254,11 @@ class Node:
         await self.resources.close()
         if self._opened:
             self._opened = False
+            with contextlib.suppress(LogUnavailable, TimeoutError):
+                async with asyncio.timeout(_LEAVE_S):
+                    if self._name is not None:
+                        await self.log.settle()  # Whoever is called so next must find it written.
+                        await self._name.release()
             with contextlib.suppress(LogUnavailable):
                 await self.log.close()
         if self._claim is not None:

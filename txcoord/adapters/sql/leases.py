@@ -17,6 +17,10 @@ class SqlLeases:
         clock = self._store.clock
         return await self._store.changing(lambda c: upkeep.acquire(c, clock(c), duty, owner, ttl_us))
 
+    async def holder(self, duty: str) -> tuple[str, int] | None:
+        """Who has it or had it last, and by which token."""
+        return await self._store.reading(lambda c: upkeep.holder(c, duty))
+
     async def release(self, duty: str, owner: str) -> None:
         """Give it back, if it is this owner's."""
         await self._store.changing(lambda c: upkeep.release(c, duty, owner))

@@ -149,6 +149,12 @@ def acquire(conn: Connection, now_us: int, duty: str, owner: str, ttl_us: int) -
     return 1 if _inserted(conn, first) else None
 
 
+def holder(conn: Connection, duty: str) -> tuple[str, int] | None:
+    """Who has it or had it last, and by which token."""
+    row = conn.execute(select(lease.c.owner, lease.c.token).where(lease.c.duty == duty)).one_or_none()
+    return None if row is None else (row.owner, int(row.token))
+
+
 def release(conn: Connection, duty: str, owner: str) -> None:
     """Give it back. The row stays: its token must never go down."""
     conn.execute(

@@ -60,6 +60,7 @@ class Operations:
             now_us=coordinator.clock.now_us,
             engine=lambda name: coordinator.finishers[name].engine,
         )
+        self._leaving: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.by_name: dict[str, Callable[[Any, str, float], Awaitable[Any]]] = {
             "commit": self.commit,
             "begin": self.begin,
@@ -70,6 +71,11 @@ class Operations:
             "wait": self.wait,
             "get": self.get,
         }
+
+    def leave(self) -> None:
+        """This node is leaving: open waits end without an answer."""
+        if not self._leaving.done():
+            self._leaving.set_result(None)
 
     def namespace(self, name: str) -> str:
         """Check a namespace; empty is "default"."""
@@ -320,14 +326,17 @@ class Operations:
         """Until one has got there, or the time is over. One that has only given up does not end it."""
         until = self._c.clock.monotonic() + limit_s
         left = set(waiting)
-        while left:
-            done, left = await asyncio.wait(
-                left,
+        while left and not self._leaving.done():
+            ends: set[asyncio.Future[Any]] = {*left, self._leaving}
+            await asyncio.wait(
+                ends,
                 timeout=max(0.0, until - self._c.clock.monotonic()),
                 return_when=asyncio.FIRST_COMPLETED,
             )
+            done = {task for task in left if task.done()}
             if not done or any(self._got_there(t, waiting[t][1], namespace) is not None for t in done):
                 return
+            left -= done
 
     def _got_there(self, task: asyncio.Task[Tx | None], item: pb.WaitItem, namespace: str) -> Tx | None:
         if not task.done() or task.cancelled() or task.exception() is not None:

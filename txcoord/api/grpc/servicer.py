@@ -42,7 +42,11 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
     # ---- unary ----
 
     async def Hello(self, request: pb.HelloRequest, context: Any) -> Any:
-        return await self._guarded(self._ops.hello(request), context)
+        async def run() -> pb.HelloResponse:
+            self._refuse_when_draining()  # Whoever comes anew goes to another node.
+            return await self._ops.hello(request)
+
+        return await self._guarded(run(), context)
 
     async def Begin(self, request: pb.BeginRequest, context: Any) -> Any:
         return await self._unary("begin", request, context)
@@ -155,7 +159,7 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
     async def _operation(self, op: pb.Operation, namespace: str, most_s: float) -> pb.OperationResult:
         name = op.WhichOneof("request")
         try:
-            if self.draining and name not in ("wait", "get"):
+            if name != "get":
                 self._refuse_when_draining()
             run = self._ops.by_name.get(name or "")
             if name is None or run is None:
@@ -179,8 +183,9 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
             )
 
     def drain(self) -> None:
-        """Take nothing new; what is open is still answered."""
+        """Take nothing new; what is open is still answered: who only waits, that he should ask elsewhere."""
         self.draining = True
+        self._ops.leave()
         for outbox in self._sessions:
             outbox.wake()
 
