@@ -472,13 +472,11 @@ class Coordinator:
         def written(result: WriteResult) -> None:
             self.clock.observe(result.now_us)
             live = self.live.get(change.tx.tx_id)
-            if live is None:
-                return
             if result.written is Written.OK:
-                if live.tx is change.tx and live.tx.shown_parked:
+                if live is not None and live.tx is change.tx and live.tx.shown_parked:
                     # At rest until an operator comes, to this node or to another: the log alone knows it.
                     self.live.drop(change.tx.tx_id)
-            elif live.tx.epoch <= max(change.expected_epoch, change.tx.epoch):
+            elif live is None or live.tx.epoch <= max(change.expected_epoch, change.tx.epoch):
                 # Another node has taken the row over: what we know is old. Whoever waits reads again.
                 # (Otherwise our own newer claim, or an operator's order here, went past it.)
                 log.warning("tx.stale_epoch", tx_id=change.tx.tx_id, epoch=change.expected_epoch)
