@@ -265,13 +265,15 @@ def _tell_rollback(tx: Transaction, *, sealed: bool) -> None:
     # One that could not be prepared says no; one that was only rolled back says nothing.
     said = [b for b in tx._local if b.stage is not Stage.ROLLED_BACK or b.failure is not None]
     branches = [b.to_pb() for b in said] + list(tx._remote.values())
+    # Sessions of other services wait for the decision, perhaps at another coordinator: only the log tells them.
+    held_elsewhere = any(b.xa.connection_id for b in tx._remote.values())
     request = pb.RollbackRequest(
         tx_id=tx.tx_id,
         deadline_us=tx.deadline_us,
         branches=branches,
         initiator=True,
         sealed=sealed,
-        force_log=not sealed,
+        force_log=not sealed or held_elsewhere,
         resources=sorted({b.resource for b in tx._local}),
         wait=c.WAIT_LEVEL_DECIDED,
         gid=tx.gid,
