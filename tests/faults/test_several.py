@@ -283,3 +283,30 @@ async def test_a_rolling_restart_fails_no_call(site: Site) -> None:
     assert not [line for node in nodes for line in node.log.read_text().splitlines() if '"alarm.' in line]
     served = [len(events(node, "node.started")) for node in nodes]
     assert served == [3, 3, 3]
+
+
+@on_postgresql
+async def test_one_that_hangs_fails_no_call(site: Site) -> None:
+    """SIGSTOP: its connections stand, and nothing comes."""
+    nodes = [site.node(f"n{n}") for n in (1, 2)]
+    await site.start(*nodes)
+    money = Money(site, [node.address for node in nodes])
+    running = [
+        asyncio.ensure_future(money.run_async(4)),
+        asyncio.ensure_future(asyncio.to_thread(money.run_sync, 4)),
+    ]
+    try:
+        for node in nodes:
+            await money.more(20)
+            node._process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]
+            await money.more(20)
+            node._process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
+            await asyncio.to_thread(node.wait_ready)
+        await money.more(20)
+    finally:
+        money.over.set()
+        await asyncio.gather(*running)
+    assert money.failures == []
+    moved = money.done["async"] + money.done["sync"]
+    await eventually(lambda: not any(db.prepared() for db in site.dbs))
+    assert money.balances() == [ACCOUNTS * CENTS - moved, ACCOUNTS * CENTS + moved]

@@ -189,7 +189,7 @@ async def test_one_that_hangs(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_waiting_long_is_no_reason_to_leave(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_wire, "_SILENT_S", 0.1)
+    monkeypatch.setattr(_wire, "_SILENT_S", 0.05)
     first = await fleet.commit()
     gate = asyncio.Event()
     quick = first.answer

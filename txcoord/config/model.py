@@ -87,7 +87,7 @@ class DeadlineSettings(_Part):
 class RecoverySettings(_Part):
     """What finishes what nobody else finishes."""
 
-    lease: Duration = Field(timedelta(seconds=10), description="Of a row in phase two.")
+    lease: Duration = Field(timedelta(seconds=10), description="Of a row in phase two, and of a node's name.")
     scan_interval: Duration = Field(timedelta(seconds=10), description="Between two scans of a resource.")
     grace: Duration = Field(
         timedelta(seconds=5), description="After its deadline, before an orphan is rolled back."

@@ -109,6 +109,9 @@ class NameClaim:
                 held = await self._acquire()
             except LogUnavailable:
                 continue  # What counts is who has it when the log is back.
+            except Exception:
+                log.exception("node.name_not_renewed", node=self._name)
+                continue
             if not held:
                 log.error("node.name_lost", node=self._name)
                 self._held = False

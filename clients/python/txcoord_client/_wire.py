@@ -41,7 +41,7 @@ _REPLY_S = 0.3
 """A wait ends so much before its caller's time is up, so that the answer is there in time."""
 # Where there is another coordinator to go to:
 _HELLO_S = 2.0
-_SILENT_S = 2.0
+_SILENT_S = 1.0
 """So long nothing may be heard of what is open, before the coordinator is asked whether it is there."""
 _LOG_AWAY_S = 1.0
 """So long it may answer that its log is away."""
@@ -300,8 +300,9 @@ class Wire:
         loop = asyncio.get_running_loop()
         node = await self._nodes.pick()
         if self._nodes.several and node.hello is None:
-            if node.away_until > loop.time():
-                await asyncio.sleep(_FIRST_PAUSE_S)  # None is well.
+            away_s = node.away_until - loop.time()
+            if away_s > 0:
+                await asyncio.sleep(min(away_s, _LONGEST_PAUSE_S))  # None is well.
             try:
                 await self._greet(node, _HELLO_S)
             except TxcoordError as error:
@@ -426,7 +427,8 @@ class Wire:
         loop = asyncio.get_running_loop()
         stream.heard_at = loop.time()
         if stream.sent and stream.timer is None and not stream.reader.done():
-            stream.timer = loop.call_later(_SILENT_S, self._look_at, stream)
+            # It is there, so what is open takes long: there is no hurry to ask again.
+            stream.timer = loop.call_later(3 * _SILENT_S, self._look_at, stream)
 
     def _lose(self, stream: Stream, error: BaseException | None) -> None:
         """The stream is gone: whoever waits for an answer sends again."""
