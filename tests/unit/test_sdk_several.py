@@ -274,6 +274,12 @@ async def test_a_name_is_all_its_addresses(monkeypatch: pytest.MonkeyPatch) -> N
             await one.stop()
             await commit(wire, until=soon(10))
             assert fleet.used is two
+            found[:] = [one.port]
+            await one.start(one.port)
+            await two.stop()
+            await commit(wire, until=soon(10))
+            assert fleet.used is one
+            assert len(wire._nodes._gone) == 1, "the one before last is closed"
         finally:
             await wire.close()
 

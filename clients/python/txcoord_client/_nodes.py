@@ -53,8 +53,17 @@ class Node:
         self.away_until = 0.0
         self.log_away_since: float | None = None
         """Since when it has answered nothing but that its log is away."""
-        self.streams = 0
+        self.users = 0
+        """Streams and calls on its channel."""
         self._pause_s = _FIRST_PAUSE_S
+
+    async def call(self, method: str, request: Any, timeout: float) -> Any:
+        """A unary call. Raises AioRpcError."""
+        self.users += 1
+        try:
+            return await getattr(self.stub, method)(request, timeout=timeout)
+        finally:
+            self.users -= 1
 
     def well(self) -> None:
         """It has done something."""
@@ -79,6 +88,8 @@ class Nodes:
         self._named = [a for a in self._given if a.startswith(_DNS)]
         """What DNS may lead elsewhere at any time."""
         self._nodes: dict[str, Node] = {}
+        self._gone: list[Node] = []
+        """What DNS does not name any more; closed when nobody uses it."""
         self._current: Node | None = None
         self._looked_at = 0.0
         self._stale = bool(self._named)
@@ -106,7 +117,7 @@ class Nodes:
     def leave(self, node: Node) -> None:
         """It does not answer, refuses, or goes away: another one is better."""
         self._stale = bool(self._named)
-        if not self.several:
+        if not self.several or self._nodes.get(node.address) is not node:
             return
         node.away(asyncio.get_running_loop().time())
         if self._current is node:
@@ -116,7 +127,7 @@ class Nodes:
 
     async def close(self) -> None:
         """Close all channels."""
-        for node in self._nodes.values():
+        for node in (*self._nodes.values(), *self._gone):
             await node.channel.close(None)
 
     def _know(self, addresses: Iterable[str]) -> None:
@@ -134,13 +145,15 @@ class Nodes:
                 found.append(name)  # gRPC tells what is wrong with it.
         self._stale = False
         self._know(found)
+        unused = [node for node in self._gone if not node.users]
+        self._gone = [node for node in self._gone if node.users]
         for address in [a for a in self._nodes if a not in found]:
-            node = self._nodes.get(address)
-            if node is not None and not node.streams:
-                del self._nodes[address]
-                if self._current is node:
-                    self._current = None
-                await node.channel.close(None)
+            node = self._nodes.pop(address)
+            self._gone.append(node)  # Who has just been told to use it may do so yet.
+            if self._current is node:
+                self._current = None
+        for node in unused:
+            await node.channel.close(None)
 
 
 async def _resolved(loop: asyncio.AbstractEventLoop, name: str) -> list[str]:

@@ -139,7 +139,7 @@ class Wire:
             client_version=self._version,
             instance=f"{socket.gethostname()}/{os.getpid()}",
         )
-        answer: pb.HelloResponse = await node.stub.Hello(request, timeout=timeout)
+        answer: pb.HelloResponse = await node.call("Hello", request, timeout)
         return answer
 
     @property
@@ -193,7 +193,7 @@ class Wire:
             self.messages_sent += 1
             node = await self._nodes.pick()
             try:
-                return await getattr(node.stub, name)(request, timeout=left)
+                return await node.call(name, request, left)
             except grpc.aio.AioRpcError as error:
                 refusal = _refusals.error_of_call(error)
                 if isinstance(refusal, Unavailable):
@@ -310,7 +310,7 @@ class Wire:
                 self._nodes.leave(node)
                 return None
         stream = Stream(node)
-        node.streams += 1
+        node.users += 1
         stream.heard_at = loop.time()
         stream.reader = loop.create_task(self._read(stream), name="txcoord.wire.read")
         return stream
@@ -324,7 +324,7 @@ class Wire:
             await self._end(stream, None)
 
     async def _end(self, stream: Stream, trouble: BaseException | None) -> None:
-        stream.node.streams -= 1
+        stream.node.users -= 1
         if stream.timer is not None:
             stream.timer.cancel()
         stream.call.cancel()
