@@ -105,6 +105,12 @@ class Handle:
         return self._when
 
 
+class _Future(asyncio.Future[Any]):
+    """One that knows whose it is."""
+
+    process: Process | None = None
+
+
 class SimLoop(asyncio.AbstractEventLoop):
     """Runs what is ready in its order; when nothing is, time jumps to what comes next."""
 
@@ -152,7 +158,9 @@ class SimLoop(asyncio.AbstractEventLoop):
         return self.call_at(self.now + delay, callback, *args, context=context)
 
     def create_future(self) -> asyncio.Future[Any]:
-        return asyncio.Future(loop=self)
+        future = _Future(loop=self)
+        future.process = PROCESS.get()
+        return future
 
     def create_task(
         self, coro: Any, *, name: str | None = None, context: contextvars.Context | None = None
@@ -164,6 +172,9 @@ class SimLoop(asyncio.AbstractEventLoop):
         return task
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
+        process = getattr(context.get("future"), "process", None)
+        if process is not None and not process.alive:
+            return  # Whoever was to be told has been killed in between.
         error = context.get("exception")
         self.errors.append(f"{context.get('message')}: {type(error).__name__}: {error}")
 
