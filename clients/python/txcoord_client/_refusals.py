@@ -80,10 +80,12 @@ def error_of_call(error: grpc.aio.AioRpcError) -> TxcoordError:
     status = _status_of(error)
     if status is not None:
         return error_of(status)
-    text = f"{error.code().name}: {error.details()}"
-    if error.code() in _TRY_AGAIN:
+    code, details = error.code(), error.details() or "the call failed"
+    if code in _TRY_AGAIN:
+        # The error's own reason says it already.
+        text = details if code is grpc.StatusCode.UNAVAILABLE else f"{code.name}: {details}"
         return Unavailable(text, definite=False)
-    return Rejected(text, reason=error.code().name, definite=False)
+    return Rejected(details, reason=code.name, definite=False)
 
 
 def _status_of(error: grpc.aio.AioRpcError) -> c.Status | None:
