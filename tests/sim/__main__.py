@@ -43,7 +43,8 @@ def _run(asked: argparse.Namespace) -> int:
     print(
         f"{report.seeds:,} seeds in {report.took_s:,.0f} s ({report.per_minute:,.0f} a minute); "
         f"{report.virtual_s / 3600:,.1f} hours of simulated time; {report.committed:,} transactions committed, "
-        f"{report.told:,} answers checked; {len(report.failures)} failed"
+        f"{report.told:,} answers checked; services went to another coordinator {report.moved:,} times; "
+        f"{len(report.failures)} failed"
     )
     print("faults: " + ", ".join(f"{what} {count:,}" for what, count in sorted(report.faults.items())))
     for failure in report.failures:

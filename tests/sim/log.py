@@ -233,7 +233,8 @@ class SimStore:
         )
 
     async def release(self, duty: str, owner: str) -> None:
-        """``ports.Leases``: nodes of this world are killed, and never release one."""
+        """``ports.Leases``."""
+        await self.changing(lambda conn: upkeep.release(conn, duty, owner))
 
     async def _connect(self) -> None:
         net, server = self._world.net, self._server

@@ -18,6 +18,14 @@ from enum import Enum
 from typing import Any
 
 
+_AT_ONCE = 100_000
+"""So many steps at one moment are a loop without end."""
+
+
+class StandsStill(Exception):
+    """Something is done again and again, and time does not go on."""
+
+
 class State(Enum):
     """Of a process."""
 
@@ -185,9 +193,14 @@ class SimLoop(asyncio.AbstractEventLoop):
         return self.call_at(self.now + delay, callback, *args, context=self._outside)  # type: ignore[no-any-return]
 
     def run(self, until: float) -> None:
-        """Up to that time, or until nothing will ever happen."""
+        """Up to that time, or until nothing will ever happen. Raises StandsStill."""
         ready, timers = self.ready, self._timers
+        moved_at, since = self.now, self.steps
         while True:
+            if self.now > moved_at:
+                moved_at, since = self.now, self.steps
+            elif self.steps - since > _AT_ONCE:
+                raise StandsStill(f"{_AT_ONCE:,} steps at {self.now} s")
             while ready:
                 self._step(ready.popleft())
             while timers and timers[0][2].off:

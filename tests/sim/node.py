@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import random
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from txcoord.adapters.embedded import SystemClock, Tasks
@@ -15,7 +18,7 @@ from txcoord.api.grpc.servicer import CoordinatorServicer
 from txcoord.engine.coordinator import Coordinator, EngineSettings
 from txcoord.engine.recovery import RecoverySettings
 from txcoord.ports import LogUnavailable, ResourceStatus
-from txcoord.wiring.node import CarefulLeases, CarefulRecovery
+from txcoord.wiring.node import CarefulLeases, CarefulRecovery, Node
 
 from .log import new_log
 from .loop import Process
@@ -25,8 +28,22 @@ if TYPE_CHECKING:
     from .world import World
 
 
+_DRAIN_S = 3.0
+"""``node.drain_timeout`` of such a world."""
+
+
 class _Random(random.Random):
     """``ports.Randomness``."""
+
+
+class _House(Node):
+    """What of a node its end needs: the rest is made here."""
+
+    def __init__(self, name: str, coordinator: Coordinator, recovery: Any, log: Any, clock: Any) -> None:
+        self.settings: Any = SimpleNamespace(node_name=name)
+        self.resources: Any = SimpleNamespace(by_name=coordinator.finishers)
+        self.log, self.clock = log, clock
+        self._coordinator, self._recovery, self._leases = coordinator, recovery, recovery._leases
 
 
 class SimNode:
@@ -38,6 +55,7 @@ class SimNode:
         self.process: Process | None = None
         self.servicer: CoordinatorServicer | None = None
         self.coordinator: Coordinator | None = None
+        self._house: _House | None = None
         self.wall_off_us = 0
         """How far its machine's wall clock is off."""
         self._incarnation = 0
@@ -54,6 +72,7 @@ class SimNode:
         self._incarnation += 1
         self.servicer = None
         self.coordinator = None
+        self._house = None
         self.process = Process(self.world.loop, f"{self.name}#{self._incarnation}")
         self.process.start(self._run(self.process), "node")
 
@@ -118,6 +137,7 @@ class SimNode:
             return
         world.watch_node(self, coordinator, recovery, tasks)
         self.coordinator = coordinator
+        self._house = _House(self.name, coordinator, recovery, log, clock)
         limits = Limits(deadline_default_us=5_000_000, deadline_max_us=20_000_000, wait_max_us=5_000_000)
         operations = Operations(coordinator, limits, self._statuses)
         self.servicer = CoordinatorServicer(operations, max_operations=1_000, now_us=clock.now_us)
@@ -127,6 +147,23 @@ class SimNode:
                 clock.observe(await log.now_us())
             except LogUnavailable:
                 continue
+
+    async def leave(self) -> None:
+        """As ``wiring.Node.stop``: take nothing new, end what is live, hand the rest over, go."""
+        process, house, servicer = self.process, self._house, self.servicer
+        assert process is not None
+        if house is not None and servicer is not None and not servicer.draining:
+            self.world.note("leaving", who=process.name)
+            until = self.world.loop.now + _DRAIN_S
+            servicer.drain()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(servicer.drained(), _DRAIN_S)
+            while house._going_on() and self.world.loop.now < until:  # noqa: ASYNC110 - as there
+                await asyncio.sleep(0.01)
+            await house._hand_over()
+            with contextlib.suppress(LogUnavailable, TimeoutError):
+                await asyncio.wait_for(house.log.settle(), 1.0)
+        self.world.crash(process)
 
     def _again(self, process: Process) -> None:
         if self.process is process:

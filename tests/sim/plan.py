@@ -107,7 +107,7 @@ class Fault:
         what, where, s = self.what, self.target, f"{self.seconds:g} s"
         said = {
             "crash": f"{where} is killed, and started again {s} later",
-            "leave": f"{where} closes its Coordinator, ends, and is started again",
+            "leave": f"{where} is told to end, ends in good order, and is started again",
             "stop": f"{where} stands still for {s}",
             "cut": f"nothing gets from {where} to {self.other} for {s}",
             "slow": f"the network is slow for {s}",
@@ -156,11 +156,15 @@ class Plan:
     """Does the log's clock step back by more than is promised to be borne?"""
     loses_lazy: bool = False
     """Does a crash of the log lose what was not synced?"""
+    addresses: bool = False
+    """Do services know each coordinator by an address of its own, and go from one to another by themselves? Else all
+    are behind one address."""
 
     def story(self) -> list[str]:
         """In words."""
         kinds = ", ".join(f"{name} ({kind})" for name, kind in self.databases)
-        out = [f"seed {self.seed}: {self.nodes} coordinator(s) on one log; databases {kinds}"]
+        where = ", each with an address of its own" if self.addresses else ""
+        out = [f"seed {self.seed}: {self.nodes} coordinator(s) on one log{where}; databases {kinds}"]
         out += [str(op) for op in sorted(self.ops, key=lambda op: op.at_s)]
         out += [str(f) for f in self.faults if not f.nth and f.what != ""]
         out += [str(f) for f in self.faults if f.nth]
@@ -196,12 +200,14 @@ def plan(seed: int) -> Plan:
     ops = _ops(rng, names)
     # Some worlds forget soon: what is asked late meets what was pruned.
     short = rng.random() < 0.1
+    ways = random.Random(f"txcoord ways {seed}")
     return Plan(
         seed,
         nodes,
         databases,
         ops,
-        _faults(rng, nodes, databases, ops),
+        _faults(rng, nodes, databases, ops) + _leaving(ways, nodes),
+        addresses=nodes > 1 and ways.random() < 0.7,
         retention_s=12.0 if short else 600.0,
         prune_s=2.0 if short else 30.0,
         looks=tuple(round(rng.uniform(0.5, 8.0), 2) for _ in range(rng.choice((0, 0, 1, 2)))),
@@ -263,6 +269,17 @@ def _faults(
             Fault("stop_client", "wire", nth=rng.randint(1, 8), seconds=round(rng.uniform(2.5, 6.0), 2))
         )
     return tuple(out)
+
+
+def _leaving(rng: random.Random, nodes: int) -> tuple[Fault, ...]:
+    """Coordinators that are restarted in good order: one, or all of them in turn."""
+    if rng.random() > (0.25 if nodes > 1 else 0.05):
+        return ()
+    at, first = rng.uniform(0.2, 4.0), rng.randint(1, nodes)
+    every = range(nodes if rng.random() < 0.5 else 1)
+    return tuple(
+        Fault("leave", f"n{(first + n) % nodes + 1}", round(at + n * rng.uniform(1.2, 2.0), 2)) for n in every
+    )
 
 
 def _timed(rng: random.Random, nodes: int, databases: tuple[tuple[str, str], ...]) -> Fault:

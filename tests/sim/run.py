@@ -40,6 +40,7 @@ class Report:
     failures: list[Failure] = field(default_factory=list)
     told: int = 0
     committed: int = 0
+    moved: int = 0
     faults: dict[str, int] = field(default_factory=dict)
     virtual_s: float = 0.0
     took_s: float = 0.0
@@ -50,6 +51,7 @@ class Report:
         self.failures += other.failures
         self.told += other.told
         self.committed += other.committed
+        self.moved += other.moved
         self.virtual_s += other.virtual_s
         for what, count in other.faults.items():
             self.faults[what] = self.faults.get(what, 0) + count
@@ -85,6 +87,7 @@ def run_chunk(seeds: Sequence[int], bug: str = "") -> Report:
         report.seeds += 1
         report.told += result.told
         report.committed += result.committed
+        report.moved += result.moved
         report.virtual_s += result.virtual_s
         for fault in result.fired:
             report.faults[fault.what] = report.faults.get(fault.what, 0) + 1

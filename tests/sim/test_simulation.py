@@ -21,11 +21,15 @@ def test_nothing_is_torn_lost_or_left_behind() -> None:
     """TXCOORD_SEEDS says how many seeds."""
     report = run.explore(range(SEEDS))
     failed = [f"{f.violations[:2]}: {run.command(f.seed)}" for f in report.failures]
+    if failed:
+        # The same command tells it again, with --shrink.
+        failed += ["The shortest story of the first:", *run.told(run.shrink(plan(report.failures[0].seed)))]
     assert not failed, "\n".join(failed)
     assert report.seeds == SEEDS
     # The worlds were no empty ones.
     assert report.committed > SEEDS
     assert report.told > 2 * SEEDS
+    assert report.moved > SEEDS // 10
     assert len(report.faults) >= 20, sorted(report.faults)
 
 
@@ -49,7 +53,7 @@ def test_the_same_seed_leaves_the_same_trace_whatever_the_order_of_sets() -> Non
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", ["skip-cas", "limit-in-node", "trust-nota", "tag-not-checked"])
+@pytest.mark.parametrize("name", bugs.BY_NAME)
 def test_a_planted_bug_is_found(name: str) -> None:
     found = run.find(bugs.BY_NAME[name], range(1_000))
     assert found.seed is not None

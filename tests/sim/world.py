@@ -44,6 +44,8 @@ class Result:
     fired: list[Fault] = field(default_factory=list)
     told: int = 0
     committed: int = 0
+    moved: int = 0
+    """How often a service has gone from one coordinator to another."""
 
 
 class World:
@@ -54,8 +56,11 @@ class World:
         self.loop = SimLoop()
         self.checker = Checker(self)
         self.windows = Windows(GRACE_US, int(plan.retention_s * 1_000_000))
-        self.address = "any:7070"
+        names = [f"n{i + 1}" for i in range(plan.nodes)]
+        self.address: str | list[str] = [f"{n}:7070" for n in names] if plan.addresses else "any:7070"
         self.streams: dict[Stream, None] = {}
+        self._used: dict[Process, str] = {}
+        self._moved = 0
         self.running: dict[Process | None, int] = {}
         self.actions: list[dict[str, Any]] = []
         self.fired: list[Fault] = []
@@ -79,7 +84,7 @@ class World:
         for database in self.databases.values():
             for xid in self.foreign:
                 database.prepared[xid] = Tx(self.now_us(), xid=xid)
-        self.nodes = {f"n{i + 1}": SimNode(self, f"n{i + 1}") for i in range(plan.nodes)}
+        self.nodes = {name: SimNode(self, name) for name in names}
         self.clients = {name: SimClient(self, name) for name in ("c1", "c2", "s1", "auditor")}
 
     def rng(self, name: str) -> random.Random:
@@ -140,6 +145,9 @@ class World:
             if op.HasField("rollback"):
                 self.checker.rollback_sent(op.rollback)
         process = stream._process
+        before = self._used.get(process)
+        self._moved += before is not None and before != stream.node_name
+        self._used[process] = stream.node_name
         do = self.point("wire", process, stream.node_name, names)
         if do in ("crash_server", "crash_server_before", "crash_client_after"):
             do = "lose_reply"
@@ -253,7 +261,7 @@ class World:
                 self.crash_server(server, seconds)
             case "crash" if place is not None and place.process is not None:
                 self.crash(place.process, seconds)
-            case "leave" if isinstance(place, SimClient) and place.process is not None:
+            case "leave" if place is not None and place.process is not None:
                 place.process.start(place.leave(), "leave")
             case "stop" if place is not None and place.process is not None:
                 self.stop(place.process, seconds)
@@ -331,6 +339,7 @@ class World:
             self.fired,
             sum(len(a.told) for a in self.checker.attempts.values()),
             sum(1 for d in self.checker.decisions.values() if d == "commit"),
+            self._moved,
         )
 
     def _run(self) -> None:

@@ -406,9 +406,9 @@ class Wire:
         oldest = next(iter(stream.sent.values()), None)
         if oldest is None or stream.reader.done():
             return
-        silent = loop.time() - max(stream.heard_at, oldest.sent_at)
-        if silent < _SILENT_S:
-            stream.timer = loop.call_later(_SILENT_S - silent, self._look_at, stream)
+        too_long = max(stream.heard_at, oldest.sent_at) + _SILENT_S
+        if loop.time() < too_long:
+            stream.timer = loop.call_at(too_long, self._look_at, stream)
         else:
             self._aside(self._probe(stream))
 
