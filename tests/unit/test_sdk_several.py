@@ -284,6 +284,38 @@ async def test_a_name_is_all_its_addresses(monkeypatch: pytest.MonkeyPatch) -> N
             await wire.close()
 
 
+async def test_addresses_outlive_their_dns(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with a_fleet(2) as fleet:
+        away = False
+
+        async def look_up(loop: Any, name: str) -> list[str]:
+            if away:
+                raise socket.gaierror(socket.EAI_AGAIN, "try again")
+            return [f"127.0.0.1:{s.port}" for s in fleet.servers]
+
+        monkeypatch.setattr(_nodes, "_resolved", look_up)
+        monkeypatch.setattr(_nodes, "_LOOK_UP_S", 0.0)
+        wire = Wire("dns:///txcoord.invalid:7070", "shop", version="0")
+        try:
+            await commit(wire)
+            first, away = fleet.used, True
+            await first.stop()
+            await commit(wire, until=soon(10))
+            assert fleet.used is not first
+        finally:
+            await wire.close()
+
+
+@pytest.mark.parametrize("name", ["dns:///txcoord.invalid:7070", f"dns:///{'x' * 64}:7070"])
+async def test_a_name_that_leads_nowhere_is_told_as_such(name: str) -> None:
+    wire = Wire(name, "shop", version="0")
+    try:
+        with pytest.raises(Unavailable):
+            await commit(wire, until=soon(1))
+    finally:
+        await wire.close()
+
+
 async def test_names_are_resolved() -> None:
     loop = asyncio.get_running_loop()
     there = {a.rpartition(":")[0] for a in await _nodes._resolved(loop, "dns:///localhost:81")}

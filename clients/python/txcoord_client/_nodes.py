@@ -141,8 +141,9 @@ class Nodes:
         for name in self._named:
             try:
                 found += await _resolved(loop, name)
-            except OSError:
-                found.append(name)  # gRPC tells what is wrong with it.
+            except (OSError, UnicodeError):
+                # What it led to before may be well all the same. Where that is nothing gRPC tells what is wrong.
+                found += self._nodes or [name]
         self._stale = False
         self._know(found)
         unused = [node for node in self._gone if not node.users]
