@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from pathlib import Path
 
 from . import bugs, run
 from .plan import plan
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "simulation.md"
+_START, _END = "<!-- by ./scripts/simulate bugs --page -->\n", "<!-- until here -->\n"
 
 
 def main() -> int:
@@ -29,6 +33,9 @@ def main() -> int:
     verb = verbs.add_parser("bugs", help="plant each bug, and see how soon it is found")
     verb.add_argument("--seeds", type=int, default=1_000)
     verb.add_argument("--stories", action="store_true")
+    verb.add_argument(
+        "--page", action="store_true", help="write the table into docs/explanation/simulation.md"
+    )
     verb.add_argument("--only", default="", choices=["", *bugs.BY_NAME])
     verb = verbs.add_parser("digest", help="one number for the traces of some seeds")
     verb.add_argument("first", type=int)
@@ -69,7 +76,11 @@ def _replay(asked: argparse.Namespace) -> int:
 
 def _bugs(asked: argparse.Namespace) -> int:
     missed = 0
-    print("| planted bug | the rule that is gone | seeds until found | what was seen |\n|---|---|---|---|")
+    rows = [
+        "| planted bug | the rule that is gone | seeds until found | what was seen |",
+        "|---|---|---|---|",
+    ]
+    print("\n".join(rows), flush=True)
     stories = []
     for bug in bugs.BUGS:
         if asked.only not in ("", bug.name):
@@ -78,12 +89,16 @@ def _bugs(asked: argparse.Namespace) -> int:
         missed += found.seed is None
         seeds = "**not found**" if found.seed is None else str(found.seed + 1)
         seen = found.violations[0] if found.violations else ""
-        print(f"| `{bug.name}` | {bug.rule} | {seeds} | {seen} |", flush=True)
+        rows.append(f"| `{bug.name}` | {bug.rule} | {seeds} | {seen} |")
+        print(rows[-1], flush=True)
         if asked.stories and found.seed is not None:
             small = run.shrink(plan(found.seed), bug=bug.name)
             stories.append(f"\n{bug.name}: {run.command(found.seed, bug.name)} --shrink\n")
             stories += run.told(small, bug=bug.name)
     print("\n".join(stories))
+    if asked.page and not asked.only:
+        before, _, rest = PAGE.read_text().partition(_START)
+        PAGE.write_text(f"{before}{_START}\n" + "\n".join(rows) + f"\n\n{_END}{rest.partition(_END)[2]}")
     return 1 if missed else 0
 
 

@@ -200,7 +200,7 @@ class Checker:
         if state == "COMMITTED" and tx_id not in self.by_hand:
             missing = [row for row in attempt.rows if not self._world.has_row(row)]
             if missing:
-                self.wrong(f"{attempt.op}: {who} was told COMMITTED while {missing} is not there")
+                self.wrong(f"{attempt.op}: {who} was told COMMITTED while {_where(missing)} is not there")
 
     def event(self, name: str, facts: dict[str, object]) -> None:
         """A line of the logs."""
@@ -272,18 +272,19 @@ class Checker:
                     self.wrong(f"{a.op}: {row} was done {rows[row]} times")
             if there and len(there) != len(a.rows):
                 missing = [row for row in a.rows if not rows[row]]
-                self.wrong(f"{a.op} is torn: {there} is there, {missing} is not")
+                self.wrong(f"{a.op} is torn: {_where(there)} is there, {_where(missing)} is not")
             states = {state for _, state in a.told}
+            told = " and ".join(sorted(states))
             if states & {"COMMITTED", "COMMITTING"} and len(there) != len(a.rows):
-                self.wrong(f"{a.op}: told {sorted(a.told)}, and {len(there)} of {len(a.rows)} rows are there")
+                self.wrong(f"{a.op}: told {told}, and {len(there)} of {len(a.rows)} rows are there")
             if states & {"COMMITTED", "COMMITTING"} and a.doomed:
-                self.wrong(f"{a.op}: a statement of it had failed, and it was told {sorted(a.told)}")
+                self.wrong(f"{a.op}: a statement of it had failed, and it was told {told}")
             if states & {"ABORTED", "ABORTING"} and there:
-                self.wrong(f"{a.op}: told {sorted(a.told)}, and {there} is there")
+                self.wrong(f"{a.op}: told {told}, and {_where(there)} is there")
             if log.get(tx_id) == "commit" and len(there) != len(a.rows):
                 self.wrong(f"{a.op}: the log says commit, and {len(there)} of {len(a.rows)} rows are there")
             if log.get(tx_id) == "abort" and there:
-                self.wrong(f"{a.op}: the log says abort, and {there} is there")
+                self.wrong(f"{a.op}: the log says abort, and {_where(there)} is there")
             if there and a.gid:
                 by_gid.setdefault(a.gid, []).append(a.op)
         for gid, ops in by_gid.items():
@@ -309,6 +310,11 @@ class Checker:
     def _branch(self, xid: str) -> str:
         parts = xid.split(".", 4)
         return f"branch {parts[4]} of {self._name(parts[3])}" if len(parts) == 5 else xid
+
+
+def _where(rows: list[str]) -> str:
+    """Rows are named by transaction, database and who wrote them."""
+    return "its row in " + " and ".join(row.split(".")[1] for row in rows)
 
 
 def _short(error: object) -> str:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Coroutine
 from enum import Enum
 from typing import Any
 
-
 _AT_ONCE = 100_000
 """So many steps at one moment are a loop without end."""
 
@@ -199,10 +198,10 @@ class SimLoop(asyncio.AbstractEventLoop):
         while True:
             if self.now > moved_at:
                 moved_at, since = self.now, self.steps
-            elif self.steps - since > _AT_ONCE:
-                raise StandsStill(f"{_AT_ONCE:,} steps at {self.now} s")
             while ready:
                 self._step(ready.popleft())
+                if self.steps - since > _AT_ONCE:
+                    raise StandsStill(f"{_AT_ONCE:,} steps at {self.now} s")
             while timers and timers[0][2].off:
                 heapq.heappop(timers)
             if not timers or timers[0][0] > until:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.sim import run, story
 from tests.sim.plan import Fault, Op, Plan
 

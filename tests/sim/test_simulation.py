@@ -70,3 +70,9 @@ def test_what_fails_is_shrunk_to_a_story_that_still_fails() -> None:
     story = run.told(small, bug="no-fence")
     assert any("without an ABORT in the log" in line for line in story)
     assert run.command(found.seed, "no-fence") == f"./scripts/simulate replay {found.seed} --bug no-fence"
+
+
+def test_the_page_has_every_planted_bug() -> None:
+    page = (_ROOT / "docs" / "explanation" / "simulation.md").read_text()
+    assert not [bug.name for bug in bugs.BUGS if f"| `{bug.name}` | {bug.rule} | " not in page]
+    assert "not found" not in page

@@ -1,0 +1,1 @@
+"""The public record of bugs, and what shows each of them again."""
