@@ -10,6 +10,7 @@ from tests.support.virtual import run
 from txcoord.core.errors import Refused
 from txcoord.core.model import Decision, TxState
 from txcoord.engine.live import WaitLevel
+from txcoord.ports import LogUnavailable
 
 from .engine_support import a_shop, refused_reason
 
@@ -111,6 +112,33 @@ def test_thousands_who_wait_elsewhere_are_one_question_each_time() -> None:
             before = asked
             await asyncio.sleep(10)
             assert asked - before <= 1, "nobody waits any more"
+
+    run(main())
+
+
+def test_a_log_that_was_away_keeps_nobody_waiting_after_it() -> None:
+    """Its last question took as long as a statement may, and had no answer: that says nothing of how busy it is."""
+
+    async def main() -> None:
+        async with a_shop() as shop:
+            node, other = shop.node(), shop.node("n2")
+            news, asked = other.log.news, 0
+
+            async def away(*arguments: list[str]) -> tuple[set[str], set[str]]:
+                nonlocal asked
+                asked += 1
+                if asked > 1:
+                    return await news(*arguments)
+                await asyncio.sleep(10)
+                raise LogUnavailable("no answer")
+
+            other.log.news = away  # type: ignore[method-assign, assignment]
+            tx = shop.tx()
+            told = asyncio.ensure_future(other.coordinator.waiting.expect(tx.tx_id, WaitLevel.DECIDED, 60))
+            await asyncio.sleep(5)
+            await node.commit(tx, *shop.prepared(tx))
+            await asyncio.sleep(7)
+            assert told.done()
 
     run(main())
 

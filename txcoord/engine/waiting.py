@@ -22,6 +22,8 @@ log = logs.get("txcoord.waiting")
 _UNLOGGED_KEPT = 10_000
 _RATIO = 4
 """Between two questions there is this many times as long as the last one took."""
+_AWAY_S = 1.0
+"""But no longer than that after one that had no answer: how long that took says nothing of how busy the log is."""
 
 
 class _Coordinator(Protocol):
@@ -209,14 +211,15 @@ class Waiting:
     async def _poll(self) -> None:
         """Ask the log for all who wait, as long as anybody does."""
         clock = self._c.clock
-        took = 0.0
+        pause = 0.0
         try:
             while True:
-                await clock.sleep(max(self._interval_s, took * _RATIO))
+                await clock.sleep(max(self._interval_s, pause))
                 undecided, unended = self._asked_for()
                 if not undecided and not unended:
                     return
                 begun = clock.monotonic()
+                pause = _AWAY_S
                 try:
                     decided, ended = await self._c.log.news(undecided, unended)
                 except LogUnavailable:
@@ -224,8 +227,7 @@ class Waiting:
                 except Exception:
                     log.exception("waiting.poll_failed")
                     continue
-                finally:
-                    took = clock.monotonic() - begun
+                pause = (clock.monotonic() - begun) * _RATIO
                 for tx_id in ended:
                     self._tell(tx_id, None)
                 for tx_id in decided:
