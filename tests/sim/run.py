@@ -176,6 +176,8 @@ def _smaller(world: Plan) -> Iterator[Plan]:
         yield replace(world, looks=())
     if world.nodes > 1:
         yield replace(world, nodes=world.nodes - 1)
+    if world.addresses:
+        yield replace(world, addresses=False)
     if world.loses_lazy:
         yield replace(world, loses_lazy=False)
     if world.retention_s < 600:
