@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from txcoord.testing.mariadb import MariaDBServer
 from txcoord.testing.postgres import PostgresServer
 from txcoord.testing.servers import Server
 from txcoord_client.protocol import mariadb as my
+from txcoord_client.protocol import marker
 from txcoord_client.protocol import postgresql as pg
 
 _OTHER_LOG = f"txc1.vvvvvvvvvv.0.{0:012}70008{0:015}"
@@ -25,6 +26,8 @@ class Database(ABC):
     """Of the service that has an event loop."""
     sync_driver: ClassVar[str]
     """Of the service that has threads."""
+    tx_id: ClassVar[str]
+    """A marker's transaction, as text."""
     server: Server
 
     def __init__(self, name: str) -> None:
@@ -53,6 +56,22 @@ class Database(ABC):
         """How many transactions the database holds that its list of prepared ones does not show: in limbo, if that
         stays so while nobody works."""
 
+    def end(self) -> dict[str, Any]:
+        """Everything in it, for the checker."""
+        return {
+            "accounts": [[int(a), int(cents)] for a, cents in self.rows("SELECT id, balance FROM account")],
+            "journal": [
+                [gid, int(account), int(cents)]
+                for gid, account, cents in self.rows("SELECT gid, account, delta FROM journal")
+            ],
+            "markers": [
+                [tx.replace("-", "").lower(), int(state) == marker.DONE]
+                for tx, state in self.rows(f"SELECT {self.tx_id}, state FROM {marker.TABLE}")
+            ],
+            "prepared": self.prepared(),
+            "limbo": self.unlisted(),
+        }
+
     def rows(self, text: str) -> list[list[str]]:
         """The rows of a question."""
         return [line.split("|") for line in self.sql(text).splitlines()]
@@ -76,6 +95,7 @@ class PostgreSQL(Database):
     product = "PostgreSQL"
     driver = "postgresql+asyncpg"
     sync_driver = "postgresql+psycopg"
+    tx_id = "tx_id"
 
     def __init__(self, name: str, folder: Path) -> None:
         super().__init__(name)
@@ -109,6 +129,7 @@ class MariaDB(Database):
     product = "MariaDB"
     driver = "mysql+asyncmy"
     sync_driver = "mysql+pymysql"
+    tx_id = "hex(tx_id)"
 
     def __init__(self, name: str, folder: Path) -> None:
         super().__init__(name)

@@ -26,8 +26,7 @@ async def demo(plan: Plan) -> int:
         f"[bold]txcoord demo[/]  seed [bold]{plan.seed}[/], log on {plan.log}  (again: {plan.options})"
     )
     result = await run(plan, screen)
-    table = summary(result.clients, result.verdict, result.kills, result.busy_s, result.settled_s)
-    screen.console.print(table)
+    screen.console.print(summary(result))
     for line in conclusion(result.verdict):
         screen.say(line)
     return 0 if result.verdict.good else 1
@@ -58,7 +57,7 @@ def main() -> int:
         pause_s=(0.8, 2.5),
         keep=args.keep,
         savings="mariadb" if args.mariadb else "postgresql",
-        sync=args.sync,
+        services=("sync" if args.sync else "async",),
     )
     return main_loop(demo(plan))
 

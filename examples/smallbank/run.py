@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import signal
 import time
 from collections import Counter
 from collections.abc import Coroutine
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from .chaos import plan, strike
 from .check import Verdict, check
 from .clients import Clients
+from .faults import blows, disturb, disturbances, strike
+from .history import History
+from .observe import observer
 from .show import Screen
 from .world import World, in_thread
 
@@ -37,15 +39,23 @@ class Plan:
     keep: bool = False
     savings: str = "postgresql"
     """The second database: postgresql or mariadb."""
-    sync: bool = False
-    """A service of threads, on the synchronous SDK."""
+    services: tuple[str, ...] = ("async",)
+    """Of each service: async, or sync for one of threads, on the synchronous SDK."""
+    nodes: int = 1
+    """Coordinators on the log."""
+    disturbances: int = 0
+    """Stops (SIGSTOP) and, with ``faulty_network``, network faults."""
+    faulty_network: bool = False
+    lease_s: float = 10.0
+    history: Path | None = None
+    """Where it is written to."""
 
     @property
     def options(self) -> str:
         """The options of the command line that make the same run again, but for the numbers."""
         return (
             ("--mariadb " if self.savings == "mariadb" else "")
-            + ("--sync " if self.sync else "")
+            + ("--sync " if "async" not in self.services else "")
             + f"--log {self.log} --seed {self.seed}"
         )
 
@@ -56,7 +66,12 @@ class Result:
 
     clients: Clients
     verdict: Verdict
+    history: History
     kills: Counter[str]
+    stops: int
+    jams: int
+    ended: list[str]
+    """Processes that ended by themselves."""
     start_s: float
     busy_s: float
     settled_s: float
@@ -77,73 +92,127 @@ async def run(wanted: Plan, screen: Screen) -> Result:
     world = World(
         log=wanted.log,
         savings=wanted.savings,
-        sync=wanted.sync,
+        services=wanted.services,
+        nodes=wanted.nodes,
+        faulty_network=wanted.faulty_network,
+        lease_s=wanted.lease_s,
         accounts=wanted.accounts,
         keep=wanted.keep,
     )
     async with world:
         start_s = time.monotonic() - begun
-        screen.say(
-            f"{_servers(world)}, a coordinator and a service{' of threads' if wanted.sync else ''} are up after "
-            f"{start_s:.1f} s; "
-            f"{world.money / 100:,.2f} in {2 * wanted.accounts:,} accounts"
+        screen.say(f"{_processes(world)} are up after {start_s:.1f} s; {_money(world)}")
+        with History(wanted.history) as history:
+            history.add("world", **world.description(), plan=_facts(wanted))
+            clients = Clients(world.addresses, wanted.accounts, rng.random(), f"pay-{wanted.seed}", history)
+            try:
+                busy_s = await _work(wanted, world, clients, history, rng, screen)
+                settled_s = await settled(world, history)
+                verdict = await verdict_of(world, clients, history)
+            except asyncio.CancelledError:
+                raise
+            except BaseException:
+                _keep(world, history, screen)
+                raise
+            if not verdict.good:
+                _keep(world, history, screen)
+        faults = Counter(record["what"] for record in history.records if record["kind"] == "fault")
+        return Result(
+            clients,
+            verdict,
+            history,
+            world.kills,
+            faults["stop"],
+            faults["jam"],
+            world.ended,
+            start_s,
+            busy_s,
+            settled_s,
         )
-        clients = Clients(world.service.address, wanted.accounts, rng.random(), f"pay-{wanted.seed}")
-        try:
-            busy_s = await _work(wanted, world, clients, rng, screen)
-            settled_s = await world.settled()
-            verdict = await verdict_of(world, clients)
-        except asyncio.CancelledError:
-            raise
-        except BaseException:
-            _keep(world, clients, screen)
-            raise
-        if not verdict.good:
-            _keep(world, clients, screen)
-        return Result(clients, verdict, world.kills, start_s, busy_s, settled_s)
 
 
-async def _work(wanted: Plan, world: World, clients: Clients, rng: random.Random, screen: Screen) -> float:
-    blows = plan(rng, wanted.kills, world.victims, wanted.pause_s)
+async def _work(
+    wanted: Plan, world: World, clients: Clients, history: History, rng: random.Random, screen: Screen
+) -> float:
+    hits = blows(rng, wanted.kills, world.victims, wanted.pause_s)
+    others = disturbances(rng, wanted.disturbances, world, wanted.pause_s)
     begun = screen.begun = time.monotonic()
-    with screen:
-        killer = asyncio.ensure_future(strike(world, blows, screen.event))
-        work = asyncio.ensure_future(
-            clients.run(wanted.clients, lambda: len(clients.payments) < wanted.payments or not killer.done())
-        )
-        try:
-            while not (work.done() and killer.done()):
-                screen.progress(clients, world)
-                await asyncio.wait({work, killer}, timeout=0.2)
-                for task in (killer, work):
-                    if task.done():
-                        task.result()
-        finally:
-            for task in (killer, work):
-                task.cancel()
-            await asyncio.gather(killer, work, return_exceptions=True)
-        screen.progress(clients, world)
+    async with observer({name: node.address for name, node in world.nodes.items()}, history) as looking:
+        with screen:
+            killer = asyncio.ensure_future(strike(world, hits, history, screen.event))
+            pest = asyncio.ensure_future(disturb(world, others, history, screen.event))
+            watch = asyncio.ensure_future(looking.now_and_then(clients.recent, random.Random(rng.random())))
+            work = asyncio.ensure_future(
+                clients.run(
+                    wanted.clients,
+                    lambda: len(clients.wishes) < wanted.payments or not (killer.done() and pest.done()),
+                )
+            )
+            tasks = (killer, pest, watch, work)
+            try:
+                while not (work.done() and killer.done() and pest.done()):
+                    screen.progress(clients, world)
+                    await asyncio.wait({task for task in tasks if not task.done()}, timeout=0.2)
+                    for task in tasks:
+                        if task.done():
+                            task.result()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+            screen.progress(clients, world)
+    history.add("over")
     return time.monotonic() - begun
 
 
-async def verdict_of(world: World, clients: Clients) -> Verdict:
-    """What the checker says, and the coordinator's own alarms."""
-    verdict = await in_thread(check, list(world.banks.values()), clients.payments, world.cents_each)
-    verdict.anomalies += [f"the coordinator's alarm: {line[:300]}" for line in world.alarms()[:5]]
-    return verdict
+async def settled(world: World, history: History, patience_s: float = 90.0) -> float:
+    """Wait until nothing of ours is prepared, or open, or undecided any more. Answers how long that took."""
+    begun = time.monotonic()
+    await world.settled(patience_s)
+    async with observer({name: node.address for name, node in world.nodes.items()}, history) as looking:
+        while await looking.open_ones() and time.monotonic() < begun + patience_s:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.1)
+    return time.monotonic() - begun
 
 
-def _servers(world: World) -> str:
-    products = Counter(server.product for server in world.servers.values())
-    return " and ".join(f"{count} {name} server{'s' * (count > 1)}" for name, count in products.items())
+async def verdict_of(world: World, clients: Clients, history: History) -> Verdict:
+    """What the checker says, when all has settled; what nodes and databases say in the end gets into the history."""
+    async with observer({name: node.address for name, node in world.nodes.items()}, history) as looking:
+        await looking.last_words(list(clients.wishes))
+    for name, bank in world.banks.items():
+        history.add("rows", database=name, **await in_thread(bank.end))
+    for node, line in world.alarms():
+        history.add("alarm", node=node, text=line[:300])
+    return await in_thread(check, history.records)
 
 
-def _keep(world: World, clients: Clients, screen: Screen) -> None:
+def _facts(wanted: Plan) -> dict[str, Any]:
+    return {
+        "seed": wanted.seed,
+        "log": wanted.log,
+        "savings": wanted.savings,
+        "nodes": wanted.nodes,
+        "services": list(wanted.services),
+        "lease_s": wanted.lease_s,
+    }
+
+
+def _processes(world: World) -> str:
+    products = Counter(f"{server.product} server" for server in world.servers.values())
+    products["coordinator"] = len(world.nodes)
+    products["service"] = len(world.services)
+    return ", ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in products.items())
+
+
+def _money(world: World) -> str:
+    return f"{world.money / 100:,.2f} in {2 * world.accounts:,} accounts"
+
+
+def _keep(world: World, history: History, screen: Screen) -> None:
     world.keep = True
-    history = world.folder / "payments.jsonl"
-    with history.open("w") as out:
-        out.writelines(json.dumps(asdict(payment)) + "\n" for payment in clients.payments.values())
-    screen.say(f"[red]logs, data and {history.name} are kept in {world.folder}")
+    if history.file is None:
+        history.save(world.folder / "history.jsonl")
+    screen.say(f"[red]logs and data are kept in {world.folder}, the history is {history.file}")
 
 
 def main_loop(work: Coroutine[Any, Any, int]) -> int:

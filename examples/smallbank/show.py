@@ -6,14 +6,18 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from .check import ABORTED, COMMITTED, FAILED, REFUSED, UNKNOWN, Payment, Verdict
-from .clients import Clients
+from .check import ABORTED, COMMITTED, FAILED, REFUSED, UNKNOWN, Verdict
+from .clients import Clients, Wish
 from .world import World
+
+if TYPE_CHECKING:
+    from .run import Result
 
 _WHY = {
     "APPLICATION_ERROR": "a database was down while it worked",
@@ -63,7 +67,7 @@ class Screen:
         """How far it is."""
         told = clients.told
         line = (
-            f"{self._now()}  {len(clients.payments):,} payments: {told[COMMITTED]:,} committed, "
+            f"{self._now()}  {len(clients.wishes):,} payments: {told[COMMITTED]:,} committed, "
             f"{told[ABORTED]:,} aborted, {told[REFUSED]:,} refused; "
             f"{world.kills.total()} of {self._kills} kills"
         )
@@ -83,17 +87,20 @@ def money(cents: int) -> str:
     return f"{cents / 100:,.2f}"
 
 
-def summary(clients: Clients, verdict: Verdict, kills: Counter[str], busy_s: float, waited_s: float) -> Table:
+def summary(result: Result) -> Table:
     """What became of everything."""
+    clients, verdict, kills = result.clients, result.verdict, result.kills
+    busy_s, waited_s = result.busy_s, result.settled_s
     told, doubted = verdict.told, verdict.doubted
     sums = " + ".join(f"{name} {money(cents)}" for name, cents in verdict.sums.items())
     rows = [
         ("money before", money(verdict.money_before)),
         ("money after", f"{money(verdict.money_after)}  ({sums})"),
         ("kills survived (SIGKILL)", f"{kills.total()}: {_counts(kills)}"),
+        *_disturbances(result),
         (
             "payments asked for",
-            f"{len(clients.payments):,} in {busy_s:.0f} s; asked again {clients.repeats:,} times; "
+            f"{len(clients.wishes):,} in {busy_s:.0f} s; asked again {clients.repeats:,} times; "
             f"the longest wait for an answer was {clients.longest_s:.1f} s",
         ),
         ("told committed", f"{told[COMMITTED]:,}: every one is there, complete, and once"),
@@ -103,7 +110,7 @@ def summary(clients: Clients, verdict: Verdict, kills: Counter[str], busy_s: flo
         ),
         ("told refused (no funds)", f"{told[REFUSED]:,}: none is there"),
         ("told aborted", f"{told[ABORTED]:,}: none is there"),
-        *((f"  {count:,}", why) for why, count in _reasons(clients.payments.values()).most_common()),
+        *((f"  {count:,}", why) for why, count in _reasons(clients.wishes.values()).most_common()),
     ]
     if told[FAILED]:
         rows.append(("gave up before any commit", f"{told[FAILED]:,}: none is there"))
@@ -125,6 +132,11 @@ def summary(clients: Clients, verdict: Verdict, kills: Counter[str], busy_s: flo
             f"{verdict.prepared_left + verdict.limbo_left} of ours, {waited_s:.1f} s after the last answer",
         ),
         ("foreign prepared ones", f"{verdict.foreign_left}, untouched"),
+        (
+            "checked",
+            f"{verdict.calls:,} calls, {verdict.observations:,} times what a coordinator said, "
+            "all rows of both databases",
+        ),
     ]
     table = Table(title="What became of it", show_header=False, title_justify="left")
     table.add_column(no_wrap=True)
@@ -144,17 +156,25 @@ def conclusion(verdict: Verdict) -> Iterable[str]:
         yield f"  {line}"
 
 
+def _disturbances(result: Result) -> Iterable[tuple[str, str]]:
+    if result.stops or result.jams:
+        yield "stopped (SIGSTOP)", f"{result.stops} times; network faults: {result.jams}"
+    if result.ended:
+        yield (
+            "ended by themselves",
+            f"{len(result.ended)}, and were started again: {', '.join(result.ended[:3])}",
+        )
+
+
 def _counts(counter: Counter[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counter.items()))
 
 
-def _reasons(payments: Iterable[Payment]) -> Counter[str]:
+def _reasons(wishes: Iterable[Wish]) -> Counter[str]:
     """Why the aborted ones were: in words."""
     out: Counter[str] = Counter()
-    for payment in payments:
-        if payment.told == ABORTED:
-            code = payment.whys[payment.answers.index(ABORTED)]
-            out[
-                "a database was down while it worked" if FAILED in payment.answers else _WHY.get(code, code)
-            ] += 1
+    for wish in wishes:
+        if wish.told == ABORTED:
+            failed = FAILED in wish.words
+            out["a database was down while it worked" if failed else _WHY.get(wish.why, wish.why)] += 1
     return out

@@ -1,23 +1,30 @@
-"""The processes of the demo: two database servers, a coordinator, a service, and the log's own server if it has one."""
+"""The processes of a run: two database servers, coordinators, services, and the log's own server if it has one; with
+a network in which faults can be made."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from txcoord.testing.mariadb import MariaDBServer
 from txcoord.testing.postgres import PostgresServer
-from txcoord.testing.processes import Managed, coordinator, free_port
+from txcoord.testing.processes import Managed, NotReady, coordinator, free_port
+from txcoord.testing.servers import ServerError, process_state
 
 from .databases import Database, make
+from .network import Network
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +50,10 @@ class World:
         *,
         log: str = "sqlite",
         savings: str = "postgresql",
-        sync: bool = False,
+        services: Sequence[str] = ("async",),
+        nodes: int = 1,
+        faulty_network: bool = False,
+        lease_s: float = 10.0,
         accounts: int = 500,
         cents_each: int = 100_000,
         settings: Mapping[str, str] | None = None,
@@ -53,8 +63,8 @@ class World:
         self.folder.chmod(0o755)  # As root the servers run as nobody, who has to get in.
         self.log = log
         self.products = dict(zip(DATABASES, ("postgresql", savings), strict=True))
-        self.sync = sync
-        """Is the service one of threads, on the synchronous SDK?"""
+        self.lease_s = lease_s
+        """Of rows in phase two, and of a coordinator's name."""
         self.accounts = accounts
         self.cents_each = cents_each
         self.keep = keep
@@ -63,15 +73,22 @@ class World:
         self.servers: dict[str, PostgresServer | MariaDBServer] = {}
         self.kills: Counter[str] = Counter()
         self.down: set[str] = set()
+        self.ended: list[str] = []
+        """Processes that ended by themselves, and how."""
+        self.nodes: dict[str, Managed] = {}
+        """The coordinators."""
+        self.services: dict[str, Managed] = {}
+        self.network = Network(self.folder) if faulty_network else None
+        self._kinds = services
+        self._names = [f"coordinator-{n}" for n in range(1, nodes + 1)] if nodes > 1 else ["coordinator"]
         self._settings = {
             "RECOVERY__SCAN_INTERVAL": "2s",
             "RECOVERY__GRACE": "2s",
+            "RECOVERY__LEASE": f"{lease_s:g}s",
             "LOG_LEVEL": "WARNING",
             **(settings or {}),
         }
-        self.coordinator: Managed
-        self.service: Managed
-        self._processes: dict[str, Managed] = {}
+        self._pids: dict[str, list[int]] = {}
 
     async def __aenter__(self) -> World:
         try:
@@ -87,9 +104,24 @@ class World:
         await self.close(at_once=isinstance(error, asyncio.CancelledError))
 
     @property
+    def coordinator(self) -> Managed:
+        """The first one."""
+        return next(iter(self.nodes.values()))
+
+    @property
+    def service(self) -> Managed:
+        """The first one."""
+        return next(iter(self.services.values()))
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Where the services are."""
+        return {name: service.address for name, service in self.services.items()}
+
+    @property
     def victims(self) -> list[str]:
         """Who can be killed, in the order in which they are to come back."""
-        return [*self.servers, *self._processes]
+        return [*self.servers, *self.services, *self.nodes]
 
     @property
     def money(self) -> int:
@@ -120,29 +152,56 @@ class World:
             await in_thread(self.servers["log"].create_database, "txcoord")
         fills = [in_thread(bank.fill, self.accounts, self.cents_each) for bank in self.banks.values()]
         await asyncio.gather(migrate(self._log_url), *fills)
+        if self.network is not None:
+            await in_thread(self.network.start)
         await asyncio.gather(*(in_thread(process.start) for process in self._processes.values()))
+
+    @property
+    def _processes(self) -> dict[str, Managed]:
+        return {**self.services, **self.nodes}
 
     def _describe(self) -> None:
         self._log_url = self._where_the_log_is()
-        self.coordinator = coordinator(
-            self.folder,
-            resources={name: bank.url() for name, bank in self.banks.items()},
-            log_url=self._log_url,
-            settings=self._settings,
-        )
+        for name in self._names:
+            log_url = self._log_url
+            if "log" in self.servers:
+                log_url = self._through(name, "log", log_url)
+            self.nodes[name] = coordinator(
+                self.folder,
+                name=name,
+                resources={db: self._through(name, db, bank.url()) for db, bank in self.banks.items()},
+                log_url=log_url,
+                settings=self._settings,
+            )
+        for number, kind in enumerate(self._kinds, 1):
+            name = f"service-{number}" if len(self._kinds) > 1 else "service"
+            self.services[name] = self._service(name, kind)
+
+    def _service(self, name: str, kind: str) -> Managed:
         port = free_port()
-        self.service = Managed(
-            "service",
+        addresses = [self._through(name, node, process.address) for node, process in self.nodes.items()]
+        urls = {
+            db: bank.url(bank.sync_driver if kind == "sync" else bank.driver)
+            for db, bank in self.banks.items()
+        }
+        return Managed(
+            name,
             [
-                sys.executable, "-m", f"examples.smallbank.service{'_sync' if self.sync else ''}", str(port),
-                self.coordinator.address,
-                *(bank.url(bank.sync_driver if self.sync else bank.driver) for bank in self.banks.values()),
+                sys.executable, "-m", f"examples.smallbank.service{'_sync' if kind == 'sync' else ''}",
+                str(port), ",".join(addresses), *(self._through(name, db, url) for db, url in urls.items()),
             ],
-            log=self.folder / "service.log",
+            log=self.folder / f"{name}.log",
             address=f"127.0.0.1:{port}",
             cwd=ROOT,
         )  # fmt: skip
-        self._processes = {"service": self.service, "coordinator": self.coordinator}
+
+    def _through(self, source: str, target: str, address: str) -> str:
+        """The address, or URL, to use where there is a network: by way of it."""
+        if self.network is None:
+            return address
+        found = re.search(r"127\.0\.0\.1:\d+", address)
+        assert found is not None, address
+        return address.replace(found[0], self.network.way(source, target, found[0]))
 
     def _where_the_log_is(self) -> str:
         if self.log == "sqlite":
@@ -150,16 +209,21 @@ class World:
         server = self.servers["log"]
         return server.url("txcoord") if self.log == "mariadb" else server.url()
 
+    def description(self) -> dict[str, Any]:
+        """How it was before, for the checker."""
+        banks = {
+            name: {"accounts": self.accounts, "each": self.cents_each, "foreign": bank.foreign}
+            for name, bank in self.banks.items()
+        }
+        return {"databases": banks, "nodes": list(self.nodes)}
+
     # ---- kills ----
 
     def kill(self, victim: str) -> None:
         """SIGKILL it."""
         self.kills[victim] += 1
         self.down.add(victim)
-        if victim in self.servers:
-            self.servers[victim].kill9()
-        else:
-            self._processes[victim].kill9()
+        self._of(victim).kill9()
 
     def start(self, victim: str) -> None:
         """Start it again; a process may not be ready yet."""
@@ -168,11 +232,41 @@ class World:
         else:
             self._processes[victim].start(wait_s=0)
 
-    def await_ready(self, victim: str) -> None:
-        """Wait until it answers."""
-        if victim in self._processes:
-            self._processes[victim].wait_ready()
+    def await_ready(self, victim: str, patience_s: float = 120.0) -> None:
+        """Wait until it answers. One that ends meanwhile, for what it needs is not there, is started again, as whoever
+        supervises it would do. Raises NotReady."""
+        until = time.monotonic() + patience_s
+        while victim in self._processes:
+            process = self._processes[victim]
+            try:
+                process.wait_ready(until - time.monotonic())
+                break
+            except NotReady:
+                if process.running or time.monotonic() > until:
+                    raise
+                self.ended.append(f"{victim}: exit code {process.exit_code}")
+                time.sleep(0.2)
+                process.start(wait_s=0)
         self.down.discard(victim)
+
+    def stop(self, victim: str) -> None:
+        """SIGSTOP it, with all its processes: it is there, and says nothing."""
+        with contextlib.suppress(NotReady, ServerError, ProcessLookupError):  # it is being killed
+            pid = self._of(victim).pid
+            os.kill(pid, signal.SIGSTOP)  # First, so that it has no more children than there are.
+            pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+            children = [child for child in pids if (state := process_state(child)) and state[1] == pid]
+            self._pids[victim] = [pid, *children]
+            for child in children:
+                _signal(child, signal.SIGSTOP)
+
+    def go_on(self, victim: str) -> None:
+        """SIGCONT to what was stopped, as far as it lives."""
+        for pid in self._pids.pop(victim, []):
+            _signal(pid, signal.SIGCONT)
+
+    def _of(self, victim: str) -> Managed | PostgresServer | MariaDBServer:
+        return self.servers.get(victim) or self._processes[victim]
 
     # ---- the end ----
 
@@ -192,19 +286,28 @@ class World:
         """What of ours is prepared now."""
         return [gid for bank in self.banks.values() for gid in bank.prepared() if gid not in bank.foreign]
 
-    def alarms(self) -> list[str]:
-        """What the coordinator said that a person must see."""
-        log = self.folder / "coordinator.log"
-        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-        return [line for line in lines if '"alarm.' in line or "crashed" in line]
+    def alarms(self) -> list[tuple[str, str]]:
+        """What the coordinators said that a person must see, and who said it."""
+        out = []
+        for name, node in self.nodes.items():
+            lines = node.log.read_text(errors="replace").splitlines() if node.log.exists() else []
+            out += [(name, line) for line in lines if '"alarm.' in line or "crashed" in line]
+        return out
 
     async def close(self, *, at_once: bool = False) -> None:
         """End everything, and delete it unless it is to be kept."""
         for process in self._processes.values():
             await in_thread(process.kill9 if at_once else process.stop)
+        if self.network is not None:
+            await in_thread(self.network.stop)
         for server in self.servers.values():
             if at_once:
                 await in_thread(server.kill9)
             await in_thread(server.stop if self.keep else server.remove)
         if not self.keep:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)

@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from examples.smallbank.check import COMMITTED
 from examples.smallbank.clients import Clients
-from examples.smallbank.run import verdict_of
+from examples.smallbank.history import History
+from examples.smallbank.run import settled, verdict_of
 from examples.smallbank.world import DATABASES, World, in_thread
 from txcoord_client import Coordinator, OutcomeUnknown, Unavailable
 
@@ -26,7 +27,9 @@ class Bank:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.clients = Clients(world.service.address, world.accounts, 1.0, "pay")
+        self.history = History()
+        self.history.add("world", **world.description())
+        self.clients = Clients(world.addresses, world.accounts, 1.0, "pay", self.history)
 
     async def while_it_works(self, act: Callable[[], Awaitable[None]]) -> None:
         """``act`` under load; then everything must be well, and go on."""
@@ -39,8 +42,8 @@ class Bank:
         task = asyncio.ensure_future(acting())
         await self.clients.run(8, lambda: not task.done())
         await task
-        await self.world.settled()
-        assert (await verdict_of(self.world, self.clients)).anomalies == []
+        await settled(self.world, self.history)
+        assert (await verdict_of(self.world, self.clients, self.history)).anomalies == []
 
     async def committed(self, more: int) -> None:
         """Until so many more payments are."""
