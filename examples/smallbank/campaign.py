@@ -120,6 +120,7 @@ def plans_of(args: argparse.Namespace, out: Path) -> list[Plan]:
             kills,
             args.clients,
             pause_s=(0.2, 1.2),
+            lanes=2,
             keep=args.keep,
             savings=savings,
             services=("sync", "sync") if args.sync else ("async", "sync"),

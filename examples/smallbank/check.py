@@ -11,6 +11,7 @@ Records have a `kind`, and `t`, seconds since the run began (one clock for all):
     call    call, gid, rows: [[database, account, cents]]                         a client asks for a payment
     reply   call, gid, told, why                                                  and is answered
     seen    asked, node, gid, tx, outcome, ended, note, last                      what a node says of a gid
+    read    asked, gid, database, rows                                            how many rows of it are there now
     rows    database, accounts: [[id, cents]], journal: [[gid, account, cents]],
             markers: [[tx, done]], prepared: [xid], limbo                         a database in the end
     alarm   node, text                                                            what a person must see
@@ -59,6 +60,7 @@ class Payment:
     answers: list[tuple[float, int, str]] = field(default_factory=list)
     """When, to which call, and what."""
     seen: list[Record] = field(default_factory=list)
+    reads: list[Record] = field(default_factory=list)
 
     @property
     def told(self) -> str:
@@ -98,7 +100,7 @@ class Verdict:
     foreign_left: int = 0
     anomalies: list[str] = field(default_factory=list)
     """Each begins with its kind: MONEY, BALANCE, NOBODY_ASKED, TORN, TWICE, WRONG_ROWS, LOST, UNDEAD, TWO_STORIES,
-    CHANGED, FORGOTTEN, LIE, NOT_ENDED, HEURISTIC, MARKER, PREPARED, LIMBO, FOREIGN, ALARM."""
+    CHANGED, FORGOTTEN, TOO_EARLY, LIE, NOT_ENDED, HEURISTIC, MARKER, PREPARED, LIMBO, FOREIGN, ALARM."""
 
     @property
     def good(self) -> bool:
@@ -135,6 +137,9 @@ def check(history: Iterable[Record]) -> Verdict:
             case "seen":
                 _known(payments, record).seen.append(record)
                 verdict.observations += 1
+            case "read":
+                _known(payments, record).reads.append(record)
+                verdict.observations += 1
             case "alarm":
                 verdict.bad("ALARM", f"{record['node']}: {record['text']}")
     if world is None or set(ends) != set(world["databases"]):
@@ -146,6 +151,7 @@ def check(history: Iterable[Record]) -> Verdict:
     for payment in payments.values():
         _told(verdict, payment, done=payment.gid in done)
         _one_story(verdict, payment)
+        _at_once(verdict, payment)
         _in_the_end(verdict, payment, list(world["nodes"]), markers, done=payment.gid in done)
     known = {record["tx"] for payment in payments.values() for record in payment.seen}
     for name, end in ends.items():
@@ -242,14 +248,32 @@ def _one_story(verdict: Verdict, payment: Payment) -> None:
             verdict.bad("FORGOTTEN", f"{payment.gid}: {record['node']} says {record['note']}, {when}")
 
 
+def _at_once(verdict: Verdict, payment: Payment) -> None:
+    """Whoever was told a fact finds it so from then on."""
+    facts = [(t, _fact(told)) for t, _, told in payment.answers if told in FINAL]
+    if not facts:
+        return
+    since, fact = min(facts)
+    for record in payment.reads:
+        wanted = sum(db == record["database"] for db, _, _ in payment.rows) if fact == COMMITTED else 0
+        if record["asked"] > since and record["rows"] != wanted:
+            verdict.bad(
+                "TOO_EARLY",
+                f"{payment.gid}: told {fact} at {since:.3f}, at {record['asked']:.3f} {record['rows']} of its rows, "
+                f"and not {wanted}, are in {record['database']}",
+            )
+
+
 def _in_the_end(
     verdict: Verdict, payment: Payment, nodes: Sequence[str], markers: Mapping[str, set[str]], *, done: bool
 ) -> None:
     """All nodes say of it what its databases say, and it has ended."""
-    last = {record["node"]: record for record in payment.seen if record["last"]}
-    if set(last) != set(nodes):
-        raise Incomplete(f"{payment.gid}: in the end only {sorted(last)} of {sorted(nodes)} were asked")
-    for node, record in last.items():
+    last = [record for record in payment.seen if record["last"]]
+    asked = {record["node"] for record in last}
+    if asked != set(nodes):
+        raise Incomplete(f"{payment.gid}: in the end only {sorted(asked)} of {sorted(nodes)} were asked")
+    for record in last:
+        node = record["node"]
         if (record["outcome"] == COMMITTED) != done:
             where = "there" if done else "nowhere"
             verdict.bad(
@@ -259,7 +283,7 @@ def _in_the_end(
             verdict.bad("NOT_ENDED", f"{payment.gid}: {node} says {record['note']}")
         elif record["tx"] and record["note"]:
             verdict.bad("HEURISTIC", f"{payment.gid}: {node} says {record['note']}")
-    here = {tx for record in last.values() if (tx := record["tx"])}
+    here = {record["tx"] for record in last if record["tx"]}
     if len(here) > 1:
         verdict.bad("LIE", f"{payment.gid}: it is {sorted(here)} at once")
     wanted = {db for db, _, _ in payment.rows} if done else set()

@@ -65,6 +65,8 @@ class Clients:
         self.wishes: dict[str, Wish] = {}
         self.recent: deque[str] = deque(maxlen=200)
         """Gids that were settled a short time ago, or are on their way."""
+        self.facts: deque[str] = deque(maxlen=50)
+        """Gids of which clients were told a fact just now."""
         self.told: Counter[str] = Counter()
         self.repeats = 0
         self.longest_s = 0.0
@@ -128,6 +130,7 @@ class Clients:
         wish.words.add(told)
         if told in FINAL and wish.told not in FINAL:
             wish.told, wish.why = told, why
+            self.facts.append(wish.gid)
         elif wish.told not in FINAL:
             wish.told = FAILED if wish.words == {FAILED} else UNKNOWN
         return told

@@ -72,6 +72,10 @@ class Database(ABC):
             "limbo": self.unlisted(),
         }
 
+    def rows_of(self, gid: str) -> int:
+        """How many journal rows of this payment are there now."""
+        return self.number(f"SELECT count(*) FROM journal WHERE gid = '{gid}'")
+
     def rows(self, text: str) -> list[list[str]]:
         """The rows of a question."""
         return [line.split("|") for line in self.sql(text).splitlines()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -21,7 +22,7 @@ class Blow:
 
     victims: tuple[str, ...]
     after_s: float
-    """Since everything was up the last time."""
+    """Since those of the blow before were up again."""
     down_s: float
     again_s: float | None = None
     """So long after its start the (only) victim is killed once more: in the middle of its recovery, perhaps."""
@@ -112,26 +113,40 @@ def _turns(rng: random.Random, all_of_them: Sequence[T]) -> Iterator[T]:
 
 
 async def strike(
-    world: World, planned: Sequence[Blow], history: History, told: Callable[[str], None]
+    world: World, planned: Sequence[Blow], history: History, told: Callable[[str], None], lanes: int = 1
 ) -> None:
-    """Deal these blows, one after the other; each begins when everything is up."""
-    for blow in planned:
-        await asyncio.sleep(blow.after_s)
-        told(f"kill -9 {' and '.join(blow.victims)}")
-        history.add("fault", what="kill", on=list(blow.victims))
-        await asyncio.gather(*(in_thread(world.kill, victim) for victim in blow.victims))
-        await asyncio.sleep(blow.down_s)
-        if blow.again_s is not None:
-            await in_thread(world.start, blow.victims[0])
-            await asyncio.sleep(blow.again_s)
-            told(f"kill -9 {blow.victims[0]} again, {blow.again_s:.1f} s after its start")
-            history.add("fault", what="kill", on=[blow.victims[0]])
-            await in_thread(world.kill, blow.victims[0])
-        back = [victim for victim in world.victims if victim in blow.victims]
-        for victim in back:
-            await in_thread(world.start, victim)
-        await asyncio.gather(*(in_thread(world.await_ready, victim) for victim in back))
-        history.add("fault", what="up", on=back)
+    """Deal these blows: in each lane one after the other, when the victims of the one before are up."""
+    left = deque(planned)
+
+    async def lane() -> None:
+        while left:
+            await _deal(world, left.popleft(), history, told)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(lanes):
+            group.create_task(lane())
+
+
+async def _deal(world: World, blow: Blow, history: History, told: Callable[[str], None]) -> None:
+    await asyncio.sleep(blow.after_s)
+    while world.down.intersection(blow.victims):  # noqa: ASYNC110 - another lane brings it up
+        await asyncio.sleep(0.02)
+    world.down.update(blow.victims)
+    told(f"kill -9 {' and '.join(blow.victims)}")
+    history.add("fault", what="kill", on=list(blow.victims))
+    await asyncio.gather(*(in_thread(world.kill, victim) for victim in blow.victims))
+    await asyncio.sleep(blow.down_s)
+    if blow.again_s is not None:
+        await in_thread(world.start, blow.victims[0])
+        await asyncio.sleep(blow.again_s)
+        told(f"kill -9 {blow.victims[0]} again, {blow.again_s:.1f} s after its start")
+        history.add("fault", what="kill", on=[blow.victims[0]])
+        await in_thread(world.kill, blow.victims[0])
+    back = [victim for victim in world.victims if victim in blow.victims]
+    for victim in back:
+        await in_thread(world.start, victim)
+    await asyncio.gather(*(in_thread(world.await_ready, victim) for victim in back))
+    history.add("fault", what="up", on=back)
 
 
 async def disturb(

@@ -17,7 +17,7 @@ from .check import Verdict, check
 from .clients import Clients
 from .faults import blows, disturb, disturbances, strike
 from .history import History
-from .observe import observer
+from .observe import observer, read_now_and_then
 from .show import Screen
 from .world import World, in_thread
 
@@ -46,6 +46,8 @@ class Plan:
     disturbances: int = 0
     """Stops (SIGSTOP) and, with ``faulty_network``, network faults."""
     faulty_network: bool = False
+    lanes: int = 1
+    """So many blows are dealt at once."""
     lease_s: float = 10.0
     history: Path | None = None
     """Where it is written to."""
@@ -139,16 +141,17 @@ async def _work(
     begun = screen.begun = time.monotonic()
     async with observer({name: node.address for name, node in world.nodes.items()}, history) as looking:
         with screen:
-            killer = asyncio.ensure_future(strike(world, hits, history, screen.event))
+            killer = asyncio.ensure_future(strike(world, hits, history, screen.event, wanted.lanes))
             pest = asyncio.ensure_future(disturb(world, others, history, screen.event))
             watch = asyncio.ensure_future(looking.now_and_then(clients.recent, random.Random(rng.random())))
+            look = asyncio.ensure_future(read_now_and_then(world.banks, clients.facts, history))
             work = asyncio.ensure_future(
                 clients.run(
                     wanted.clients,
                     lambda: len(clients.wishes) < wanted.payments or not (killer.done() and pest.done()),
                 )
             )
-            tasks = (killer, pest, watch, work)
+            tasks = (killer, pest, watch, look, work)
             try:
                 while not (work.done() and killer.done() and pest.done()):
                     screen.progress(clients, world)
@@ -178,7 +181,7 @@ async def settled(world: World, history: History, patience_s: float = 90.0) -> f
 async def verdict_of(world: World, clients: Clients, history: History) -> Verdict:
     """What the checker says, when all has settled; what nodes and databases say in the end gets into the history."""
     async with observer({name: node.address for name, node in world.nodes.items()}, history) as looking:
-        await looking.last_words(list(clients.wishes))
+        await looking.last_words(list(clients.wishes), random.Random(len(clients.wishes)))
     for name, bank in world.banks.items():
         history.add("rows", database=name, **await in_thread(bank.end))
     for node, line in world.alarms():

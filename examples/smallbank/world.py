@@ -232,7 +232,7 @@ class World:
         else:
             self._processes[victim].start(wait_s=0)
 
-    def await_ready(self, victim: str, patience_s: float = 120.0) -> None:
+    def await_ready(self, victim: str, patience_s: float = 300.0) -> None:
         """Wait until it answers. One that ends meanwhile, for what it needs is not there, is started again, as whoever
         supervises it would do. Raises NotReady."""
         until = time.monotonic() + patience_s
@@ -244,7 +244,8 @@ class World:
             except NotReady:
                 if process.running or time.monotonic() > until:
                     raise
-                self.ended.append(f"{victim}: exit code {process.exit_code}")
+                why = process.tail(300).strip().rpartition("\n")[2]
+                self.ended.append(f"{victim} with {process.exit_code}, {why}")
                 time.sleep(0.2)
                 process.start(wait_s=0)
         self.down.discard(victim)

@@ -183,6 +183,16 @@ def forgotten(records: Records) -> None:
     records.append({**seen("p1", "", "", asked=1.6, last=False), "note": "NOT_FOUND"})
 
 
+def told_too_early(records: Records) -> None:
+    """Told committed, and one of the databases has it only later."""
+    records.append({"kind": "read", "t": 2.7, "asked": 2.6, "gid": "p1", "database": "b", "rows": 0})
+
+
+def there_after_an_abort(records: Records) -> None:
+    """Told aborted, and it is there for a while."""
+    records.append({"kind": "read", "t": 5.0, "asked": 4.6, "gid": "p3", "database": "a", "rows": 1})
+
+
 def all_nodes_lie(records: Records) -> None:
     for node in NODES:
         last(records, "p3", node)["outcome"] = "committed"
@@ -253,6 +263,8 @@ def alarm(records: Records) -> None:
         (it_changed, {"CHANGED"}),
         (client_and_node_disagree, {"CHANGED"}),
         (forgotten, {"FORGOTTEN"}),
+        (told_too_early, {"TOO_EARLY"}),
+        (there_after_an_abort, {"TOO_EARLY"}),
         (all_nodes_lie, {"CHANGED", "LIE"}),
         (undecided_in_the_end, {"NOT_ENDED"}),
         (not_ended, {"NOT_ENDED"}),
@@ -279,6 +291,8 @@ def test_what_is_allowed() -> None:
     records = well()
     records.append(seen("p1", "t1", "", asked=1.39, last=False))
     records.append({"kind": "call", "t": 9.0, "call": 8, "gid": "p3", "rows": PAID})
+    records.append({"kind": "read", "t": 2.6, "asked": 2.4, "gid": "p1", "database": "b", "rows": 0})
+    records.append({"kind": "read", "t": 2.7, "asked": 2.6, "gid": "p1", "database": "b", "rows": 1})
     verdict = check(records)
     assert verdict.anomalies == []
     assert verdict.doubted == {"committed": 1, "aborted": 1}
