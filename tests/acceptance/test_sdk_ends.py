@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Coroutine, Generator
+from contextlib import ExitStack
 from typing import Any
 
 import asyncpg
@@ -325,6 +326,24 @@ async def test_run_on_a_gid_that_was_committed_otherwise(client: Client, site: S
     with pytest.raises(AlreadyCommitted) as caught:
         await client.coord.run(never, gid=gid)
     assert caught.value.result == b"\xff no JSON"
+
+
+async def test_a_gid_whose_commit_is_on_its_way_says_so(client: Client, site: Site) -> None:
+    gid = new_gid()
+
+    async def again() -> str:
+        with pytest.raises(AlreadyCommitted) as caught:
+            await client.coord.begin("pay", gid=gid).__aenter__()
+        assert caught.value.outcome is not None
+        return caught.value.outcome.state
+
+    with ExitStack() as stack:
+        async with client.coord.begin("pay", gid=gid, wait="decided") as g:
+            await client.write_both(g, gid)
+            stack.enter_context(site.valves["ledger"].holding(g.tx_id))
+        assert await again() == "COMMITTING"
+    assert (await client.ended(tx_id=g.tx_id)).state == "COMMITTED"
+    assert await again() == "COMMITTED"
 
 
 def _told(state: c.State) -> Outcome:

@@ -122,6 +122,7 @@ class Scope:
         except AlreadyCommitted as error:
             known = await self._coordinator.get(tx_id=error.tx_id)
             error.result = known.result if known is not None else b""
+            error.outcome = known
             raise
         except (TxcoordError, _aio.Cancelled) as error:
             definite = isinstance(error, TxcoordError) and error.definite

@@ -133,7 +133,8 @@ class Aborted(TxcoordError):
 
 
 class AlreadyCommitted(TxcoordError):
-    """This gid was committed before: its work is done, once."""
+    """This gid was committed before: its work is done, once. While ``outcome.state`` is COMMITTING, some of it is not
+    visible yet."""
 
     default_reason = reasons.ALREADY_COMMITTED
 
