@@ -39,7 +39,10 @@ REFUSED = "refused"
 FAILED = "failed"
 """This call did nothing. (An earlier one, of which nothing was heard, may have.)"""
 UNKNOWN = "unknown"
+COMMITTING = "committing"
+"""It will be, for certain; it may not be in all databases yet."""
 FINAL = frozenset({COMMITTED, ABORTED, REFUSED})
+_FACTS = FINAL | {COMMITTING}
 
 Record = Mapping[str, Any]
 Row = tuple[str, int, int]
@@ -67,8 +70,8 @@ class Payment:
         """What the client believes in the end: a fact if it ever was told one."""
         words = [told for _, _, told in self.answers]
         for told in words:
-            if told in FINAL:
-                return told
+            if told in _FACTS:
+                return COMMITTED if told == COMMITTING else told
         return FAILED if len(words) == len(self.asked) and set(words) == {FAILED} else UNKNOWN
 
     @property
@@ -229,12 +232,12 @@ def _told(verdict: Verdict, payment: Payment, *, done: bool) -> None:
 
 
 def _fact(told: str) -> str:
-    return COMMITTED if told == COMMITTED else ABORTED
+    return COMMITTED if told in (COMMITTED, COMMITTING) else ABORTED
 
 
 def _one_story(verdict: Verdict, payment: Payment) -> None:
     """Whoever was told an outcome, by whom and whenever: it is the same one, and it is not forgotten."""
-    told = {_fact(told) for _, _, told in payment.answers if told in FINAL}
+    told = {_fact(told) for _, _, told in payment.answers if told in _FACTS}
     if len(told) > 1:
         verdict.bad("TWO_STORIES", f"{payment.gid}: {[told for _, _, told in payment.answers]}")
     seen = {record["outcome"] for record in payment.seen if record["outcome"]}

@@ -22,7 +22,8 @@ from txcoord.testing.processes import Managed, NotReady, free_port
 _BUILT = Path(__file__).resolve().parents[2] / ".cache" / "toxiproxy" / "toxiproxy-server"
 CUT = "cut"
 """Connections are closed, new ones are refused."""
-KINDS = (CUT, "latency", "reset_peer", "timeout")
+_KINDS = (CUT, "latency", "reset_peer", "timeout", "timeout")
+_UP, _DOWN = "upstream", "downstream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +37,20 @@ class Trouble:
 
     def __str__(self) -> str:
         facts = [f"{value} ms {name}" for name, value in self.attributes.items() if value]
-        sides = {("upstream",): ["requests"], ("downstream",): ["replies"]}.get(self.streams, [])
+        sides = {(_UP,): ["requests"], (_DOWN,): ["replies"]}.get(self.streams, [])
         return ", ".join([self.kind, *facts, *sides])
 
 
 def trouble(rng: random.Random) -> Trouble:
-    """One that is drawn: cut, slow, connections reset, or what is sent (or answered) goes nowhere."""
-    kind = rng.choice(KINDS)
-    side = rng.choice([("upstream",), ("downstream",), ("upstream", "downstream")])
+    """One that is drawn: cut, slow, reset, or (mostly) what is sent or answered goes nowhere."""
+    kind = rng.choice(_KINDS)
+    side: tuple[str, ...] = rng.choice([(_UP,), (_DOWN,), (_DOWN,), (_UP, _DOWN)])
     match kind:
         case "latency":
             latency = rng.choice([20, 100, 400, 1_500])
             return Trouble(kind, side, {"latency": latency, "jitter": rng.randrange(latency)})
         case "reset_peer":
-            return Trouble(kind, ("downstream",), {"timeout": rng.choice([0, 20, 200])})
+            return Trouble(kind, (_DOWN,), {"timeout": rng.choice([0, 20, 200])})
         case "timeout":
             # 0: nothing comes through, and the connection stands, until the trouble is over.
             return Trouble(kind, side, {"timeout": 0})

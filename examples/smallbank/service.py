@@ -26,7 +26,9 @@ from txcoord_client import (
     AlreadyCommitted,
     Coordinator,
     InProgress,
+    Outcome,
     OutcomeUnknown,
+    State,
     TxcoordError,
 )
 
@@ -48,23 +50,25 @@ class Bank:
         self._checking = checking
         self._savings = savings
 
-    async def send_payment(self, gid: str, source: int, target: int, cents: int) -> None:
+    async def send_payment(self, gid: str, source: int, target: int, cents: int) -> Outcome | None:
         """From a checking account to somebody's savings account: two databases."""
         async with self._coord.begin("send-payment", gid=gid, timeout=TIMEOUT_S) as g:
             async with g.xa(self._checking) as db:
                 await _take(db, gid, source, cents)
             async with g.xa(self._savings) as db:
                 await _give(db, gid, target, cents)
+        return g.outcome
 
-    async def withdraw_savings(self, gid: str, source: int, target: int, cents: int) -> None:
+    async def withdraw_savings(self, gid: str, source: int, target: int, cents: int) -> Outcome | None:
         """The other way round, so that the databases are locked in both orders."""
         async with self._coord.begin("withdraw-savings", gid=gid, timeout=TIMEOUT_S) as g:
             async with g.xa(self._savings) as db:
                 await _take(db, gid, source, cents)
             async with g.xa(self._checking) as db:
                 await _give(db, gid, target, cents)
+        return g.outcome
 
-    async def move_checking(self, gid: str, source: int, target: int, cents: int) -> None:
+    async def move_checking(self, gid: str, source: int, target: int, cents: int) -> Outcome | None:
         """Within one database: committed in one phase."""
         async with (
             self._coord.begin("move-checking", gid=gid, timeout=TIMEOUT_S, resources=["checking"]) as g,
@@ -72,8 +76,9 @@ class Bank:
         ):
             await _take(db, gid, source, cents)
             await _give(db, gid, target, cents)
+        return g.outcome
 
-    async def move_savings(self, gid: str, source: int, target: int, cents: int) -> None:
+    async def move_savings(self, gid: str, source: int, target: int, cents: int) -> Outcome | None:
         """The same within the other database."""
         async with (
             self._coord.begin("move-savings", gid=gid, timeout=TIMEOUT_S, resources=["savings"]) as g,
@@ -81,6 +86,7 @@ class Bank:
         ):
             await _take(db, gid, source, cents)
             await _give(db, gid, target, cents)
+        return g.outcome
 
 
 async def _take(db: AsyncConnection, gid: str, account: int, cents: int) -> None:
@@ -96,18 +102,22 @@ async def _give(db: AsyncConnection, gid: str, account: int, cents: int) -> None
 
 
 async def answer(bank: Bank, request: dict[str, Any]) -> dict[str, str]:
-    """What the client is told: committed, aborted, refused (a business no), or unknown. Never a guess."""
+    """What the client is told: committed, committing, aborted, refused (a business no), or unknown. Never a guess."""
     operation = getattr(bank, request["op"])
     try:
-        await operation(**arguments_of(request))
+        return committed(await operation(**arguments_of(request)))
     except Exception as error:
         return told(error)
-    return {"told": "committed"}
 
 
 def arguments_of(request: dict[str, Any]) -> dict[str, Any]:
     """What the operation is called with."""
     return {key: request[key] for key in ("gid", "source", "target", "cents")}
+
+
+def committed(outcome: Outcome | None) -> dict[str, str]:
+    """It is certain that it will be, and perhaps it is not visible in both databases yet."""
+    return {"told": "committed" if outcome is not None and outcome.state is State.COMMITTED else "committing"}
 
 
 def told(error: Exception) -> dict[str, str]:
@@ -116,7 +126,7 @@ def told(error: Exception) -> dict[str, str]:
         case InsufficientFunds():
             return {"told": "refused"}
         case AlreadyCommitted():
-            return {"told": "committed"}
+            return committed(error.outcome)
         case Aborted() | AlreadyAborted():
             return {"told": "aborted", "why": error.reason}
         case InProgress() | OutcomeUnknown():

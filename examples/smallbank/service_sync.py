@@ -16,9 +16,20 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from sqlalchemy import Connection, Engine, create_engine
 
+from txcoord_client import Outcome
 from txcoord_client.sync import Coordinator
 
-from .service import GIVE, JOURNAL, TAKE, TIMEOUT_S, InsufficientFunds, arguments_of, options_for, told
+from .service import (
+    GIVE,
+    JOURNAL,
+    TAKE,
+    TIMEOUT_S,
+    InsufficientFunds,
+    arguments_of,
+    committed,
+    options_for,
+    told,
+)
 
 THREADS = 32
 
@@ -31,23 +42,25 @@ class Bank:
         self._checking = checking
         self._savings = savings
 
-    def send_payment(self, gid: str, source: int, target: int, cents: int) -> None:
+    def send_payment(self, gid: str, source: int, target: int, cents: int) -> Outcome | None:
         """From a checking account to somebody's savings account: two databases."""
         with self._coord.begin("send-payment", gid=gid, timeout=TIMEOUT_S) as g:
             with g.xa(self._checking) as db:
                 _take(db, gid, source, cents)
             with g.xa(self._savings) as db:
                 _give(db, gid, target, cents)
+        return g.outcome
 
-    def withdraw_savings(self, gid: str, source: int, target: int, cents: int) -> None:
+    def withdraw_savings(self, gid: str, source: int, target: int, cents: int) -> Outcome | None:
         """The other way round, so that the databases are locked in both orders."""
         with self._coord.begin("withdraw-savings", gid=gid, timeout=TIMEOUT_S) as g:
             with g.xa(self._savings) as db:
                 _take(db, gid, source, cents)
             with g.xa(self._checking) as db:
                 _give(db, gid, target, cents)
+        return g.outcome
 
-    def move_checking(self, gid: str, source: int, target: int, cents: int) -> None:
+    def move_checking(self, gid: str, source: int, target: int, cents: int) -> Outcome | None:
         """Within one database: committed in one phase."""
         with (
             self._coord.begin("move-checking", gid=gid, timeout=TIMEOUT_S, resources=["checking"]) as g,
@@ -55,8 +68,9 @@ class Bank:
         ):
             _take(db, gid, source, cents)
             _give(db, gid, target, cents)
+        return g.outcome
 
-    def move_savings(self, gid: str, source: int, target: int, cents: int) -> None:
+    def move_savings(self, gid: str, source: int, target: int, cents: int) -> Outcome | None:
         """The same within the other database."""
         with (
             self._coord.begin("move-savings", gid=gid, timeout=TIMEOUT_S, resources=["savings"]) as g,
@@ -64,6 +78,7 @@ class Bank:
         ):
             _take(db, gid, source, cents)
             _give(db, gid, target, cents)
+        return g.outcome
 
 
 def _take(db: Connection, gid: str, account: int, cents: int) -> None:
@@ -78,13 +93,12 @@ def _give(db: Connection, gid: str, account: int, cents: int) -> None:
 
 
 def answer(bank: Bank, request: dict[str, Any]) -> dict[str, str]:
-    """What the client is told: committed, aborted, refused (a business no), or unknown. Never a guess."""
+    """What the client is told: committed, committing, aborted, refused (a business no), or unknown. Never a guess."""
     operation = getattr(bank, request["op"])
     try:
-        operation(**arguments_of(request))
+        return committed(operation(**arguments_of(request)))
     except Exception as error:
         return told(error)
-    return {"told": "committed"}
 
 
 def main(port: str, address: str, checking_url: str, savings_url: str) -> None:

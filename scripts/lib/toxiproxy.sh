@@ -41,5 +41,5 @@ _build_toxiproxy() {
     "$_go" version -m "$_new/bin/server" | grep -qF "$_toxiproxy_sum" ||
         die "the module of toxiproxy is not the one that is pinned"
     mv "$_new/bin/server" "$root/.cache/toxiproxy/toxiproxy-server"
-    rm -rf "$_new"
+    rm -rf "$_new" "$root/.cache/go-venv"
 }

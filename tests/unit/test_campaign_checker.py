@@ -113,6 +113,17 @@ def undead(records: Records) -> None:
     reply(records, 2)["told"] = "aborted"
 
 
+def lost_though_certain(records: Records) -> None:
+    """As the one above, but told only that it will be committed."""
+    lost(records)
+    reply(records, 2)["told"] = "committing"
+
+
+def two_stories_one_of_them_to_come(records: Records) -> None:
+    two_stories(records)
+    reply(records, 2)["told"] = "committing"
+
+
 def failed_and_there(records: Records) -> None:
     """Every call was told that it did nothing, and it is there."""
     for call in (1, 2):
@@ -247,6 +258,8 @@ def alarm(records: Records) -> None:
     ("spoil", "kinds"),
     [
         (lost, {"LOST", "CHANGED"}),
+        (lost_though_certain, {"LOST", "CHANGED"}),
+        (two_stories_one_of_them_to_come, {"TWO_STORIES"}),
         (undead, {"UNDEAD", "CHANGED"}),
         (failed_and_there, {"UNDEAD"}),
         (torn, {"TORN", "MONEY"}),
@@ -284,6 +297,15 @@ def test_each_anomaly_is_found(spoil: Callable[[Records], None], kinds: set[str]
     spoil(records)
     found = {anomaly.split(" ")[0] for anomaly in check(records).anomalies}
     assert kinds <= found <= kinds | {"BALANCE"}
+
+
+def test_who_is_told_that_it_will_be_may_find_it_later() -> None:
+    records = well()
+    told_too_early(records)
+    reply(records, 2)["told"] = "committing"
+    verdict = check(records)
+    assert verdict.anomalies == []
+    assert verdict.told["committed"] == 2
 
 
 def test_what_is_allowed() -> None:
