@@ -138,7 +138,7 @@ async def _remembered(
     remembered = await log_.resource_identity(found.name)
     whose = ""
     if remembered != found.identity:
-        whose = await whose_identity(log_, found.identity, names)
+        whose = await whose_identity(log_, found.name, found.identity, names)
     if remembered is None and fix and not whose:
         remembered = await log_.remember_resource(found.name, found.identity)
         if remembered == found.identity:

@@ -164,7 +164,7 @@ class ManagedResource:
         if trouble is None:
             remembered = await log_.resource_identity(self.name)
             if seen.identity != remembered:
-                whose = await whose_identity(log_, seen.identity, others)
+                whose = await whose_identity(log_, self.name, seen.identity, others)
                 if remembered is None and not whose:
                     remembered = await log_.remember_resource(self.name, seen.identity)
                 if seen.identity != remembered:
@@ -195,11 +195,12 @@ class ManagedResource:
         return None
 
 
-async def whose_identity(log_: Log, identity: str, names: Iterable[str]) -> str:
-    """The name for which the log remembers this identity; empty for none of them."""
-    for name in names:
-        if await log_.resource_identity(name) == identity:
-            return name
+async def whose_identity(log_: Log, name: str, identity: str, names: Iterable[str]) -> str:
+    """The other name for which the log remembers this identity; empty for none of them. (Under ``name`` itself another
+    node may have written it just now.)"""
+    for other in names:
+        if other != name and await log_.resource_identity(other) == identity:
+            return other
     return ""
 
 
