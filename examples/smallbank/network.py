@@ -72,13 +72,20 @@ class Network:
             address=f"127.0.0.1:{port}",
             env={"LOG_LEVEL": "error"},
         )
-        self._to: dict[str, str] = {}
 
     def way(self, source: str, target: str, address: str) -> str:
-        """A way from one to another; answers the address to use instead."""
+        """Open a way from one to another; answers the address to use instead. Raises NotReady."""
         name = f"{source}>{target}"
-        self._to[name] = address
-        self.ways[name] = f"127.0.0.1:{free_port()}"
+        for tries_left in (4, 3, 2, 1, 0):
+            listen = f"127.0.0.1:{free_port()}"
+            try:
+                self._ask("POST", "/proxies", {"name": name, "listen": listen, "upstream": address})
+            except NotReady:  # the port has been taken meanwhile
+                if not tries_left:
+                    raise
+            else:
+                self.ways[name] = listen
+                break
         return self.ways[name]
 
     def between(self, source: str = "", target: str = "") -> list[str]:
@@ -90,19 +97,17 @@ class Network:
         ]
 
     def start(self) -> None:
-        """Start it, and open all ways. Raises NotReady."""
+        """Start it. Raises NotReady."""
         self._server.start(wait_s=0)
         until = time.monotonic() + 30
         while True:
             try:
                 self._ask("GET", "/version")
-                break
+                return
             except OSError as error:
                 if time.monotonic() > until or not self._server.running:
                     raise NotReady(f"toxiproxy: {error}:\n{self._server.tail()}") from error
                 time.sleep(0.02)
-        for name, listen in self.ways.items():
-            self._ask("POST", "/proxies", {"name": name, "listen": listen, "upstream": self._to[name]})
 
     def stop(self) -> None:
         """End it."""
@@ -126,10 +131,17 @@ class Network:
                 )
 
     def mend(self, what: Trouble, ways: Sequence[str]) -> None:
-        """It is over."""
+        """It is over. Raises NotReady."""
+        until = time.monotonic() + 30
         for way in ways:
-            if what.kind == CUT:
-                self._ask("POST", f"/proxies/{way}", {"enabled": True})
+            while what.kind == CUT:
+                try:
+                    self._ask("POST", f"/proxies/{way}", {"enabled": True})
+                    break
+                except NotReady:  # somebody's connection has taken the port for a moment
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(0.05)
             for stream in what.streams:
                 self._ask("DELETE", f"/proxies/{way}/toxics/{what.kind}_{stream}")
 

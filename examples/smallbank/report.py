@@ -120,11 +120,12 @@ def page(runs: Sequence[Run]) -> str:
     """All of it."""
     anomalies = sum(len(run.verdict.anomalies) for run in runs)
     good = "good" if not anomalies else "bad"
+    found = f"{anomalies} anomal{'y' if anomalies == 1 else 'ies'}"
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width'><title>txcoord campaign</title>"
         f"<style>{_STYLE}</style>"
-        f"<h1>txcoord campaign, seed {runs[0].plan['seed']}: <span class='{good}'>{anomalies} anomalies</span></h1>"
+        f"<h1>txcoord campaign, seed {runs[0].plan['seed']}: <span class='{good}'>{found}</span></h1>"
         + _overview(runs)
         + "<p class='small'>An anomaly is: a payment in one database and not in the other, or twice; an answer, by "
         "whomever and whenever, that is not what the databases say; an outcome that changed, or was forgotten; money "

@@ -162,7 +162,7 @@ def _disturbances(result: Result) -> Iterable[tuple[str, str]]:
     if result.ended:
         yield (
             "ended by themselves",
-            f"{len(result.ended)}, and were started again: {'; '.join(result.ended[:3])}",
+            f"{len(result.ended)}, and were started again: {', '.join(result.ended[:3])}",
         )
 
 

@@ -142,18 +142,18 @@ class World:
         starts = [asyncio.ensure_future(in_thread(s.start)) for s in self.servers.values()]
         try:
             await asyncio.sleep(0)
-            self._describe()
             from txcoord.adapters.sql.migrate import migrate  # costs a second, while the servers start
         finally:
             await asyncio.wait(starts)
         for start in starts:
             start.result()
+        if self.network is not None:
+            await in_thread(self.network.start)
+        await in_thread(self._describe)  # Not before: a server whose port was taken has gone to another one.
         if self.log == "mariadb":
             await in_thread(self.servers["log"].create_database, "txcoord")
         fills = [in_thread(bank.fill, self.accounts, self.cents_each) for bank in self.banks.values()]
         await asyncio.gather(migrate(self._log_url), *fills)
-        if self.network is not None:
-            await in_thread(self.network.start)
         await asyncio.gather(*(in_thread(process.start) for process in self._processes.values()))
 
     @property
@@ -244,8 +244,8 @@ class World:
             except NotReady:
                 if process.running or time.monotonic() > until:
                     raise
-                why = process.tail(300).strip().rpartition("\n")[2]
-                self.ended.append(f"{victim} with {process.exit_code}, {why}")
+                why = ": ".join(process.tail(1000).strip().rpartition("\n")[2].split(": ")[:2])
+                self.ended.append(f"{victim} with {process.exit_code} ({why})")
                 time.sleep(0.2)
                 process.start(wait_s=0)
         self.down.discard(victim)
