@@ -1,101 +1,81 @@
-"""Every crash point of every scenario: the coordinator dies there, another one comes, and the databases are asked.
+"""Every point where a process may die or a reply may be lost, on real databases: the short form of
+``scripts/crash-points``, which tries all of them.
 
-First one run counts what is reached, then there is one run for each hit. In process, on real PostgreSQL, with the
-log on SQLite, on PostgreSQL and on MariaDB.
+First some runs count what is reached, then there is one run for each hit. In process, with the log on SQLite, on
+PostgreSQL and on MariaDB.
 """
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
-from operator import and_
-
 import pytest
 
-from tests.faults.crashing import Hit, crash_points
-from tests.faults.enumeration import Places
-from tests.faults.scenarios import (
-    SCENARIOS,
-    Scenario,
-    commit_with_gid,
-    one_phase_whose_reply_was_lost,
-    rollback,
-)
+from tests.faults import points
+from tests.faults.enumeration import Campaign, Places
+from tests.faults.scenarios import SCENARIOS
+from tests.faults.servers import LOGS, with_logs
 from txcoord.engine import failpoints
+from txcoord.testing.mariadb import MariaDBServer
+from txcoord.testing.postgres import PostgresServer
 
 pytestmark = [  # Who dies while it connects leaves its sockets open.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-ALL_PAIRS = os.environ.get("TXCOORD_ALL_PAIRS") == "1"
-TWICE = (commit_with_gid, rollback, one_phase_whose_reply_was_lost)
-LEAVES_MUCH = (
-    ("commit.after_write", 1),
-    ("rollback.after_write", 1),
-    ("finish.after", 2),
-    ("probe.after", 1),
-)
-Record = Callable[[Scenario, int], None]
+LEAVES_MUCH = {
+    "commit_with_gid": "coordinator.commit:after",
+    "rollback": "coordinator.rollback:after",
+    "one_phase_whose_reply_was_lost": "coordinator.probe:after",
+    "sdk_commit_with_gid": "client.commit:after",
+    "sdk_called_service": "client.prepare:lost",
+}
+"""First crashes whose recovery has the most to do."""
 
 
-@pytest.fixture(scope="module")
-def record() -> Iterator[Record]:
-    """Counts what was enumerated, and says it in the end."""
-    count: Counter[str] = Counter()
-
-    def add(scenario: Scenario, points: int) -> None:
-        count[scenario.__name__] += points
-
-    yield add
-    print(f"\n{count.total()} crash points: {dict(count)}")
-
-
-# ---- tests ----
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("log", LOGS)
+async def test_each_point_once(log: str, mixed: Places, pg18: PostgresServer, mariadb: MariaDBServer) -> None:
+    """Each in the first scenario that comes to it, and none is left out; then again during recovery."""
+    async with with_logs(mixed, log, lambda: pg18, lambda: mariadb) as places:
+        campaign = Campaign(places, each=1)
+        await campaign.run(await campaign.singles())
+        firsts = [(SCENARIOS[name], ((point, 1),)) for name, point in LEAVES_MUCH.items()]
+        await campaign.run(await campaign.pairs(firsts))
+        _is_well(campaign)
+        assert sorted(places.points - campaign.report.fired) == []
 
 
-async def counted(places: Places, scenario: Scenario, *crashes: Hit) -> Counter[str]:
-    """What is reached after these crashes: of three runs, what is common to all. (Under load a step may be tried
-    once more.)"""
-    runs = await places.enumerate(scenario, [crashes] * 3)
-    return reduce(and_, (run.reached[-1] for run in runs if not run.points.unfired))
-
-
-async def all_of(places: Places, scenario: Scenario, crashes: Sequence[Sequence[Hit]]) -> list[Sequence[Hit]]:
-    """None of them does harm; those that did not happen."""
-    runs = await places.enumerate(scenario, crashes)
-    return [crash for crash, run in zip(crashes, runs, strict=True) if run.points.unfired]
-
-
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.__name__)
-async def test_dies_at_each_point_once(scenario: Scenario, places: Places, record: Record) -> None:
-    points = crash_points(await counted(places, scenario))
-    assert await all_of(places, scenario, [(point,) for point in points]) == []
-    record(scenario, len(points))
-
-
-@pytest.mark.timeout(1200 if ALL_PAIRS else 120)
-@pytest.mark.parametrize("scenario", SCENARIOS if ALL_PAIRS else TWICE, ids=lambda s: s.__name__)
-async def test_dies_again_at_each_point_of_its_recovery(
-    scenario: Scenario, places: Places, record: Record
+@pytest.mark.timeout(200)
+async def test_each_point_once_on_postgresql_only(
+    postgresql_only: Places, pg18: PostgresServer, mariadb: MariaDBServer
 ) -> None:
-    """With TXCOORD_ALL_PAIRS=1 after every first crash; otherwise after those that leave the most to do."""
-    for first in crash_points(await counted(places, scenario)):
-        if not ALL_PAIRS and first not in LEAVES_MUCH:
-            continue
-        pairs = [(first, second) for second in crash_points(await counted(places, scenario, first))]
-        missed = await all_of(places, scenario, pairs)
-        # In a recovery phase two and the scanner race: either may leave the other nothing to do.
-        assert len(missed) * 5 <= len(pairs), missed
-        record(scenario, len(pairs) - len(missed))
+    async with with_logs(postgresql_only, "sqlite", lambda: pg18, lambda: mariadb) as places:
+        campaign = Campaign(places, each=1)
+        await campaign.run(await campaign.singles())
+        _is_well(campaign)
+        assert sorted(places.points - campaign.report.fired) == []
 
 
-@pytest.mark.timeout(60)
-async def test_every_failpoint_is_reached(places: Places) -> None:
-    """So none of those above has been left out."""
-    clean = await places.run([(scenario, ()) for scenario in SCENARIOS])
-    (again,) = await places.enumerate(commit_with_gid, [[("commit.after_write", 1)]])
-    reached = set[str]().union(*(run.reached[0] for run in clean), again.reached[1])
-    assert reached >= failpoints.NAMES
+def _is_well(campaign: Campaign) -> None:
+    report = campaign.report
+    print(
+        f"\nlog {campaign.places.log}: {sum(report.singles.values())} points, {sum(report.pairs.values())} pairs"
+    )
+    for _, error in report.failures[:1]:
+        raise error
+    # In a recovery phase two and the scanner race: either may leave the other nothing to do.
+    assert len(report.passed_by) * 20 <= report.runs, report.passed_by
+
+
+def test_the_engines_failpoints_are_all_points() -> None:
+    assert set(points.ENGINE) == failpoints.NAMES
+    assert {f"{step}:{mode}" for step, mode in points.ENGINE.values()} <= points.points_of(["mariadb"])
+
+
+def test_a_crash_is_named_as_it_is_printed() -> None:
+    crash = (("client.prepare:lost", 2), ("log.flush:before", 1))
+    assert points.parse(points.text_of(crash)) == crash
+    assert points.parse("client.prepare:lost") == (("client.prepare:lost", 1),)
+    with pytest.raises(ValueError, match=r"client\.sleep"):
+        points.parse("client.sleep:lost@1")
+    with pytest.raises(ValueError, match=r"scanner\.judge:lost"):
+        points.parse("scanner.judge:lost@1")
