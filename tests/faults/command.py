@@ -8,7 +8,6 @@ import contextlib
 import logging
 import sys
 import time
-import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -109,7 +108,7 @@ async def _one(
     total.runs += report.runs
     total.failed += len(report.failures)
     for command, error in report.failures:
-        print(f"\nFAILED {command}\n{''.join(traceback.format_exception(error))}", flush=True)
+        print(f"  FAILED {command}: {type(error).__name__}: {error}")
     if asked.verb == "run" and not asked.scenario and asked.part == "1/1" and asked.point is None:
         unfired = sorted(places.points - report.fired)
         total.unfired += unfired

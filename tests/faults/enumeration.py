@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -212,7 +213,10 @@ class Campaign:
 
     def _failed(self, job: Job, error: Run | Exception) -> None:
         assert isinstance(error, Exception)
-        self.report.failures.append((self.places.command(*job), error))
+        command = self.places.command(*job)
+        self.report.failures.append((command, error))
+        if self._say is not None:
+            self._say(f"FAILED {command}\n{''.join(traceback.format_exception(error))}")
 
     def _thinned(self, jobs: list[Job]) -> list[Job]:
         if not self._each:

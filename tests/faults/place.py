@@ -87,6 +87,7 @@ class Run:
     """What the scenario has reached: before the first crash, after it, …"""
     clients: list[Client] = field(default_factory=list)
     _held: list[Any] = field(default_factory=list)
+    _starting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         self.gid = f"g-{tx_id_at(time.time_ns() // 1000)}"
@@ -97,27 +98,28 @@ class Run:
 
     async def up(self) -> Process:
         """The coordinator, started again if it is dead."""
-        while self.process is None or self.process.dead.is_set():
-            if self.process is not None:
-                await self.process.bury()
-            self.lives += 1
-            assert self.lives <= _LIVES, "it dies again and again"
-            place = self.place
-            self.process = process = Process(
-                place.log_url,
-                place.databases,
-                place.identities,
-                self.windows,
-                self.points,
-                node=self.node,
-                lease_us=self.lease_us,
-                scale=self.scale,
-            )
-            with suppress(Died):
-                await process.start()
-                assert process.coordinator.identity is not None
-                place.log_id = process.coordinator.identity.log_id
-        return self.process
+        async with self._starting:  # Several clients may miss it at once.
+            while self.process is None or self.process.dead.is_set():
+                if self.process is not None:
+                    await self.process.bury()
+                self.lives += 1
+                assert self.lives <= _LIVES, "it dies again and again"
+                place = self.place
+                self.process = process = Process(
+                    place.log_url,
+                    place.databases,
+                    place.identities,
+                    self.windows,
+                    self.points,
+                    node=self.node,
+                    lease_us=self.lease_us,
+                    scale=self.scale,
+                )
+                with suppress(Died):
+                    await process.start()
+                    assert process.coordinator.identity is not None
+                    place.log_id = process.coordinator.identity.log_id
+            return self.process
 
     async def ask(self, work: Callable[[Coordinator], Coroutine[Any, Any, T]]) -> T:
         """Ask until there is an answer."""

@@ -14,6 +14,7 @@ from tests.faults.client import Business, Client, ClientDied
 from tests.faults.place import Run, TooSlow
 from tests.faults.scenarios import scenario
 from txcoord.core.model import Decision
+from txcoord_client import TxcoordError
 
 Body = Callable[[Client, Any], Awaitable[None]]
 
@@ -146,6 +147,8 @@ async def sdk_nobody_comes_back(run: Run) -> Decision:
         told = await client.live(client.transaction(_both, timeout=0.8 * run.scale))
     except ClientDied:
         told = None
+    except TxcoordError as error:
+        raise TooSlow from error  # Its time was up before it had begun.
     if told is not None:
         if told is Decision.ABORT and not run.points.fired:
             raise TooSlow
