@@ -125,6 +125,11 @@ class Checker:
             ):
                 self.wrong(f"{self._name(tx_id)}: a requested abort was written after W")
         was_ended, was_epoch = self._stands.get(tx_id, (0, 0))
+        if change.kind is ChangeKind.INSERT and tx_id in self._stands:
+            # An INSERT finds no row: retention has deleted that one. A branch that was in limbo may come back later.
+            if not was_ended:
+                self.wrong(f"{self._name(tx_id)}: its row was deleted before it had ended")
+            was_ended, was_epoch = 0, 0
         if was_ended and not ended_us and tx_id in self.decisions:
             self.wrong(f"{self._name(tx_id)}: it had ended, and is on its way again in the log")
         if epoch < was_epoch:
