@@ -273,3 +273,10 @@ def test_who_is_gone() -> None:
     assert not claims.is_gone(swapped(1, "another-boot"))
     assert not claims.is_gone(swapped(2, "pid:[1]")), "another container's numbers say nothing"
     assert not claims.is_gone("somebody")
+
+
+def test_who_is_not_shown_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """/proc mounted with hidepid=2: nobody else's process is there, not even the first one."""
+    dead, started = _instance_of_a_dead_process(), claims._started
+    monkeypatch.setattr(claims, "_started", lambda pid: "" if pid == 1 else started(pid))
+    assert not claims.is_gone(dead)

@@ -154,7 +154,10 @@ def is_gone(instance: str) -> bool:
     if len(parts) != 6 or _UNKNOWN in parts[1:5]:
         return False
     _, boot, numbers, pid, started, _ = parts
-    return (boot, numbers) == _world() and pid.isdigit() and _started(int(pid)) not in (started, _UNKNOWN)
+    if (boot, numbers) != _world() or not pid.isdigit():
+        return False
+    # /proc may be mounted so that others' processes are not shown (hidepid): then the first one isn't, either.
+    return _started(1) not in ("", _UNKNOWN) and _started(int(pid)) not in (started, _UNKNOWN)
 
 
 def _shown(instance: str) -> str:
