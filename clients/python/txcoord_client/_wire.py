@@ -70,7 +70,7 @@ class Wire:
         self._queue: deque[Open] = deque()
         self._kick: asyncio.Future[None] | None = None
         self._runner: asyncio.Task[None] | None = None
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending: dict[asyncio.Task[None], None] = {}
         """Streams that were left, and probes."""
         self._closed = False
 
@@ -336,8 +336,8 @@ class Wire:
 
     def _aside(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work, name="txcoord.wire.aside")
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
+        self._ending[task] = None
+        task.add_done_callback(self._ending.pop)
 
     def _take_into(self, message: pb.SessionRequest, stream: Stream) -> None:
         loop = asyncio.get_running_loop()

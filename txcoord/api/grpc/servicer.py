@@ -34,7 +34,8 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
         self._ops = operations
         self._max_operations = max_operations
         self._now_us = now_us
-        self._sessions: set[Outbox] = set()
+        self._sessions: dict[Outbox, None] = {}
+        """In the order in which they came: a simulation is the same each time."""
         self.draining = False
         self.messages = 0
         """Requests and stream messages received, for the cost counters."""
@@ -119,7 +120,7 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
         self, request_iterator: AsyncIterator[pb.SessionRequest], context: Any
     ) -> AsyncIterator[pb.SessionResponse]:
         outbox = Outbox()
-        self._sessions.add(outbox)
+        self._sessions[outbox] = None
         reader = asyncio.ensure_future(self._read_session(request_iterator, outbox))
         try:
             while True:
@@ -131,7 +132,7 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
             if isinstance(error, Refused):
                 await status.abort(context, error)
         finally:
-            self._sessions.discard(outbox)
+            self._sessions.pop(outbox, None)
             reader.cancel()
             # What was asked for goes on; only its answer has nowhere to go.
 
