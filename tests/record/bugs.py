@@ -42,6 +42,7 @@ SIMULATION = "the simulation"
 VIRTUAL = "the engine on virtual time: crashes, take-overs and hanging databases"
 RACES = "races between two that end one thing"
 ACCEPTANCE = "acceptance tests of several services and nodes"
+CAMPAIGN = "the campaign: three coordinators under SIGKILL, SIGSTOP and network faults"
 DATABASES = "tests on real MariaDB"
 
 _WIRE = "clients/python/txcoord_client/_wire.py"
@@ -290,6 +291,32 @@ BUGS = (
             ),
         ),
         "tests/unit/test_sdk_wire.py",
+    ),
+    Bug(
+        "committed-too-early",
+        "A gid whose commit was decided raised AlreadyCommitted, and nothing told that a branch was still to be "
+        "finished. A service that took it for COMMITTED told its client so seconds before all of it could be seen.",
+        CAMPAIGN,
+        "SDK: AlreadyCommitted tells in its outcome whether every branch is finished yet",
+        (Edit("clients/python/txcoord_client/_block.py", "            error.outcome = known\n", ""),),
+        "tests/acceptance/test_sdk_ends.py -k commit_is_on_its_way",
+        services=True,
+    ),
+    Bug(
+        "both-start-at-once",
+        "Two coordinators started at once on a new log. One found no note of a database, the other wrote it, and the "
+        "first took it for that of another database: swapped URLs. It ended.",
+        CAMPAIGN,
+        "Several coordinators may start at once on a new log: none takes the other's note of a database for swapped "
+        "URLs",
+        (
+            Edit(
+                "txcoord/wiring/resources.py",
+                "if other != name and await log_.resource_identity(other) == identity:",
+                "if await log_.resource_identity(other) == identity:",
+            ),
+        ),
+        "tests/unit/test_resources.py",
     ),
     Bug(
         "abort-unheard-elsewhere",
