@@ -40,7 +40,8 @@ class Bug:
 MODEL = "the model (TLC)"
 SIMULATION = "the simulation"
 VIRTUAL = "the engine on virtual time: crashes, take-overs and hanging databases"
-RACES = "races between two that end one thing"
+WIRE = "tests of the SDK's wire that lose replies"
+REVIEW = "a review of the engine; tests on virtual time see it now"
 ACCEPTANCE = "acceptance tests of several services and nodes"
 CAMPAIGN = "the campaign: three coordinators under SIGKILL, SIGSTOP and network faults"
 DATABASES = "tests on real MariaDB"
@@ -174,7 +175,7 @@ BUGS = (
         "one-dead-database",
         "Deadlines that need a database's answer were asked one after the other with all the rest: one database that "
         "hung held back every other deadline.",
-        VIRTUAL,
+        REVIEW,
         "Phase two, recovery, finisher: no false alarms, no stuck sweep, no doubled attempts",
         (
             Edit(
@@ -189,7 +190,7 @@ BUGS = (
         "alarm-in-flight",
         "The scan listed a branch while phase two was finishing it, then read the row, which had ended: "
         "committed_but_prepared was alarmed, and nothing was wrong.",
-        VIRTUAL,
+        REVIEW,
         "Phase two, recovery, finisher: no false alarms, no stuck sweep, no doubled attempts",
         (Edit(_RECOVERY, "if item[2] not in _LATE or item[0].xid in again]", "]"),),
         "tests/unit/test_engine_recovery.py -k during_phase_two",
@@ -199,7 +200,7 @@ BUGS = (
         "The end of a transaction kept its epoch. An operator's order, or a late note, that was decided a "
         "moment before "
         "was written over it: what had ended was on its way again.",
-        VIRTUAL,
+        REVIEW,
         "Phase two, recovery, finisher: no false alarms, no stuck sweep, no doubled attempts",
         (Edit(_SETTLE, "        new = replace(new, epoch=tx.epoch + 1)\n", "        pass\n"),),
         "tests/unit/test_engine_waiting.py -k written_over_the_end",
@@ -279,7 +280,7 @@ BUGS = (
         "refused-is-not-undone",
         "A commit was sent, its reply was lost, it was sent again and refused: the SDK believed the refusal and told "
         "Aborted, though the first one may have been done.",
-        RACES,
+        WIRE,
         "SDK: a refusal says nothing of an earlier try whose answer was lost; messages keep to the "
         "coordinator's limits; "
         "waits end before their callers go; hello keeps to each caller's time",

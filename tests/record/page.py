@@ -10,9 +10,9 @@ from .bugs import BUGS, Bug
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "bugs.md"
 _HEAD = """# Bugs that were found
 
-All that the tools of this repository have found in txcoord, before anybody could be hurt by it: what was wrong, what
-found it, and **the command that shows it once more**. It takes the mend out of a copy of the code, runs the test that
-knows of it, and says what fails:
+What the tools of this repository, and reviews, have found in txcoord before anybody could be hurt by it: what was
+wrong, what found it, and **the command that shows it once more**. It takes the mend out of a copy of the code, runs the
+test that knows of it, and says what fails:
 
 ```sh
 ./scripts/bugs list
@@ -20,8 +20,9 @@ knows of it, and says what fails:
 ./scripts/bugs show --all              # all: some minutes; those marked * need databases, which are brought
 ```
 
-Tests see to it that each entry is true: its mend is in the code, once, and its test fails without it. How txcoord is
-tested, and what is not promised, is in [Reliability](reliability.md). This page is made by `./scripts/bugs page`.
+Tests see to it that each entry is true: its mend is in the code, once, and its test fails without it. Where nobody
+wrote down what had found a bug, the tests that came with its mend are named. How txcoord is tested, and what is not
+promised, is in [Reliability](reliability.md). This page is made by `./scripts/bugs page`.
 
 """
 
