@@ -272,6 +272,25 @@ async def test_rights_are_named(db: MariaResource) -> None:
 # ---- MariaDB: the session that prepared ----
 
 
+async def test_many_coordinators_end_sessions_of_one_server_at_once(maria: MariaResource) -> None:
+    """InnoDB shows who holds what as it was when it was last left alone for a moment: they take turns."""
+    holders = [maria.branch(value) for value in range(16)]
+    finishers = [maria.another() for _ in holders]
+
+    async def finished(number: int) -> None:
+        finisher, xid = finishers[number], str(holders[number].x)
+        # Out of step, so that somebody always reads.
+        await asyncio.sleep(0.05 * number)
+        while (result := await finisher.finish(xid, True)).finished is not Finished.DONE:
+            assert (result.finished, result.reason.split(":")[0]) == (Finished.RETRY, "BUSY"), result
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(finished(number) for number in range(len(holders))))
+    assert maria.work() == list(range(16))
+    for finisher in finishers:
+        await finisher.close()
+
+
 async def test_a_session_that_lives_is_ended_and_its_branch_finished(maria: MariaResource) -> None:
     for value, commit in ((1, True), (2, False)):
         holder = maria.branch(value)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
 from txcoord_client.protocol import mariadb as my
@@ -134,9 +134,9 @@ class Holders:
 
     async def _blockers(self, s: Session, waiter: Session, waiting: asyncio.Future[Any]) -> set[int]:
         """The sessions that the waiter waits for; empty when it waits for none, or waits no more."""
-        # One reader at a time: too many keep InnoDB from making the table anew.
-        async with self._snapshot:
-            while not waiting.done():
+        # One reader at a time, here and elsewhere: too many keep InnoDB from making the table anew.
+        async with self._snapshot, self._turn(s) as ours:
+            while ours and not waiting.done():
                 await asyncio.wait({waiting}, timeout=my.HOLDERS_FRESH_S)
                 if waiting.done():
                     break
@@ -144,6 +144,17 @@ class Holders:
                 if rows:
                     return {int(row[0]) for row in rows}
         return set()
+
+    @staticmethod
+    @asynccontextmanager
+    async def _turn(s: Session) -> AsyncIterator[bool]:
+        """Is it this session's turn among all that look at this server?"""
+        ours = await s.value(my.TAKE_TURN) == 1
+        try:
+            yield ours
+        finally:
+            if ours and s.usable:  # It ends with its session.
+                await s.rows(my.END_TURN)
 
     @staticmethod
     async def _interrupt(s: Session, waiter: Session, waiting: asyncio.Future[Any]) -> None:

@@ -310,6 +310,11 @@ InnoDB makes this table, and that of :func:`find_blockers`, anew only when nobod
 
 HOLDERS_FRESH_S = 0.13
 
+TAKE_TURN = "SELECT GET_LOCK('txcoord.holders', 1)"
+"""1: it is this session's turn to read those tables, until :data:`END_TURN` or its end. For all coordinators of the
+server: those that read again and again, out of step, would keep each other from ever seeing anything new."""
+END_TURN = "SELECT RELEASE_LOCK('txcoord.holders')"
+
 
 def limbo(rows: Sequence[Sequence[object]], holders: Sequence[int], since_us: int) -> int:
     """How many of the transactions behind :data:`READ_HOLDERS` are prepared and not in the reply to
