@@ -222,6 +222,21 @@ async def test_one_with_another_log_is_refused(fleet: Fleet) -> None:
     assert await fleet.commit(until=soon(20)) is first
 
 
+async def test_a_log_that_was_restored_is_the_same_log(fleet: Fleet) -> None:
+    first = await fleet.commit()
+    before = first.log_id
+    for other in fleet.others(first):
+        other.log_id, other.earlier_log_ids = "9876543210", [before]
+    await first.stop()
+    assert await fleet.commit(until=soon(5)) is not first
+    # One that has not been told yet is not gone back to.
+    await first.start(first.port)
+    for other in fleet.others(first):
+        await other.stop()
+    with pytest.raises(Unavailable):
+        await commit(fleet.wire, until=soon(1.5))
+
+
 async def test_an_open_operation_goes_on_at_another_one(fleet: Fleet) -> None:
     first = await fleet.commit()
     arrived = asyncio.Event()

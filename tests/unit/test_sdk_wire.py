@@ -31,6 +31,7 @@ class Server(rpc.CoordinatorServiceServicer):
         self.hellos = 0
         self.limits = pb.Limits()
         self.log_id = LOG
+        self.earlier_log_ids: list[str] = []
         self.log_time_us = 1_000_000
         self.hello_gate = asyncio.Event()
         self.hello_gate.set()
@@ -61,7 +62,12 @@ class Server(rpc.CoordinatorServiceServicer):
     async def Hello(self, request: pb.HelloRequest, context: Any) -> pb.HelloResponse:
         self.hellos += 1
         await self.hello_gate.wait()
-        return pb.HelloResponse(log_id=self.log_id, log_time_us=self.log_time_us, limits=self.limits)
+        return pb.HelloResponse(
+            log_id=self.log_id,
+            earlier_log_ids=self.earlier_log_ids,
+            log_time_us=self.log_time_us,
+            limits=self.limits,
+        )
 
     async def Session(self, requests: Any, context: Any) -> AsyncIterator[pb.SessionResponse]:
         self.streams += 1

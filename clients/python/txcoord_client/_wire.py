@@ -115,9 +115,9 @@ class Wire:
             if isinstance(refusal, Unavailable):
                 self._nodes.leave(node)
             raise refusal from error
-        known = self._hello
-        if self._nodes.several and known is not None and known.log_id != answer.log_id:
-            # What was begun under one log would be unknown in the other.
+        known = self._hello if self._nodes.several else None
+        if known is not None and known.log_id not in (answer.log_id, *answer.earlier_log_ids):
+            # What was begun under one log would be unknown in the other. (One that was restored is the same log.)
             self._nodes.leave(node)
             raise Unavailable(
                 f"the coordinator at {node.address} has the log {answer.log_id}, the one before had {known.log_id}: "

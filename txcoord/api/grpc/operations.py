@@ -99,6 +99,7 @@ class Operations:
         return pb.HelloResponse(
             log_id=identity.log_id,
             incarnation=identity.incarnation,
+            earlier_log_ids=identity.earlier_log_ids,
             log_time_us=self._c.clock.now_us(),
             node=self._c.settings.node,
             version=__version__,

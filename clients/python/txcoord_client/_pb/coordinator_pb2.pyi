@@ -21,7 +21,7 @@ class HelloRequest(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., client: _Optional[str] = ..., client_version: _Optional[str] = ..., instance: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class HelloResponse(_message.Message):
-    __slots__ = ("log_id", "incarnation", "log_time_us", "node", "version", "limits", "features", "resources")
+    __slots__ = ("log_id", "incarnation", "log_time_us", "node", "version", "limits", "features", "resources", "earlier_log_ids")
     LOG_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     LOG_TIME_US_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class HelloResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     RESOURCES_FIELD_NUMBER: _ClassVar[int]
+    EARLIER_LOG_IDS_FIELD_NUMBER: _ClassVar[int]
     log_id: str
     incarnation: int
     log_time_us: int
@@ -38,7 +39,8 @@ class HelloResponse(_message.Message):
     limits: Limits
     features: _containers.RepeatedScalarFieldContainer[str]
     resources: _containers.RepeatedCompositeFieldContainer[ResourceInfo]
-    def __init__(self, log_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., log_time_us: _Optional[int] = ..., node: _Optional[str] = ..., version: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., features: _Optional[_Iterable[str]] = ..., resources: _Optional[_Iterable[_Union[ResourceInfo, _Mapping]]] = ...) -> None: ...
+    earlier_log_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, log_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., log_time_us: _Optional[int] = ..., node: _Optional[str] = ..., version: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., features: _Optional[_Iterable[str]] = ..., resources: _Optional[_Iterable[_Union[ResourceInfo, _Mapping]]] = ..., earlier_log_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_payload_bytes", "max_message_bytes", "max_operations", "max_branches", "max_deadline_us", "default_deadline_us", "grace_us", "retention_us", "marker_retention_us", "max_labels", "max_headers_bytes", "max_wait_us", "call_timeout_us")
