@@ -45,7 +45,8 @@ async def campaign(plans: Sequence[Plan], out: Path, as_json: bool) -> int:
         screen = Screen(plan.kills, 10.0, events=plan.kills <= 20)
         screen.say(
             f"[bold]campaign[/] {number} of {len(plans)}  seed [bold]{plan.seed}[/], {plan.kills} kills, "
-            f"{plan.disturbances} stops and network faults; databases postgresql+{plan.savings}, log on {plan.log}"
+            f"{plan.disturbances} stops and network faults; databases postgresql+{plan.savings}, log on {plan.log}  "
+            f"(again: --kills {plan.kills} {plan.options})"
         )
         result = await run(plan, screen)
         screen.console.print(summary(result))
