@@ -36,6 +36,7 @@ from txcoord_client.protocol import marker
 T = TypeVar("T")
 RARELY_S = 3600.0
 """Recovery's loops take one turn at the start; further ones are the scenario's."""
+_TICK_S = 0.3
 HOLD_S = 0.25
 """How long the session that has prepared a branch has for finishing it."""
 _LOST = "the reply was lost"
@@ -207,9 +208,21 @@ class Process:
         """An operation of an SDK, and its result, as they travel. Raises Died, TimeoutError."""
         assert self.servicer is not None
         request = pb.BatchRequest(namespace="shop", operations=[pb.Operation.FromString(operation)])
-        response = await self.call(self.servicer.Batch(request, _Context(left_s)))
+        response = await self.call(self._ticking(self.servicer.Batch(request, _Context(left_s))))
         result: pb.OperationResult = response.results[0]
         return result.SerializeToString()
+
+    async def _ticking(self, work: Coroutine[Any, Any, T]) -> T:
+        """What waits for a lazy write waits for the log's tick, as in production."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=_TICK_S)
+                if not task.done():
+                    await self.log.settle()
+            return task.result()
+        finally:
+            task.cancel()
 
     async def hello(self) -> pb.HelloResponse:
         """Who is there. Raises Died."""

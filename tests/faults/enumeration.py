@@ -199,15 +199,15 @@ class Campaign:
         def done(job: Job, run: Run | Exception) -> None:
             scenario, crash = job
             self.report.runs += 1
+            if isinstance(run, Exception):
+                self._failed(job, run)
+            else:
+                self.report.fired.update(point for point, _ in run.points.fired)
+                if run.points.unfired:
+                    self.report.passed_by.append(self.places.command(scenario, crash))
             ran = self.report.runs - before
             if self._say is not None and (ran % 200 == 0 or ran == len(jobs)):
                 self._say(f"{ran:,} of {len(jobs):,} runs, {len(self.report.failures)} failed")
-            if isinstance(run, Exception):
-                self._failed(job, run)
-                return
-            self.report.fired.update(point for point, _ in run.points.fired)
-            if run.points.unfired:
-                self.report.passed_by.append(self.places.command(scenario, crash))
 
         await self.places.run(jobs, done)
 
