@@ -45,15 +45,15 @@ def databases(pg18: Postgres, mariadb: MariaDB, *, mixed: bool) -> Iterator[Plac
     for number, name in enumerate(NAMES):
         server, database = servers[name], names[name]
         server.create_database(database)
-        look_alike = f"txc1.{_FOREIGN_LOG}.0.{number:012}70008{0:015}"
+        look_alike = f"txc1.{_FOREIGN_LOG}.0.{number + 2 * mixed:012}70008{0:015}"
         places.identities[name] = identity = name * 32
         if isinstance(server, MariaDBServer):
-            foreign = [f"crash-foreign-{name}", look_alike]
+            foreign = [f"foreign-{database}", look_alike]
             server.sql(";".join([*my.ddl(), my.set_identity(identity), *_WORK]), database)
             for gtrid in foreign:
                 _prepare_foreign(server, database, gtrid)
         else:
-            foreign = [f"crash-foreign-{name}", f"{look_alike}.1"]
+            foreign = [f"foreign-{database}", f"{look_alike}.1"]
             server.sql(";".join([*pg.ddl(), pg.set_identity(identity), *_WORK, *_CHECKED_LATE]), database)
             for gid in foreign:
                 server.sql(
