@@ -31,7 +31,7 @@ LEAVES_MUCH = {
 """First crashes whose recovery has the most to do."""
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("log", LOGS)
 async def test_each_point_once(log: str, mixed: Places, pg18: PostgresServer, mariadb: MariaDBServer) -> None:
     """Each in the first scenario that comes to it, and none is left out; then again during recovery."""
@@ -44,7 +44,7 @@ async def test_each_point_once(log: str, mixed: Places, pg18: PostgresServer, ma
         assert sorted(places.points - campaign.report.fired) == []
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 async def test_each_point_once_on_postgresql_only(
     postgresql_only: Places, pg18: PostgresServer, mariadb: MariaDBServer
 ) -> None:
