@@ -45,6 +45,7 @@ REVIEW = "a review of the engine; tests on virtual time see it now"
 ACCEPTANCE = "acceptance tests of several services and nodes"
 CAMPAIGN = "the campaign: three coordinators under SIGKILL, SIGSTOP and network faults"
 DATABASES = "tests on real MariaDB"
+CRASH_POINTS = "the crash points, when several runs shared one MariaDB"
 
 _WIRE = "clients/python/txcoord_client/_wire.py"
 _RECOVERY = "txcoord/engine/recovery.py"
@@ -334,6 +335,24 @@ BUGS = (
             ),
         ),
         "tests/acceptance/test_several_mariadb.py",
+        services=True,
+    ),
+    Bug(
+        "keep-each-other-blind",
+        "Several coordinators took hung sessions of one MariaDB over, out of step. InnoDB makes its table of locks anew "
+        "only when nobody has read it for 0.1 s: each kept the others from seeing anything new, and the branches "
+        "stayed as they were, for good.",
+        CRASH_POINTS,
+        "MariaDB: coordinators that end hung sessions of one server take turns: out of step they kept each other from "
+        "seeing any",
+        (
+            Edit(
+                "txcoord/adapters/xa/mariadb_holder.py",
+                "        async with self._snapshot, self._turn(s) as ours:\n",
+                "        async with self._snapshot:\n            ours = True\n",
+            ),
+        ),
+        "tests/integration/test_finisher_mariadb.py -k many_coordinators",
         services=True,
     ),
 )
