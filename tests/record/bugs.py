@@ -1,7 +1,7 @@
 """Every bug that the tools of this repository have found, with the edit that brings it back and the test that sees it.
 
 An entry is added with the mend. ``edits`` takes the mend out: what stands in the file now, and what stands there
-without it. Where the code around it changes the entry changes too: ``tests/unit/test_record.py`` sees to that.
+without it. Where the code around it changes the entry changes too: ``tests/unit/test_reliability.py`` sees to that.
 """
 
 from __future__ import annotations
