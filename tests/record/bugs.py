@@ -339,8 +339,9 @@ BUGS = (
     ),
     Bug(
         "keep-each-other-blind",
-        "Several coordinators took hung sessions of one MariaDB over, out of step. InnoDB makes its table of locks anew "
-        "only when nobody has read it for 0.1 s: each kept the others from seeing anything new, and the branches "
+        "Several coordinators took hung sessions of one MariaDB over, out of step. InnoDB makes its table of "
+        "locks anew only when nobody has read it for 0.1 s: each kept the others from seeing anything "
+        "new, and the branches "
         "stayed as they were, for good.",
         CRASH_POINTS,
         "MariaDB: coordinators that end hung sessions of one server take turns: out of step they kept each other from "
@@ -354,6 +355,23 @@ BUGS = (
         ),
         "tests/integration/test_finisher_mariadb.py -k many_coordinators",
         services=True,
+    ),
+    Bug(
+        "waits-no-time",
+        "A session of MariaDB asks for the decision, a second at a time. Where a try had failed late in that "
+        "second, it asked "
+        "from then on for what was left of it: a microsecond. It asked as fast as it could, heard nothing, and was "
+        "ended by the coordinator after its time.",
+        "an acceptance test that failed now and then on a busy machine, until somebody looked",
+        "SDK: whoever asks once more for the decision waits as long again, and storms nobody",
+        (
+            Edit(
+                _WIRE,
+                "sent.wait_us = max(min(sent.wait_us, int((left - _REPLY_S) * 1e6)), 1)",
+                "request.wait_us = sent.wait_us = max(min(sent.wait_us, int((left - _REPLY_S) * 1e6)), 1)",
+            ),
+        ),
+        "tests/unit/test_sdk_wire.py -k waits_as_long_again",
     ),
 )
 BY_NAME = {bug.name: bug for bug in BUGS}

@@ -387,6 +387,24 @@ async def test_a_wait_that_is_sent_again_ends_before_its_caller_goes(server: Ser
     assert 0 < second <= first - 400_000
 
 
+async def test_whoever_asks_once_more_waits_as_long_again(server: Server, wire: Wire) -> None:
+    """Sessions ask for the decision until they hear it. With the rest of an earlier try they would ask without a
+    pause, and never hear anything."""
+
+    async def refuse(op: pb.Operation) -> pb.OperationResult:
+        return refusal(grpc.StatusCode.UNAVAILABLE, "LOG_UNAVAILABLE")
+
+    server.answer = refuse
+    request = pb.WaitRequest(wait_us=1_000_000)
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            await wire.call("wait", request, soon(0.6))
+    assert request.wait_us == 1_000_000
+    waits = [op.wait.wait_us for m in server.messages for op in m.operations]
+    assert max(waits[1:]) > 200_000
+    assert all(0 < w <= 300_000 for w in waits)
+
+
 async def test_the_clock_follows_every_reply(server: Server, wire: Wire) -> None:
     await wire.hello(soon())
     server.log_time_us = 5_000_000_000

@@ -103,8 +103,9 @@ async def _decision(tx: Transaction, kept: list[Branch]) -> c.Decision:
         wait_us=int(_ASK_S * 1e6),
     )
     while not tx._runtime.closed and any(b.kept for b in kept):
+        asked = _aio.now()
         try:
-            response = await tx._runtime.wire.call("wait", request, _aio.now() + _ASK_S + 1.0, tx_id=tx.tx_id)
+            response = await tx._runtime.wire.call("wait", request, asked + _ASK_S + 1.0, tx_id=tx.tx_id)
         except TxcoordError:
             await _aio.sleep(_PAUSE_S)
             continue
@@ -112,8 +113,8 @@ async def _decision(tx: Transaction, kept: list[Branch]) -> c.Decision:
             if result.outcome.decision != c.DECISION_UNSPECIFIED:
                 decision: c.Decision = result.outcome.decision
                 return decision
-            if result.HasField("status"):
-                await _aio.sleep(_PAUSE_S)
+        if _aio.now() - asked < _PAUSE_S:
+            await _aio.sleep(_PAUSE_S)  # Whoever answers at once that there is nothing is not stormed.
         # An abort may be unlogged: only the node that took it knows of it, and has ended the session.
         for branch in kept:
             if branch.kept and not await branch.lives(_FINISH_S):

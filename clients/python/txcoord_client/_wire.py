@@ -161,9 +161,6 @@ class Wire:
         """
 
         async def once(left: float) -> Any:
-            if getattr(request, "wait_us", 0):
-                # Also when it is sent again: an answer that comes after our time is none.
-                request.wait_us = max(min(request.wait_us, int((left - _REPLY_S) * 1e6)), 1)
             result = await self._send(name, request, left)
             if result.HasField("status"):
                 raise _refusals.error_of(result.status, tx_id=tx_id, gid=gid)
@@ -233,7 +230,10 @@ class Wire:
         loop = asyncio.get_running_loop()
         number = next(self._numbers)
         operation = pb.Operation(op_id=number)
-        getattr(operation, name).CopyFrom(request)
+        sent = getattr(operation, name)
+        sent.CopyFrom(request)
+        if getattr(sent, "wait_us", 0):  # Also when it is sent again: an answer after our time is none.
+            sent.wait_us = max(min(sent.wait_us, int((left - _REPLY_S) * 1e6)), 1)
         size = operation.ByteSize()
         if size > self._max_bytes - _OVERHEAD_BYTES:
             raise Rejected(

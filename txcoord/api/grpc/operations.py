@@ -36,6 +36,9 @@ _HOLDER_DID: Mapping[int, bool | None] = {
     c.BRANCH_EVENT_RELEASED: None,
 }
 
+_LOOK_S = 0.05
+"""Whoever waits for less is told what the log says now, however long that takes."""
+
 
 class Operations:
     """What each request does. Raises Refused; answers the response message.
@@ -304,7 +307,7 @@ class Operations:
                 task = asyncio.ensure_future(self._waiting(tx, _LEVEL[item.level], limit_s))
                 waiting[task] = (index, item)
         try:
-            if limit_s <= 0:
+            if limit_s < _LOOK_S:
                 looks = [task for task, (_, item) in waiting.items() if item.expected]
                 await asyncio.gather(*looks, return_exceptions=True)
             elif waiting and not response.results:

@@ -104,8 +104,9 @@ def _decision(tx: Transaction, kept: list[Branch]) -> c.Decision:
         wait_us=int(_ASK_S * 1e6),
     )
     while not tx._runtime.closed and any(b.kept for b in kept):
+        asked = _aio.now()
         try:
-            response = tx._runtime.wire.call("wait", request, _aio.now() + _ASK_S + 1.0, tx_id=tx.tx_id)
+            response = tx._runtime.wire.call("wait", request, asked + _ASK_S + 1.0, tx_id=tx.tx_id)
         except TxcoordError:
             _aio.sleep(_PAUSE_S)
             continue
@@ -113,8 +114,8 @@ def _decision(tx: Transaction, kept: list[Branch]) -> c.Decision:
             if result.outcome.decision != c.DECISION_UNSPECIFIED:
                 decision: c.Decision = result.outcome.decision
                 return decision
-            if result.HasField("status"):
-                _aio.sleep(_PAUSE_S)
+        if _aio.now() - asked < _PAUSE_S:
+            _aio.sleep(_PAUSE_S)  # Whoever answers at once that there is nothing is not stormed.
         # An abort may be unlogged: only the node that took it knows of it, and has ended the session.
         for branch in kept:
             if branch.kept and not branch.lives(_FINISH_S):
