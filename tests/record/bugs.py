@@ -373,5 +373,40 @@ BUGS = (
         ),
         "tests/unit/test_sdk_wire.py -k waits_as_long_again",
     ),
+    Bug(
+        "limbo-told-as-undone",
+        "MariaDB answered XA ROLLBACK with OK and did nothing. Asked again, it did not know the branch: that was taken "
+        "for rolled back. It held its locks, and was prepared again after the server's restart.",
+        SIMULATION,
+        "MariaDB: a rollback that finds nothing looks whether the branch is in limbo; a late one is seen beside a "
+        "parked one",
+        (
+            Edit(
+                "txcoord/adapters/xa/mariadb.py",
+                "        if await self._is_held(s, x):\n            return await self._locked(s, x)\n"
+                "        # A PREPARE",
+                "        # A PREPARE",
+            ),
+        ),
+        "tests/integration/test_finisher_mariadb.py -k guard_keeps",
+        services=True,
+    ),
+    Bug(
+        "late-beside-parked",
+        "A branch was undone before its PREPARE arrived, while another one of its transaction was parked. The "
+        "scan left it to phase two, which was over for it: it stayed prepared until an operator "
+        "had come for the other.",
+        SIMULATION,
+        "MariaDB: a rollback that finds nothing looks whether the branch is in limbo; a late one is seen beside a "
+        "parked one",
+        (
+            Edit(
+                _RECOVERY,
+                "known and not tx.ended and listed is not None and listed.state is not BranchState.UNDONE",
+                "known and not tx.ended and listed is not None",
+            ),
+        ),
+        "tests/unit/test_engine_recovery.py -k while_another_branch_waits",
+    ),
 )
 BY_NAME = {bug.name: bug for bug in BUGS}

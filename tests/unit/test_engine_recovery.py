@@ -277,6 +277,32 @@ def test_a_prepared_branch_that_commit_does_not_list_is_rolled_back_and_alarmed(
     run(main())
 
 
+def test_a_prepare_that_comes_late_is_rolled_back_while_another_branch_waits() -> None:
+    """Its own phase two is over: nobody else would look at it again before the whole has ended."""
+
+    async def main() -> None:
+        async with a_shop() as shop:
+            node = shop.node()
+            tx = shop.tx()
+            one, two = xa(tx, "1", "a", BranchState.OPEN), xa(tx, "2", "b", BranchState.OPEN)
+            shop.a.prepare(one.xid)
+            shop.a.busy.add(one.xid)
+            await node.rollback(tx, one, two)
+
+            def undone() -> bool:
+                live = node.coordinator.live.get(tx.tx_id)
+                branch = live.tx.branch("2") if live is not None else None
+                return branch is not None and branch.state is BranchState.UNDONE
+
+            await eventually(undone)
+            shop.b.prepare(two.xid)  # delayed on its way
+            await _scan(node, shop)
+            assert two.xid in shop.b.rolled_back
+            assert one.xid in shop.a.prepared
+
+    run(main())
+
+
 def test_a_prepare_that_comes_after_the_rollback_is_rolled_back() -> None:
     async def main() -> None:
         async with a_shop() as shop:

@@ -302,11 +302,13 @@ class Recovery:
                 return Judgement.LEAVE  # Of another database on this server: its own scan judges it.
         if tx.decision is Decision.ABORT:
             # Until the end phase two is at what it knows, here or on the node that holds the lease.
-            return Judgement.LEAVE if known and not tx.ended else Judgement.PREPARED_AFTER_ABORT
+            at_it = known and not tx.ended and listed is not None and listed.state is not BranchState.UNDONE
+            return Judgement.LEAVE if at_it else Judgement.PREPARED_AFTER_ABORT
         if known and listed is not None:
             if listed.state in (BranchState.SKIPPED, BranchState.RESOLVED, BranchState.PARKED):
                 return Judgement.LEAVE  # An operator has it.
-            return Judgement.COMMITTED_BUT_PREPARED if tx.ended else Judgement.LEAVE
+            done = tx.ended or listed.state is BranchState.DONE
+            return Judgement.COMMITTED_BUT_PREPARED if done else Judgement.LEAVE
         # Commit carries the whole list: one that is not in it is a bug or an attack.
         return Judgement.PRUNED if tx.detail_pruned else Judgement.NOT_IN_COMMIT_LIST
 

@@ -218,6 +218,9 @@ class MariaFinisher:
             return FinishResult(Finished.RETRY, f"BUSY: another session is finishing it; or {why}")
         if commit:
             return await self._judge(s, x)
+        # An earlier OK may have done nothing: then it is in limbo, and no XA ROLLBACK finds it.
+        if await self._is_held(s, x):
+            return await self._locked(s, x)
         # A PREPARE that is still on its way is the scanner's.
         if await self._state(s, x) == marker.DONE:
             return FinishResult(
