@@ -4,21 +4,35 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from tests.faults.crashing import Died, Points
 from tests.faults.enumeration import Places, come_to_rest
-from tests.faults.scenarios import Connections, Place, Run
+from tests.faults.place import Connections, Place, Run
+from tests.faults.servers import LOGS, with_logs
 from txcoord.core.events import Commit
 from txcoord.core.model import Tx
+from txcoord.testing.mariadb import MariaDBServer
+from txcoord.testing.postgres import PostgresServer
 
 _MANY = 40
 
 
-async def test_its_own_rows_are_taken_back_once(places: Places) -> None:
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("log", LOGS)
+async def test_its_own_rows_are_taken_back_once(
+    log: str, postgresql_only: Places, pg18: PostgresServer, mariadb: MariaDBServer
+) -> None:
     """Some have ended, and only the record of it is not written yet. Claiming them again and again would outrun
     that record for ever."""
+    async with with_logs(postgresql_only, log, lambda: pg18, lambda: mariadb) as places:
+        await _taken_back_once(places)
+
+
+async def _taken_back_once(places: Places) -> None:
     connections = Connections()
-    place = Place(places.logs[0], places.databases, places.foreign, connections)
-    run = Run(place, Points(("commit.after_write", _MANY)))
+    place = Place(places.logs[0], places.databases, places.identities, places.foreign, connections)
+    run = Run(place, Points(("coordinator.commit:after", _MANY)))
     process = await run.up()
     decided: list[Tx] = []
     try:
