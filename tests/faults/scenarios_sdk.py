@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from tests.faults.client import Business, Client, ClientDied
@@ -83,6 +84,11 @@ async def _one_cannot_prepare(client: Client, g: Any) -> None:
     await client.insert(g, "b")
 
 
+async def _with_service(service: Client, client: Client, g: Any) -> None:
+    await client.insert(g, "a")
+    await client.call_service(service)
+
+
 @scenario()
 async def sdk_commit_with_gid(run: Run) -> Decision:
     return await _outcome(run, Decision.COMMIT, _both, gid=run.gid)
@@ -118,12 +124,7 @@ async def sdk_branch_that_cannot_prepare(run: Run) -> Decision:
 async def sdk_called_service(run: Run) -> Decision:
     """A branch in another service, which votes with its reply; on MariaDB its session waits for the decision."""
     service = await Client(run).start()
-
-    async def body(client: Client, g: Any) -> None:
-        await client.insert(g, "a")
-        await client.call_service(service)
-
-    return await _outcome(run, Decision.COMMIT, body, gid=run.gid)
+    return await _outcome(run, Decision.COMMIT, partial(_with_service, service), gid=run.gid)
 
 
 @scenario()
@@ -132,8 +133,7 @@ async def sdk_called_service_in_vain(run: Run) -> Decision:
     service = await Client(run).start()
 
     async def body(client: Client, g: Any) -> None:
-        await client.insert(g, "a")
-        await client.call_service(service)
+        await _with_service(service, client, g)
         raise Business
 
     return await _outcome(run, Decision.ABORT, body, gid=run.gid)

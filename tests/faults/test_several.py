@@ -7,8 +7,8 @@ import asyncio
 import json
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -157,13 +157,13 @@ async def test_one_that_was_stopped_and_wakes_after_the_take_over_changes_nothin
     with valve.holding("COMMIT PREPARED") as held:
         assert (await tx.commit(*branches, wait=c.WAIT_LEVEL_DECIDED)).state == c.STATE_COMMITTING
         await held.reached()
-        first._process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]
+        first.signal(signal.SIGSTOP)
         there = RawTx(b, tx.tx_id, tx.gid, tx.deadline_us, begun=True)
         assert (await there.reached(c.WAIT_LEVEL_COMMITTED, 60)).state == c.STATE_COMMITTED
         await eventually(lambda: "n2" in site.row(tx.tx_id) and "committed" in site.row(tx.tx_id))
         before = site.row(tx.tx_id)
     # What it had sent reaches the database only now, and its answer finds it awake.
-    first._process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
+    first.signal(signal.SIGCONT)
     await eventually(lambda: events(first, "tx.stale_epoch"), within=60)
     again = await RawTx(a, tx.tx_id, tx.gid, tx.deadline_us, begun=True).commit(*branches)
     assert again.state == c.STATE_COMMITTED
@@ -249,8 +249,27 @@ class Money:
             what=f"{count} more",
         )
 
-    def balances(self) -> list[int]:
-        return [int(db.sql("SELECT sum(balance) FROM account")) for db in self.site.dbs]
+    def check(self) -> None:
+        """Each transfer is in both databases, once."""
+        moved = sum(self.done.values())
+        balances = [int(db.sql("SELECT sum(balance) FROM account")) for db in self.site.dbs]
+        assert balances == [ACCOUNTS * CENTS - moved, ACCOUNTS * CENTS + moved]
+
+
+@asynccontextmanager
+async def moving(site: Site, nodes: Sequence[Managed]) -> AsyncIterator[Money]:
+    """Money moves meanwhile, and no call has failed in the end."""
+    money = Money(site, [node.address for node in nodes])
+    running = [
+        asyncio.ensure_future(money.run_async(4)),
+        asyncio.ensure_future(asyncio.to_thread(money.run_sync, 4)),
+    ]
+    try:
+        yield money
+    finally:
+        money.over.set()
+        await asyncio.gather(*running)
+    assert money.failures == []
 
 
 def _move(sign: str) -> Any:
@@ -261,24 +280,14 @@ def _move(sign: str) -> Any:
 async def test_a_rolling_restart_fails_no_call(site: Site) -> None:
     nodes = [site.node(f"n{n}") for n in (1, 2, 3)]
     await site.start(*nodes)
-    money = Money(site, [node.address for node in nodes])
-    running = [
-        asyncio.ensure_future(money.run_async(4)),
-        asyncio.ensure_future(asyncio.to_thread(money.run_sync, 4)),
-    ]
-    try:
+    async with moving(site, nodes) as money:
         for node in (*nodes, *nodes):
             await money.more(20)
             assert await asyncio.to_thread(node.stop) == 0, node.tail()
             await money.more(20)
             await asyncio.to_thread(node.start)
         await money.more(20)
-    finally:
-        money.over.set()
-        await asyncio.gather(*running)
-    assert money.failures == []
-    moved = money.done["async"] + money.done["sync"]
-    assert money.balances() == [ACCOUNTS * CENTS - moved, ACCOUNTS * CENTS + moved]
+    money.check()
     assert not any(db.prepared() for db in site.dbs)
     assert not [line for node in nodes for line in node.log.read_text().splitlines() if '"alarm.' in line]
     served = [len(events(node, "node.started")) for node in nodes]
@@ -290,23 +299,13 @@ async def test_one_that_hangs_fails_no_call(site: Site) -> None:
     """SIGSTOP: its connections stand, and nothing comes."""
     nodes = [site.node(f"n{n}") for n in (1, 2)]
     await site.start(*nodes)
-    money = Money(site, [node.address for node in nodes])
-    running = [
-        asyncio.ensure_future(money.run_async(4)),
-        asyncio.ensure_future(asyncio.to_thread(money.run_sync, 4)),
-    ]
-    try:
+    async with moving(site, nodes) as money:
         for node in nodes:
             await money.more(20)
-            node._process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]
+            node.signal(signal.SIGSTOP)
             await money.more(20)
-            node._process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
+            node.signal(signal.SIGCONT)
             await asyncio.to_thread(node.wait_ready)
         await money.more(20)
-    finally:
-        money.over.set()
-        await asyncio.gather(*running)
-    assert money.failures == []
-    moved = money.done["async"] + money.done["sync"]
     await eventually(lambda: not any(db.prepared() for db in site.dbs))
-    assert money.balances() == [ACCOUNTS * CENTS - moved, ACCOUNTS * CENTS + moved]
+    money.check()

@@ -57,8 +57,7 @@ def test_a_signal_drains_and_ends_with_0(
         work.prepare(name, pg18, url)
     assert work.commit(c.WAIT_LEVEL_DECIDED).decision == c.DECISION_COMMIT
     begun = time.monotonic()
-    assert node._process is not None
-    node._process.send_signal(number)
+    node.signal(number)
     assert node.wait(30) == 0, node.tail()
     assert time.monotonic() - begun < 8, "it did not wait for the whole drain limit"
     session.cancel()

@@ -115,8 +115,10 @@ async def test_none_is_there_until_one_is(fleet: Fleet) -> None:
         await server.stop()
     with pytest.raises(Unavailable):
         await commit(fleet.wire, until=soon(0.5))
+    asked = fleet.wire.messages_sent
     waiting = asyncio.create_task(fleet.commit(until=soon(20)))
-    await asyncio.sleep(0.1)
+    while fleet.wire.messages_sent == asked:  # noqa: ASYNC110 - until it has asked in vain
+        await asyncio.sleep(0.01)
     await fleet.servers[2].start(fleet.servers[2].port)
     assert await waiting is fleet.servers[2]
 

@@ -111,6 +111,11 @@ class Managed:
             self._process.kill()
         self.wait()
 
+    def signal(self, number: int) -> None:
+        """Send it a signal, such as SIGSTOP; it must be running."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def stop(self, wait_s: float = 20.0) -> int | None:
         """SIGTERM, then wait. Answers the exit code."""
         if self._process is not None and self._process.poll() is None:
