@@ -80,12 +80,15 @@ def error_of_call(error: grpc.aio.AioRpcError) -> TxcoordError:
     status = _status_of(error)
     if status is not None:
         return error_of(status)
-    code, details = error.code(), error.details() or "the call failed"
-    if code in _TRY_AGAIN:
-        # The error's own reason says it already.
-        text = details if code is grpc.StatusCode.UNAVAILABLE else f"{code.name}: {details}"
-        return Unavailable(text, definite=False)
-    return Rejected(details, reason=code.name, definite=False)
+    if error.code() in _TRY_AGAIN:
+        return Unavailable(text_of(error), definite=False)
+    return Rejected(error.details() or "the call failed", reason=error.code().name, definite=False)
+
+
+def text_of(error: grpc.aio.AioRpcError) -> str:
+    """What a failed call says, for Unavailable: whose reason says that code already."""
+    details = error.details() or "the call failed"
+    return details if error.code() is grpc.StatusCode.UNAVAILABLE else f"{error.code().name}: {details}"
 
 
 def _status_of(error: grpc.aio.AioRpcError) -> c.Status | None:

@@ -183,22 +183,6 @@ class Wire:
             log.warning("%s of %s: %s", unheard, tx_id, error)
             return None
 
-    async def unary(self, name: str, request: Any, until: float) -> Any:
-        """A call that has no operation of its own in a Session."""
-
-        async def once(left: float) -> Any:
-            self.messages_sent += 1
-            node = await self._nodes.pick()
-            try:
-                return await node.call(name, request, left)
-            except grpc.aio.AioRpcError as error:
-                refusal = _refusals.error_of_call(error)
-                if isinstance(refusal, Unavailable):
-                    self._nodes.leave(node)
-                raise refusal from error
-
-        return await self._retrying(once, until)
-
     async def _retrying(self, once: Callable[[float], Awaitable[Any]], until: float) -> Any:
         loop = asyncio.get_running_loop()
         pause = _FIRST_PAUSE_S
@@ -435,7 +419,7 @@ class Wire:
         text = "the stream to the coordinator ended"
         refusal: grpc.aio.AioRpcError | None = None
         if isinstance(error, grpc.aio.AioRpcError):
-            text = f"{error.code().name}: {error.details()}"
+            text = _refusals.text_of(error)
             if error.code() is grpc.StatusCode.FAILED_PRECONDITION and not self._nodes.several:
                 # Another log than the one that Hello told of: what is open was meant for that one.
                 self._hello = None

@@ -98,15 +98,6 @@ class Wire:
             return Told(closed)
         return Told(asyncio.run_coroutine_threadsafe(send(), loop))
 
-    def unary(self, name: str, request: Any, until: float) -> Any:
-        """A call that has no operation of its own in a Session."""
-        wire = self._started()
-
-        async def send() -> Any:
-            return await wire.unary(name, request, _loops(until))
-
-        return self._run(send(), until)
-
     def close(self) -> None:
         """Disconnect, and end the thread."""
         with self._lock:
