@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import assert_never
 
-from . import settle
+from . import answers, settle
+from .branches import filled, is_called, says_more, union
 from .errors import Refusal
 from .events import (
     Alarm,
+    Answered,
     Begin,
     BranchFailed,
     BranchFinished,
@@ -60,6 +62,8 @@ def decide(tx: Tx | None, event: Event, now_us: int, windows: Windows) -> Verdic
             return _commit(tx, event, now_us, windows)
         case BranchFinished() | BranchFailed() | HeuristicSeen():
             return settle.progress(_known(tx), event, now_us)
+        case Answered():
+            return answers.answered(_known(tx), event, now_us)
         case HolderReported():
             return settle.reported(_known(tx), event, now_us)
         case Begin():
@@ -198,11 +202,11 @@ def _enlist(tx: Tx | None, event: Enlist, now_us: int, windows: Windows) -> Verd
     touched = []
     for b in event.branches:
         old = merged.get(b.id)
-        if old is not None and (old.kind, old.resource, old.xid) != (b.kind, b.resource, b.xid):
+        if old is not None and not old.same_work(b):
             return _refuse(
                 tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", f"branch {b.id} was enlisted differently"
             )
-        if old is None or _says_more(b, old):
+        if old is None or says_more(b, old):
             merged[b.id] = b
             touched.append(b)
     if not touched:
@@ -233,7 +237,7 @@ def _commit(tx: Tx | None, event: Commit, now_us: int, windows: Windows) -> Verd
         return _expired(tx or asked)
     branches = asked.branches
     if tx is not None and tx.branches:
-        branches, clash = _union(tx.branches, asked.branches)
+        branches, clash = union(tx.branches, asked.branches)
         if clash:
             return _refuse(
                 tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", f"branch {clash} was enlisted differently"
@@ -243,38 +247,22 @@ def _commit(tx: Tx | None, event: Commit, now_us: int, windows: Windows) -> Verd
         if tx is None
         else replace(tx, branches=branches, result=asked.result)
     )
+    lost = tx is None and event.begun
+    for b in asked.branches:
+        if is_called(b) and (tx is None or tx.branch(b.id) is None):
+            if not lost:
+                text = f"branch {b.id}: a {b.kind} branch is enlisted before anything is done for it"
+                return _refuse(base, "INVALID_ARGUMENT", "BAD_BRANCH", text)
+            base = replace(base, branches=tuple(x for x in base.branches if x.id != b.id))
     if now_us > asked.deadline_us:
         return _write(tx, base, Decision.ABORT, DecidedBy.DEADLINE, "DEADLINE", now_us, windows)
-    if tx is None and event.begun:
+    if lost:
         return _write(tx, base, Decision.ABORT, DecidedBy.CLIENT, "NOT_FOUND", now_us, windows)
     for b in branches:
         if RULES[b.kind].first_phase and b.state not in (BranchState.READY, BranchState.READ_ONLY):
             reason = b.reason or ("BRANCH_REFUSED" if b.state is BranchState.REFUSED else "VOTE_MISSING")
             return _write(tx, base, Decision.ABORT, DecidedBy.BRANCH, reason, now_us, windows)
     return _write(tx, base, Decision.COMMIT, DecidedBy.CLIENT, "", now_us, windows)
-
-
-_WEIGHT = {BranchState.OPEN: 0, BranchState.READ_ONLY: 1, BranchState.READY: 2, BranchState.REFUSED: 3}
-
-
-def _says_more(new: Branch, old: Branch) -> bool:
-    """Two reports of one branch (a call that ran twice): a no outweighs a yes, and a yes *I wrote nothing*.
-
-    The order of their arrival must not matter, and no prepared branch may count as read-only.
-    """
-    return _WEIGHT.get(new.state, -1) > _WEIGHT.get(old.state, 3)
-
-
-def _union(known: tuple[Branch, ...], asked: tuple[Branch, ...]) -> tuple[tuple[Branch, ...], str]:
-    """The decided list is the union of Commit's list and what enlisted by itself."""
-    merged = {b.id: b for b in known}
-    for b in asked:
-        old = merged.get(b.id)
-        if old is not None and (old.kind, old.resource, old.xid) != (b.kind, b.resource, b.xid):
-            return known, b.id
-        if old is None or _says_more(b, old):
-            merged[b.id] = b
-    return tuple(merged.values()), ""
 
 
 def _answer_commit(tx: Tx, asked: Tx, windows: Windows) -> Verdict:
@@ -284,7 +272,7 @@ def _answer_commit(tx: Tx, asked: Tx, windows: Windows) -> Verdict:
     if tx.decision is Decision.COMMIT and not tx.detail_pruned and tx.decided_by is not DecidedBy.DATABASE:
         for b in asked.branches:
             old = tx.branch(b.id)
-            if old is None or (old.kind, old.resource, old.xid) != (b.kind, b.resource, b.xid):
+            if old is None or not old.same_work(filled(b, old)):
                 return _refuse(
                     tx,
                     "ALREADY_EXISTS",
@@ -312,10 +300,13 @@ def _rollback(tx: Tx | None, event: Rollback, now_us: int, windows: Windows) -> 
     by = event.by
     if by is DecidedBy.CLIENT and any(b.state is BranchState.REFUSED for b in asked.branches):
         by = DecidedBy.BRANCH  # The client only carries its no.
+    # One that was never enlisted was never tried, and names nobody to ask.
+    said = tuple(b for b in asked.branches if not is_called(b) or (tx is not None and tx.branch(b.id)))
+    asked = replace(asked, branches=said)
     if tx is None and event.sealed and not event.logged and not asked.gid:
         undone = _decided(asked, Decision.ABORT, by, event.reason, now_us)
         return Verdict(undone, effects=settle.effects_of(undone), unlogged=True)
-    base = asked if tx is None else replace(tx, branches=_union(tx.branches, asked.branches)[0])
+    base = asked if tx is None else replace(tx, branches=union(tx.branches, said)[0])
     return _write(tx, base, Decision.ABORT, by, event.reason, now_us, windows)
 
 
@@ -434,9 +425,19 @@ def _decided(tx: Tx, decision: Decision, by: DecidedBy, reason: str, now_us: int
         reason=reason,
         decided_us=now_us,
         epoch=tx.epoch + 1,
-        branches=tuple(replace(b, state=next_branch(b.kind, b.state, branch_event)) for b in tx.branches),
+        branches=tuple(_obeying(b, branch_event) for b in tx.branches),
     )
     return settle.close(new, now_us)
+
+
+def _obeying(b: Branch, event: BranchEvent) -> Branch:
+    """A branch once the whole is decided: a new phase, with attempts of its own."""
+    state = next_branch(b.kind, b.state, event)
+    if b.action is None or state is b.state:
+        return replace(b, state=state)
+    if state is BranchState.UNDOING and b.action.no_undo:
+        state = next_branch(b.kind, state, BranchEvent.FINISHED)
+    return replace(b, state=state, attempts=0, failures=0, since_us=0, next_attempt_us=0)
 
 
 def _expired(tx: Tx) -> Verdict:

@@ -1,0 +1,106 @@
+"""What a participant's answer means for its branch, and for the whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from . import settle
+from .action import Answer, AnswerKind, Op, Retry
+from .calling import calls_of, op_of, pause_us, spent
+from .events import Alarm, Answered, Effect, Settled, Verdict
+from .lifecycle import BranchEvent, next_branch
+from .model import Branch, BranchState, HistoryEntry, Tx
+
+_FIRST = (Op.TRY, Op.ACTION)
+_ASK_AGAIN_US = 1_000_000
+"""After *pending*, where the participant does not say when."""
+
+
+def answered(tx: Tx, event: Answered, now_us: int) -> Verdict:
+    """A participant has answered, or failed to. Repeats and late news change nothing."""
+    branch = tx.branch(event.branch_id)
+    if branch is None or tx.ended or op_of(branch) is not event.op:
+        return Verdict(tx)
+    # That it is done is a fact, whichever attempt says so; of the others only the latest counts.
+    if event.answer.kind is not AnswerKind.DONE and event.attempt != branch.attempts + 1:
+        return Verdict(tx)
+    moved, effects, history = _moved(branch, event, now_us)
+    new = settle.close(settle.with_branch(tx, moved), now_us)
+    effects = (*effects, *_next_calls(tx, new, moved))
+    if new.ended and not tx.ended:
+        new = replace(new, epoch=tx.epoch + 1)  # As for the other kinds: see settle.progress.
+        effects = (*effects, *settle.effects_of(new))
+    elif new.shown_parked:
+        effects = (*effects, Settled())
+    return Verdict(new, settle.lazy(tx, new, moved, history), effects)
+
+
+def _next_calls(old: Tx, new: Tx, moved: Branch) -> tuple[Effect, ...]:
+    """What may be called now and could not before, and this one again."""
+    before = {call.branch.id for call in calls_of(old)} - {moved.id}
+    return tuple(call for call in calls_of(new) if call.branch.id not in before)
+
+
+def _moved(
+    branch: Branch, event: Answered, now_us: int
+) -> tuple[Branch, tuple[Effect, ...], tuple[HistoryEntry, ...]]:
+    answer, first = event.answer, event.op in _FIRST
+    if answer.kind is AnswerKind.DONE:
+        moved = replace(
+            branch,
+            state=_next(branch, BranchEvent.VOTE_YES if first else BranchEvent.FINISHED),
+            next_attempt_us=0,
+        )
+        if first:
+            moved = replace(moved, result=answer.result, result_type=answer.content_type)
+        said = (HistoryEntry(now_us, "branch.finished", branch.id),) if branch.attempts else ()
+        return moved, (), said
+    if answer.kind is AnswerKind.REFUSED:
+        reason = answer.reason or "BRANCH_REFUSED"
+        if first:
+            moved = replace(branch, state=_next(branch, BranchEvent.VOTE_NO), reason=reason)
+            return moved, (), (HistoryEntry(now_us, "branch.refused", branch.id, reason=reason),)
+        return _parked(branch, f"REFUSED_IN_PHASE_TWO: {reason}", now_us)
+    tried = replace(
+        branch,
+        attempts=branch.attempts + 1,
+        since_us=branch.since_us or now_us,
+        failures=branch.failures + 1 if answer.kind is AnswerKind.FAILED else 0,
+        reason=answer.reason or ("PENDING" if answer.kind is AnswerKind.PENDING else "FAILED"),
+    )
+    if spent(tried, event.defaults, now_us):
+        reason = f"RETRIES_SPENT: after {tried.attempts} attempts: {tried.reason}"
+        if not first:
+            return _parked(tried, reason, now_us)
+        moved = replace(tried, state=_next(branch, _GIVEN_UP[event.op]), reason=reason)
+        return moved, (), (HistoryEntry(now_us, "branch.given_up", branch.id, reason=reason),)
+    due_us = now_us + _pause_us(tried, answer, event.defaults, event.draw)
+    moved = replace(tried, state=_next(branch, BranchEvent.FAILED), next_attempt_us=due_us)
+    what = "branch.pending" if answer.kind is AnswerKind.PENDING else "branch.failed"
+    return moved, (), (HistoryEntry(now_us, what, branch.id, reason=tried.reason),)
+
+
+_GIVEN_UP = {
+    Op.TRY: BranchEvent.VOTE_NO,
+    # It may have run: parked, not refused, so that it is compensated.
+    Op.ACTION: BranchEvent.PARK,
+}
+
+
+def _pause_us(branch: Branch, answer: Answer, defaults: Retry, draw: float) -> int:
+    if answer.kind is AnswerKind.PENDING:
+        return answer.retry_after_us or _ASK_AGAIN_US
+    own = branch.action.retry if branch.action is not None else Retry()
+    return max(answer.retry_after_us, pause_us(own, defaults, branch.failures, draw))
+
+
+def _parked(
+    branch: Branch, reason: str, now_us: int
+) -> tuple[Branch, tuple[Effect, ...], tuple[HistoryEntry, ...]]:
+    moved = replace(branch, state=_next(branch, BranchEvent.PARK), reason=reason)
+    entry = HistoryEntry(now_us, "branch.parked", branch.id, reason=reason)
+    return moved, (Alarm("parked", branch.id, reason),), (entry,)
+
+
+def _next(branch: Branch, event: BranchEvent) -> BranchState:
+    return next_branch(branch.kind, branch.state, event)
