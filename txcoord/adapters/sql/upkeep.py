@@ -25,12 +25,12 @@ def claim(
     conn: Connection, now_us: int, owner: str, lease_us: int, limit: int, *, all_of_owner: bool
 ) -> list[Tx]:
     """Take over what nobody carries out; those whose lease ended first come first."""
-    due = tables.IN_PHASE_TWO.due_of(conn)
+    due = tables.CARRIED_OUT.due_of(conn)
     free = due < now_us
     ids = _locked(
         conn,
         select(tx.c.tx_id)
-        .where(tables.IN_PHASE_TWO.of(conn), or_(free, tx.c.owner == owner) if all_of_owner else free)
+        .where(tables.CARRIED_OUT.of(conn), or_(free, tx.c.owner == owner) if all_of_owner else free)
         .order_by(due)
         .limit(limit),
     )
@@ -47,7 +47,7 @@ def claim(
 def renew(conn: Connection, now_us: int, owner: str, tx_ids: Sequence[str], lease_us: int) -> set[str]:
     """Keep the lease of what this owner still has; which that is."""
     kept: set[str] = set()
-    mine = (tables.IN_PHASE_TWO.of(conn), tx.c.owner == owner)
+    mine = (tables.CARRIED_OUT.of(conn), tx.c.owner == owner)
     for some in reading.chunks(tx_ids):
         ids = [
             row.tx_id
