@@ -28,6 +28,8 @@ NAMES = frozenset(
         "deadline.after_write",
         "operate.before_write",
         "operate.after_write",
+        "call.before",
+        "call.after",
         "finish.before",
         "finish.after",
         "finish_late.before",

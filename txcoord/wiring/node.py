@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ..adapters.calling.grpc_ import GrpcCaller
 from ..adapters.embedded import InProcessLeases, SystemClock, SystemRandomness, Tasks
 from ..adapters.sql.leases import SqlLeases
 from ..adapters.sql.log import SqlLog
@@ -51,6 +52,7 @@ class Node:
         self.resources = Resources(
             [finisher(settings, name) for name in settings.resources], self.log, self.clock, self._look_at
         )
+        self.caller = GrpcCaller(node=settings.node_name)
         self._failpoints = failpoints_ or _failpoints()
         self._opened = False
         self._log_ids: tuple[str, ...] = ()
@@ -137,7 +139,9 @@ class Node:
             randomness=SystemRandomness(),
             spawn=self.tasks.spawn,
             failpoints=self._failpoints,
+            caller=self.caller,
         )
+        self.caller.log_id = identity.log_id
         coordinator.identity = identity
         self._coordinator = coordinator
         tolerance_us = microseconds(s.node.clock_tolerance)
@@ -243,6 +247,7 @@ class Node:
             self._recovery.stop()
         if self._coordinator is not None:
             self._coordinator.phase_two.stop()
+            self._coordinator.calls.stop()
 
     async def abandon(self) -> None:
         """End everything now; what is lazy is still flushed."""
@@ -252,6 +257,7 @@ class Node:
             await server.stop(0)
         await self.tasks.stop()
         await self.resources.close()
+        await self.caller.close()
         if self._opened:
             self._opened = False
             with contextlib.suppress(LogUnavailable, TimeoutError):

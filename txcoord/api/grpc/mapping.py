@@ -12,6 +12,7 @@ from txcoord_client.protocol import xid as xids
 from ...core.errors import Refusal, Refused
 from ...core.kinds import RULES
 from ...core.model import Branch, BranchState, DecidedBy, Decision, Kind, Tx, TxState
+from . import actions
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +192,12 @@ class Reader:
         kind = _KIND_FROM_PB.get(item.kind)
         if kind is None:
             raise bad(reasons.BAD_BRANCH, f"branch {item.id}: its kind is missing")
+        if kind is Kind.TCC:
+            return self._action_branch(item, kind)
         if kind is not Kind.XA:
             raise bad(
                 reasons.NOT_SUPPORTED,
-                f"branch {item.id}: this server carries out xa branches only, not {kind}",
+                f"branch {item.id}: this server carries out xa and tcc branches only, not {kind}",
                 "UNIMPLEMENTED",
             )
         self.resource(item.xa.resource)
@@ -217,6 +220,23 @@ class Reader:
             str(x),
             reason=item.reason[:500],
         )
+
+    def _action_branch(self, item: c.Branch, kind: Kind) -> Branch:
+        vote = _VOTED.get(item.vote, BranchState.OPEN)
+        if vote is BranchState.READ_ONLY:
+            raise bad(reasons.BAD_BRANCH, f"branch {item.id}: only an xa branch can be read-only")
+        part = item.action
+        self._sized(part.result, f"result of branch {item.id}")
+        said = Branch(
+            item.id,
+            kind,
+            vote,
+            reason=item.reason[:500],
+            result=part.result,
+            result_type=part.result_content_type[:255],
+        )
+        # One that is enlisted already is named by its id and kind.
+        return replace(said, **actions.read(item, self._sized)) if part.target else said
 
     def xid(self, branch: str, part: c.XaPart) -> xids.Xid:
         """The full xid of a branch: its text, and on MariaDB the id of the session that prepared it.
@@ -290,6 +310,8 @@ def branch_status(b: Branch) -> c.BranchStatus:
         next_attempt_us=b.next_attempt_us,
         target=b.resource,
         result=b.result,
+        content_type=b.result_type,
+        name=b.action.name if b.action is not None else "",
     )
 
 
@@ -325,5 +347,7 @@ def transaction(tx: Tx) -> c.Transaction:
         spec = c.Branch(id=b.id, kind=KIND[b.kind])
         if b.kind is Kind.XA:
             spec.xa.CopyFrom(xa_part(b))
+        if b.action is not None:
+            actions.write(spec, b.action, b.resource)
         out.branches.append(c.BranchDetail(spec=spec, status=branch_status(b)))
     return out

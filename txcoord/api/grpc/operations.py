@@ -12,6 +12,7 @@ from txcoord_client._pb import coordinator_pb2 as pb
 from txcoord_client.protocol import identifiers, reasons
 
 from ... import __version__
+from ...core.branches import filled, is_called
 from ...core.errors import Refusal, Refused
 from ...core.events import Begin, Commit, Enlist, HolderReported, OnePhaseDone, Rollback
 from ...core.model import Branch, BranchState, DecidedBy, Decision, Kind, Tx
@@ -103,7 +104,7 @@ class Operations:
             log_time_us=self._c.clock.now_us(),
             node=self._c.settings.node,
             version=__version__,
-            features=["session", "batch", "xa"],
+            features=["session", "batch", "xa", "tcc"],
             limits=pb.Limits(
                 max_payload_bytes=limits.payload,
                 max_message_bytes=limits.message,
@@ -150,6 +151,15 @@ class Operations:
         """Add branches."""
         tx = self._read.tx(namespace, request.tx_id, request.gid, request.deadline_us, request.spec)
         branches = self._read.branches(request.tx_id, request.deadline_us, request.branches)
+        for branch in branches:
+            if is_called(branch) and branch.action is None:
+                raise bad(reasons.BAD_BRANCH, f"branch {branch.id}: its target is missing")
+            if branch.action is not None and branch.action.run_first:
+                raise bad(
+                    reasons.NOT_SUPPORTED,
+                    f"branch {branch.id}: this server runs no tries: the caller does",
+                    "UNIMPLEMENTED",
+                )
         if not branches:
             raise bad(reasons.BAD_REQUEST, "no branch to enlist")
         done = await self._c.enlist(Enlist(tx, branches), begun=request.begun)
@@ -168,9 +178,15 @@ class Operations:
             if branch is None:
                 raise bad(reasons.NOT_FOUND, f"branch {vote.branch[:40]!r} was not enlisted", "NOT_FOUND")
             item = c.Branch(id=branch.id, kind=mapping.KIND[branch.kind], vote=vote.vote, reason=vote.reason)
-            item.xa.CopyFrom(mapping.xa_part(branch))
+            if branch.kind is Kind.XA:
+                item.xa.CopyFrom(mapping.xa_part(branch))
+            else:
+                item.action.result = vote.result
+                item.action.result_content_type = vote.content_type
             voted.append(item)
-        branches = self._read.branches(request.tx_id, request.deadline_us, voted)
+        branches = tuple(
+            filled(b, known[b.id]) for b in self._read.branches(request.tx_id, request.deadline_us, voted)
+        )
         done = await self._c.enlist(Enlist(asked, branches), begun=True)
         return pb.VoteResponse(outcome=mapping.outcome(done))
 

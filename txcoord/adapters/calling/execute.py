@@ -1,0 +1,109 @@
+"""``ParticipantService.Execute``: what a participant with the SDK is asked, and how it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from txcoord_client._pb import common_pb2 as c
+from txcoord_client._pb import participant_pb2 as pb
+
+from ...core.action import Answer, AnswerKind, Op
+from ...core.model import Decision, Kind, Tx
+from ...ports import CallRequest
+
+OPS: Mapping[Op, c.BranchOp] = {op: c.BranchOp.Value(f"BRANCH_OP_{op.name}") for op in Op}  # type: ignore[misc]
+_KINDS: Mapping[Kind, c.Kind] = {kind: c.Kind.Value(f"KIND_{kind.name}") for kind in Kind}  # type: ignore[misc]
+_ANSWERS: Mapping[int, AnswerKind] = {
+    c.ANSWER_KIND_DONE: AnswerKind.DONE,
+    c.ANSWER_KIND_REFUSED: AnswerKind.REFUSED,
+    c.ANSWER_KIND_PENDING: AnswerKind.PENDING,
+    c.ANSWER_KIND_FAILED: AnswerKind.FAILED,
+}
+_DECISIONS = {Decision.COMMIT: c.DECISION_COMMIT, Decision.ABORT: c.DECISION_ABORT}
+
+Key = tuple[str, str, int]
+
+
+def requests_of(requests: Sequence[CallRequest], *, node: str, log_id: str) -> list[pb.ExecuteRequest]:
+    """One message for each namespace."""
+    by_namespace: dict[str, list[CallRequest]] = {}
+    for request in requests:
+        by_namespace.setdefault(request.tx.namespace, []).append(request)
+    return [_message(name, some, node, log_id) for name, some in by_namespace.items()]
+
+
+def _message(namespace: str, requests: Iterable[CallRequest], node: str, log_id: str) -> pb.ExecuteRequest:
+    out = pb.ExecuteRequest(namespace=namespace, node=node, log_id=log_id)
+    contexts: dict[str, int] = {}
+    for request in requests:
+        tx = request.tx
+        context = contexts.get(tx.tx_id)
+        if context is None:
+            context = contexts[tx.tx_id] = len(contexts)
+            out.contexts.append(_context(tx))
+        out.actions.append(_action(request, context))
+    return out
+
+
+def _context(tx: Tx) -> pb.ActionContext:
+    out = pb.ActionContext(
+        tx_id=tx.tx_id,
+        gid=tx.gid,
+        name=tx.name,
+        deadline_us=tx.deadline_us,
+        headers=dict(tx.headers),
+        labels=dict(tx.labels),
+    )
+    if tx.decision is not None:
+        out.decision = _DECISIONS[tx.decision]
+    return out
+
+
+def _action(request: CallRequest, context: int) -> pb.BranchAction:
+    branch, action = request.branch, request.branch.action
+    assert action is not None
+    out = pb.BranchAction(
+        context=context,
+        branch=branch.id,
+        op=OPS[request.op],
+        operation=action.operation_of(request.op),
+        attempt=request.attempt,
+        payload=branch.payload,
+        content_type=action.content_type,
+        call_deadline_us=request.deadline_us,
+        headers=dict(action.headers),
+        kind=_KINDS[branch.kind],
+        step=action.name,
+    )
+    if request.op in (Op.CONFIRM, Op.CANCEL, Op.COMPENSATE):
+        out.result = branch.result
+        out.result_content_type = branch.result_type
+    for other in action.results_of:
+        found = request.tx.branch(other)
+        if found is not None:
+            out.results.append(
+                pb.StepResult(
+                    branch=found.id,
+                    name=found.action.name if found.action is not None else "",
+                    result=found.result,
+                    content_type=found.result_type,
+                )
+            )
+    return out
+
+
+def key_of(answer: c.BranchAnswer) -> Key:
+    """Which call is answered."""
+    return answer.tx_id, answer.branch, answer.op
+
+
+def answer_of(answer: c.BranchAnswer) -> Answer:
+    """What was answered."""
+    reason = f"{answer.reason}: {answer.message}" if answer.message else answer.reason
+    return Answer(
+        _ANSWERS.get(answer.kind, AnswerKind.FAILED),
+        answer.result,
+        answer.content_type,
+        reason[:500],
+        max(answer.retry_after_us, 0),
+    )
