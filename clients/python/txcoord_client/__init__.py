@@ -25,6 +25,8 @@ from .errors import (
     NoTransaction,
     OutcomeUnknown,
     OverlappingUnits,
+    Pending,
+    Refused,
     Rejected,
     ResourceBusy,
     ResourceMismatch,
@@ -34,6 +36,7 @@ from .errors import (
 )
 from .interceptors import ClientInterceptor, ServerInterceptor
 from .outcome import Outcome, State
+from .participant import Participant
 from .transaction import Transaction, XaBlock
 
 __all__ = [
@@ -50,6 +53,9 @@ __all__ = [
     "Outcome",
     "OutcomeUnknown",
     "OverlappingUnits",
+    "Participant",
+    "Pending",
+    "Refused",
     "Rejected",
     "ResourceBusy",
     "ResourceMismatch",

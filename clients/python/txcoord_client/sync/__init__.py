@@ -25,6 +25,8 @@ from ..errors import (
     NoTransaction,
     OutcomeUnknown,
     OverlappingUnits,
+    Pending,
+    Refused,
     Rejected,
     ResourceBusy,
     ResourceMismatch,
@@ -35,6 +37,7 @@ from ..errors import (
 from ..outcome import Outcome, State
 from ._block import Scope
 from .coordinator import Coordinator
+from .participant import Participant
 from .transaction import Transaction, XaBlock
 
 __all__ = [
@@ -50,6 +53,9 @@ __all__ = [
     "Outcome",
     "OutcomeUnknown",
     "OverlappingUnits",
+    "Participant",
+    "Pending",
+    "Refused",
     "Rejected",
     "ResourceBusy",
     "ResourceMismatch",

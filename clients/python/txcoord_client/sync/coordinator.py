@@ -52,7 +52,8 @@ class Coordinator(Services):
     another. ``resources`` names the
     engines and pools whose databases take part. ``timeout`` is how many seconds a transaction may last unless its
     ``begin`` says otherwise; ``call_timeout`` how long one call to the coordinator is tried. ``propagate_to`` names the
-    hosts and gRPC targets to which transactions go along with calls.
+    hosts and gRPC targets to which transactions go along with calls. ``participants`` says by name where the services
+    are whose operations ``g.tcc`` calls, as this process and the coordinator reach them: ``grpc://host:port``.
 
     It opens nothing before its first use, and then a channel for each event loop. Use it as a context
     manager, or ``coord.close()`` in the end.
@@ -67,6 +68,7 @@ class Coordinator(Services):
         timeout: Seconds = 30.0,
         call_timeout: Seconds = 5.0,
         propagate_to: str | Iterable[str] = (),
+        participants: Mapping[str, str] | None = None,
     ) -> None:
         if not identifiers.is_name(namespace):
             raise Rejected(
@@ -76,6 +78,7 @@ class Coordinator(Services):
         self.namespace = namespace
         self._resources = Resources(resources or {})
         self._targets = Targets(propagate_to)
+        self._participants = _addresses(participants or {})
         self._timeout = _seconds(timeout, "timeout")
         self._call_timeout = _seconds(call_timeout, "call_timeout")
         self._runtimes: _aio.PerLoop[Runtime] = _aio.PerLoop()
@@ -319,6 +322,7 @@ class Coordinator(Services):
                     self._resources,
                     version=__version__,
                     call_timeout=self._call_timeout,
+                    participants=self._participants,
                 )
             )
         return runtime
@@ -331,6 +335,16 @@ def _call(function: Callable[..., R], g: Transaction) -> R:
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)
     ]
     return function(g) if takes else function()
+
+
+def _addresses(participants: Mapping[str, str]) -> dict[str, str]:
+    for name, address in participants.items():
+        if not identifiers.is_name(name) or not address.startswith("grpc://"):
+            raise Rejected(
+                f"participants={{{name!r}: {address!r}}}: a name, and an address such as grpc://host:port",
+                reason=reasons.UNKNOWN_PARTICIPANT,
+            )
+    return dict(participants)
 
 
 def _seconds(value: Seconds, what: str) -> float:
