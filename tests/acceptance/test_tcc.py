@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import secrets
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -16,7 +19,10 @@ from tests.support.acceptance_participants import Hold, Shop, fail, pend, refuse
 from tests.support.databases import Databases
 from txcoord.testing.mariadb import MariaDBServer
 from txcoord.testing.postgres import PostgresServer
-from txcoord_client import Aborted, Coordinator, Refused, Transaction, Unavailable
+from txcoord_client import Aborted, Coordinator, OutcomeUnknown, Refused, Transaction, Unavailable
+from txcoord_client._answers import Answer, Call
+from txcoord_client._pb import common_pb2 as c
+from txcoord_client.protocol.identifiers import new_tx_id
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +44,13 @@ def site(shared: Site) -> Site:
     if not shared.coordinator.running or shared.coordinator.env.get("TXCOORD_FAILPOINTS"):
         shared.restart()
     return shared
+
+
+@pytest.fixture
+def mortal(shared: Site) -> Iterator[Site]:
+    """One that is killed, and started again: in a thread, with which it would die."""
+    yield shared
+    shared.coordinator.kill9()
 
 
 @pytest.fixture
@@ -203,3 +216,161 @@ async def test_mixed_with_xa(shop: Shop, coord: Coordinator) -> None:
             raise ZeroDivisionError
     assert await ended(coord, g) == "ABORTED"
     assert shop.notes(other) == ([], ["try", "cancel"])
+
+
+@pytest.mark.parametrize(
+    ("moment", "state"),
+    [
+        ("enlist.before_write", "ABORTED"),
+        ("enlist.after_write", "ABORTED"),
+        ("commit.before_write", "ABORTED"),
+        ("commit.after_write", "COMMITTED"),
+        ("call.before", "COMMITTED"),
+        ("call.after", "COMMITTED"),
+        ("call.after=kill@2", "COMMITTED"),
+    ],
+)
+@pytest.mark.timeout(120)
+async def test_coordinator_killed(moment: str, state: str, mortal: Site, shop: Shop) -> None:
+    """Whoever began it dies as well, or it would say the same again: only the log goes on."""
+    await asyncio.to_thread(mortal.restart, moment if "=" in moment else f"{moment}=kill")
+    body = new_gid("killed")
+    g: Transaction | None = None
+    async with shop.coordinator(call_timeout=2.0) as coord:
+        with contextlib.suppress(Unavailable, OutcomeUnknown, Aborted):
+            async with coord.begin("order", timeout=3.0) as g:
+                await reserve_both(g, shop, body)
+    assert g is not None
+    await eventually(lambda: not mortal.coordinator.running, what="it died")
+    assert mortal.coordinator.exit_code == -9
+    await asyncio.to_thread(mortal.restart)
+    tx_id = g.tx_id
+    async with shop.coordinator() as coord:
+        if moment == "enlist.before_write":
+            found = await coord.get(tx_id=tx_id)
+            assert found is None or found.state == "ABORTED"
+            assert shop.notes(body) == ([], [])
+            return
+        assert await ended(coord, g) == state
+    tried = "call" in moment or "commit" in moment
+    end = ["confirm"] if state == "COMMITTED" else ["cancel"]
+    expected = ["try", *end] if tried else []
+    assert shop.notes(body) == (expected, expected)
+
+
+async def test_a_try_that_comes_after_its_cancel_does_nothing(shop: Shop, coord: Coordinator) -> None:
+    """The cancel never met its try; the try, kept back on its way, arrives now."""
+    body = new_gid("hanging")
+    with pytest.raises(ZeroDivisionError):
+        async with coord.begin("order") as g:
+            await g.tcc(shop.coupons.reserve, body=body)
+            # Enlisted, and its try lost on its way.
+            await g._enlister.enlist(
+                c.Branch(
+                    id="7",
+                    kind=c.KIND_TCC,
+                    action=c.ActionPart(target=shop.address, operation="stock.Reserve", payload=b"{}"),
+                )
+            )
+            raise ZeroDivisionError
+    assert await ended(coord, g) == "ABORTED"
+    payload = b'{"body": "%s"}' % body.encode()
+    late = Call(g.tx_id, "7", "try", "stock.Reserve", payload, g.deadline_us)
+    answer = await shop.stock.participant.execute(late)
+    assert (answer.kind, answer.reason) == (c.ANSWER_KIND_REFUSED, "DECIDED")
+    cancel = Call(g.tx_id, "7", "cancel", "stock.Reserve", payload, g.deadline_us)
+    assert (await shop.stock.participant.execute(cancel)).kind == c.ANSWER_KIND_DONE
+    assert shop.notes(body) == ([], ["try", "cancel"])
+
+
+@pytest.mark.parametrize("which", ["stock", "coupons"])
+async def test_any_number_of_times_acts_once(which: str, shop: Shop, coord: Coordinator) -> None:
+    """Side by side and one after the other, on PostgreSQL and on MariaDB."""
+    service = shop.stock if which == "stock" else shop.coupons
+    for end in ("confirm", "cancel"):
+        body = new_gid("many")
+        tx_id = new_tx_id(time.time_ns() // 1000, secrets.randbits)
+        operation, payload = f"{which}.Reserve", b'{"body": "%s", "n": 3}' % body.encode()
+        deadline_us = time.time_ns() // 1000 + 30_000_000
+
+        async def ask(
+            op: str,
+            tx_id: str = tx_id,
+            operation: str = operation,
+            payload: bytes = payload,
+            by: int = deadline_us,
+        ) -> Answer:
+            answer = await service.participant.execute(Call(tx_id, "1", op, operation, payload, by))
+            if answer.kind == c.ANSWER_KIND_FAILED:  # A deadlock of the repetitions: it is asked again.
+                return await ask(op)
+            return answer
+
+        for op in ("try", end):
+            answers = await asyncio.gather(*(ask(op) for _ in range(6)))
+            assert {a.kind for a in answers} == {c.ANSWER_KIND_DONE}
+            assert sum(not a.repeated for a in answers) == 1
+        assert {a.result for a in await asyncio.gather(ask("try"), ask("try"))} == {
+            b'{"body":"%s","n":3}' % body.encode()
+        }
+        assert service.notes(body) == ["try", end]
+
+
+@pytest.mark.parametrize("which", ["stock", "coupons"])
+async def test_a_cancel_waits_for_a_try_that_is_open(which: str, shop: Shop, coord: Coordinator) -> None:
+    service = shop.stock if which == "stock" else shop.coupons
+    body = new_gid("open")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def stop() -> None:
+        begun.set()
+        await go_on.wait()
+
+    service.script.next[f"try {body}"] = [stop]
+    tx_id = new_tx_id(time.time_ns() // 1000, secrets.randbits)
+    payload = b'{"body": "%s"}' % body.encode()
+    attempt = asyncio.ensure_future(
+        service.participant.execute(Call(tx_id, "1", "try", f"{which}.Reserve", payload))
+    )
+    await begun.wait()
+    cancel = asyncio.ensure_future(
+        service.participant.execute(Call(tx_id, "1", "cancel", f"{which}.Reserve", payload))
+    )
+    await asyncio.wait({cancel}, timeout=0.3)
+    assert not cancel.done()
+    go_on.set()
+    assert (await attempt).kind == (await cancel).kind == c.ANSWER_KIND_DONE
+    assert service.notes(body) == ["try", "cancel"]
+
+
+async def test_a_try_after_the_deadline_does_nothing(shop: Shop, coord: Coordinator) -> None:
+    for service in shop.services:
+        body = new_gid("toolate")
+        tx_id = new_tx_id(time.time_ns() // 1000, secrets.randbits)
+        late = Call(tx_id, "1", "try", f"{service.name}.Reserve", b'{"body": "%s"}' % body.encode(), 1)
+        answer = await service.participant.execute(late)
+        assert (answer.kind, answer.reason) == (c.ANSWER_KIND_REFUSED, "DEADLINE")
+        assert service.notes(body) == []
+
+
+async def test_fifty_branches(shop: Shop, coord: Coordinator) -> None:
+    body = new_gid("fifty")
+    async with coord.begin("order") as g:
+        await asyncio.gather(*(g.tcc(shop.stock.reserve, body=body, n=n) for n in range(50)))
+    assert shop.notes(body) == (["try"] * 50 + ["confirm"] * 50, [])
+
+
+async def test_headers_and_labels_reach_every_call(shop: Shop, coord: Coordinator) -> None:
+    body = new_gid("headers")
+    seen: list[Call] = []
+    execute = shop.stock.participant.execute
+
+    async def watched(call: Call) -> Answer:
+        seen.append(call)
+        return await execute(call)
+
+    shop.stock.participant.execute = watched  # type: ignore[method-assign]
+    shop.stock.script.next[f"confirm {body}"] = [fail]
+    async with coord.begin("order", gid=body, headers={"tenant": "7"}) as g:
+        await g.tcc(shop.stock.reserve, body=body)
+    assert [(call.op, call.attempt) for call in seen] == [("try", 1), ("confirm", 1), ("confirm", 2)]
+    assert all(call.headers == {"tenant": "7"} and call.gid == body for call in seen)

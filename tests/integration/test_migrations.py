@@ -240,15 +240,16 @@ async def test_what_was_written_before_there_were_participants(url: str) -> None
             if conn.dialect.name == tables.MARIADB
             else ("'00000000000000000000000000000007'")
         )
+        empty = "''" if conn.dialect.name == "postgresql" else "X''"
         flush = {"flush_id": "0"} if conn.dialect.name == tables.MARIADB else {}
         row = {"tx_id": tx_id, "namespace": "'shop'", "name": "''", "state": "'active'", "reason": "''",
                "created_us": "1", "decided_us": "0", "deadline_us": "2", "ended_us": "0", "version": "1",
                "epoch": "0", "owner": "''", "lease_until_us": "0", "one_phase_resource": "''", "labels": "''",
-               "headers": "''", "result": "''", "parked": "0", "heuristic": "false", "at_rest": "false",
+               "headers": "''", "result": empty, "parked": "0", "heuristic": "false", "at_rest": "false",
                "detail_pruned": "false", **flush}  # fmt: skip
         branch = {"tx_id": tx_id, "id": "'1'", "position": "0", "kind": "'xa'", "state": "'ready'",
                   "resource": "'accounts'", "xid": "'x'", "attempts": "0", "next_attempt_us": "0",
-                  "reason": "''", "heuristic": "false", "payload": "''", "result": "''"}  # fmt: skip
+                  "reason": "''", "heuristic": "false", "payload": empty, "result": empty}  # fmt: skip
         for table, values in (("txcoord_tx", row), ("txcoord_branch", branch)):
             conn.execute(
                 text(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({', '.join(values.values())})")
