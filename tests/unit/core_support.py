@@ -269,7 +269,8 @@ def settle(
                 again.refusal is not None or again.tx == world.row,
                 f"the repetition tells another story: {event}",
             )
-            live = verdict.tx if verdict.tx.decision is not None else None
+            carried_out = verdict.tx.decision is not None or verdict.tx.state is TxState.RUNNING
+            live = verdict.tx if carried_out else None
             return replace(world, live=live), None if gone else verdict.tx
         now = max(now, world.now)
         if written is Written.CONFLICT:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from . import settle
+from . import plans, settle
 from .action import Answer, AnswerKind, Op, Retry
 from .calling import calls_of, op_of, pause_us, spent
-from .events import Alarm, Answered, Effect, Settled, Verdict
+from .events import Alarm, Answered, Call, Effect, Settled, Verdict
 from .lifecycle import BranchEvent, next_branch
-from .model import Branch, BranchState, HistoryEntry, Tx
+from .model import Branch, BranchState, Change, ChangeKind, HistoryEntry, Tx
 
 _FIRST = (Op.TRY, Op.ACTION)
 _ASK_AGAIN_US = 1_000_000
@@ -25,7 +25,17 @@ def answered(tx: Tx, event: Answered, now_us: int) -> Verdict:
     if event.answer.kind is not AnswerKind.DONE and event.attempt != branch.attempts + 1:
         return Verdict(tx)
     moved, effects, history = _moved(branch, event, now_us)
-    new = settle.close(settle.with_branch(tx, moved), now_us)
+    new = settle.close(plans.started(settle.with_branch(tx, moved)), now_us)
+    if tx.decision is None:
+        changed = tuple(b for b in new.branches if b != tx.branch(b.id))
+        # Those that are on their way are not asked for again; this one is.
+        before = [b.id for b in tx.branches if b.id != moved.id and plans.runs(tx, b)]
+        effects = tuple(
+            e for e in plans.effects_of(new) if not isinstance(e, Call) or e.branch.id not in before
+        )
+        # Lazy: what is lost is run again. In an active transaction its caller's commit says all of it.
+        change = Change(ChangeKind.PROGRESS, new, changed, tx.epoch, tx.epoch, forced=False, history=history)
+        return Verdict(new, change, effects)
     effects = (*effects, *_next_calls(tx, new, moved))
     if new.ended and not tx.ended:
         new = replace(new, epoch=tx.epoch + 1)  # As for the other kinds: see settle.progress.
@@ -55,7 +65,8 @@ def _moved(
             moved = replace(moved, result=answer.result, result_type=answer.content_type)
         said = (HistoryEntry(now_us, "branch.finished", branch.id),) if branch.attempts else ()
         return moved, (), said
-    if answer.kind is AnswerKind.REFUSED:
+    forward = first and branch.action is not None and branch.action.forward
+    if answer.kind is AnswerKind.REFUSED and not forward:
         reason = answer.reason or "BRANCH_REFUSED"
         if first:
             moved = replace(branch, state=_next(branch, BranchEvent.VOTE_NO), reason=reason)
@@ -65,10 +76,10 @@ def _moved(
         branch,
         attempts=branch.attempts + 1,
         since_us=branch.since_us or now_us,
-        failures=branch.failures + 1 if answer.kind is AnswerKind.FAILED else 0,
+        failures=branch.failures + 1 if answer.kind is not AnswerKind.PENDING else 0,
         reason=answer.reason or ("PENDING" if answer.kind is AnswerKind.PENDING else "FAILED"),
     )
-    if spent(tried, event.defaults, now_us):
+    if not forward and spent(tried, event.defaults, now_us):
         reason = f"RETRIES_SPENT: after {tried.attempts} attempts: {tried.reason}"
         if not first:
             return _parked(tried, reason, now_us)

@@ -28,6 +28,18 @@ class Enlist:
 
 
 @dataclass(frozen=True, slots=True)
+class Submit:
+    """A whole plan is handed over: its steps are run, and decide."""
+
+    tx: Tx
+
+
+@dataclass(frozen=True, slots=True)
+class StepsSettled:
+    """The steps of a plan may have decided: all are done, or one said no."""
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """The caller asks for commit and gives its whole branch list, votes included."""
 
@@ -136,6 +148,8 @@ class Operate:
 Event = (
     Begin
     | Enlist
+    | Submit
+    | StepsSettled
     | Commit
     | Rollback
     | OnePhaseDone
@@ -177,6 +191,11 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Decide:
+    """The steps have decided: send :class:`StepsSettled`, again until it is written."""
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """Ask these resources, by tombstone, whether a one-phase commit happened; then send the event again,
     ``probed``, or :class:`OnePhaseDone`. No resources named: all of the namespace."""
@@ -198,7 +217,7 @@ class Alarm:
     detail: str = ""
 
 
-Effect = Finish | Call | Probe | Settled | Alarm
+Effect = Finish | Call | Decide | Probe | Settled | Alarm
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from . import plans
 from .calling import calls_of, op_of
 from .errors import Refusal
 from .events import (
@@ -37,7 +38,9 @@ _PHASE_TWO = (TxState.COMMITTING, TxState.ABORTING)
 
 
 def effects_of(tx: Tx) -> tuple[Effect, ...]:
-    """Everything that is left to do for a decided transaction; asking twice asks for the same."""
+    """Everything that is left to do for a transaction that is carried out; asking twice asks for the same."""
+    if tx.decision is None:
+        return plans.effects_of(tx)
     out: list[Effect] = [
         Finish(
             b,
@@ -171,6 +174,8 @@ _SILENT = {BranchState.FINISHING: BranchState.DONE, BranchState.UNDOING: BranchS
 def read_back(tx: Tx) -> Tx:
     """While all goes well the end record of a transaction writes no branch: its branches with a first phase
     are done because it has ended."""
+    if tx.state is TxState.RUNNING:
+        return plans.as_read(tx)
     if not tx.ended or not any(b.state in _SILENT for b in tx.branches):
         return tx
     return replace(

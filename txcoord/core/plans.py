@@ -1,0 +1,83 @@
+"""Plans: steps that the coordinator runs before anything is decided, and that decide."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .calling import calls_of
+from .events import Decide, Effect
+from .kinds import RULES
+from .lifecycle import BranchEvent, TxEvent, next_branch, next_tx
+from .model import Branch, BranchState, Tx, TxState
+
+_NO = (BranchState.REFUSED, BranchState.PARKED)
+
+
+def is_step(branch: Branch) -> bool:
+    """Does the coordinator run its first phase?"""
+    return branch.action is not None and branch.action.run_first
+
+
+def sealed(tx: Tx) -> Tx:
+    """A plan as it begins."""
+    return started(replace(tx, state=next_tx(tx.state, TxEvent.SEAL)))
+
+
+def started(tx: Tx) -> Tx:
+    """Start the steps before which everything has happened."""
+    if tx.state is not TxState.RUNNING:
+        return tx
+    return replace(tx, branches=tuple(_started(tx, b) for b in tx.branches))
+
+
+def _started(tx: Tx, branch: Branch) -> Branch:
+    if branch.state is not BranchState.OPEN or not is_step(branch):
+        return branch
+    running = replace(branch, state=next_branch(branch.kind, branch.state, BranchEvent.START))
+    return running if tx.may_go(running) else branch
+
+
+def runs(tx: Tx, branch: Branch) -> bool:
+    """Is its first phase being called?"""
+    return branch.state is BranchState.RUNNING and tx.may_go(branch)
+
+
+def as_read(tx: Tx) -> Tx:
+    """A plan as the log has it. Its steps are written lazily: any of them may have been started since, so that an abort
+    has to undo it. Running it again is harmless."""
+    if tx.state is not TxState.RUNNING:
+        return tx
+    return replace(
+        tx,
+        branches=tuple(
+            replace(b, state=BranchState.RUNNING) if b.state is BranchState.OPEN and is_step(b) else b
+            for b in tx.branches
+        ),
+    )
+
+
+def only_forward(tx: Tx) -> bool:
+    """Has a step begun, or may it have, that is never undone? Then the plan cannot be aborted any more."""
+    begun = (BranchState.RUNNING, BranchState.READY)
+    return tx.state is TxState.RUNNING and any(
+        b.action is not None and b.action.forward and b.state in begun for b in tx.branches
+    )
+
+
+def no_of(tx: Tx) -> Branch | None:
+    """The step that has said no, or that was given up."""
+    return next((b for b in tx.branches if is_step(b) and b.state in _NO), None)
+
+
+def all_done(tx: Tx) -> bool:
+    """Is the first phase of all its branches done?"""
+    return all(b.state is BranchState.READY for b in tx.branches if RULES[b.kind].first_phase)
+
+
+def effects_of(tx: Tx) -> tuple[Effect, ...]:
+    """What is to be done for a plan that runs. Once a step has said no, nothing more is begun."""
+    if tx.state is not TxState.RUNNING:
+        return ()
+    if no_of(tx) is not None or all_done(tx):
+        return (Decide(),)
+    return calls_of(tx)
