@@ -7,6 +7,7 @@ there twice. What it answers, a test says beforehand.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -103,6 +104,44 @@ class Service:
                 await script.play("cancel", hold.body)
 
         return self.participant.tcc(Reserve)
+
+    def action(self, name: str, *, undo: bool = True, takes: str = "") -> Any:
+        """A step of a saga. It returns its name and what the step before, called ``takes``, returned."""
+        script = self.script
+
+        async def work(db: Any, op: str, body: str) -> None:
+            await db.execute(text(INSERT), {"body": f"{op} {name} {body}"})
+            await script.play(f"{op} {name}", body)
+
+        if takes:
+
+            async def act(db: Any, **given: Any) -> Any:
+                await work(db, "action", given["body"])
+                return {"body": given["body"], "step": name, "saw": given[takes]}
+
+        else:
+
+            async def act(db: Any, **given: Any) -> Any:
+                await work(db, "action", given["body"])
+                return {"body": given["body"], "step": name}
+
+        parameters = [inspect.Parameter("db", inspect.Parameter.POSITIONAL_ONLY)]
+        parameters += [inspect.Parameter(p, inspect.Parameter.KEYWORD_ONLY) for p in ("body", takes) if p]
+        act.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        act.__name__ = name
+        action = self.participant.action(act)
+        if undo:
+
+            async def compensate(db: Any, result: dict[str, Any]) -> None:
+                await work(db, "compensate", result["body"])
+
+            action.compensate(compensate)
+        return action
+
+    def steps(self, body: str) -> list[str]:
+        """What its steps have done for one body, in the order in which they were called."""
+        called = [op for op, b in self.script.seen if b == body]
+        return [op for op in dict.fromkeys(called) for _ in range(self.db.count(f"{op} {body}"))]
 
     def notes(self, body: str) -> list[str]:
         """What it has done for one body, for everybody to see."""

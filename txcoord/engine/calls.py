@@ -113,22 +113,22 @@ class Calls:
             return
         self._later.drop(job.key)
         self._under_way[job.key] = job.op
-        self._due.setdefault(job.target, deque()).append(job)
+        due = self._due.setdefault(job.target, deque())
+        due.append(job)
         workers = {w for w in self._workers.get(job.target, ()) if not w.done()}
         if len(workers) < self._width:
-            workers.add(self._spawn(self._work(job.target), f"call:{job.target}"))
+            workers.add(self._spawn(self._work(job.target, due), f"call:{job.target}"))
         self._workers[job.target] = workers
 
-    async def _work(self, target: str) -> None:
-        due = self._due[target]
+    async def _work(self, target: str, due: deque[Job]) -> None:
         while due:
             timeout_us = due[0].timeout_us
             jobs: list[Job] = []
             while due and len(jobs) < _MOST and due[0].timeout_us == timeout_us:
                 jobs.append(due.popleft())
             await self._call(target, jobs, timeout_us)
-        if not due and self._due.get(target) is due:
-            del self._due[target]
+        if self._due.get(target) is due:
+            del self._due[target]  # What comes now has a lane of its own.
 
     async def _call(self, target: str, jobs: list[Job], timeout_us: int) -> None:
         open_ = {job.key: job for job in jobs}

@@ -6,7 +6,8 @@ The commands are in :mod:`.coordinator`.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from ..core.action import Retry
@@ -17,6 +18,7 @@ from ..core.events import (
     BranchFailed,
     BranchFinished,
     Call,
+    Decide,
     Effect,
     Event,
     Finish,
@@ -98,6 +100,7 @@ class Carrier:
         self._spawn = spawn
         self._failpoints = failpoints
         self._rows: OrderedDict[str, Tx] = OrderedDict()
+        self._held_news: dict[str, list[Event]] = {}
         self._prober = Prober(
             self.finishers,
             windows=settings.windows,
@@ -169,7 +172,8 @@ class Carrier:
         self._adopt(tx, resume(tx))
 
     def _adopt(self, tx: Tx, effects: tuple[Effect, ...], *, logged: bool = True) -> None:
-        self.waiting.decided(tx, logged=logged)
+        if tx.decision is not None:
+            self.waiting.decided(tx, logged=logged)
         live = self.live.get(tx.tx_id)
         if live is not None and live.logged and (not logged or live.tx.epoch >= tx.epoch):
             return
@@ -188,6 +192,11 @@ class Carrier:
                 self.phase_two.carry_out(tx.tx_id, effect)
             elif isinstance(effect, Call):
                 self.calls.carry_out(tx.tx_id, effect)
+            elif isinstance(effect, Decide):
+                self._spawn(self._steps_settled(tx.tx_id), f"decide:{tx.tx_id}")
+
+    async def _steps_settled(self, tx_id: str) -> None:
+        raise NotImplementedError
 
     def _as_it_stands(self, tx_id: str) -> Tx | None:
         live = self.live.get(tx_id)
@@ -198,10 +207,26 @@ class Carrier:
         branch = live.tx.branch(branch_id) if live is not None else None
         return branch is not None and branch.state in (BranchState.FINISHING, BranchState.UNDOING)
 
+    @contextmanager
+    def _holding_news(self, tx_id: str) -> Iterator[None]:
+        """News of this transaction wait until this is over."""
+        if tx_id in self._held_news:
+            yield
+            return
+        self._held_news[tx_id] = []
+        try:
+            yield
+        finally:
+            for event in self._held_news.pop(tx_id):
+                self.tell(tx_id, event)
+
     def tell(self, tx_id: str, event: Event) -> None:
         """News of a branch from phase two. Nothing waits between reading and replacing the row: none is lost."""
         live = self.live.get(tx_id)
         if live is None:
+            return
+        if tx_id in self._held_news:
+            self._held_news[tx_id].append(event)
             return
         assert isinstance(event, BranchFinished | BranchFailed | HeuristicSeen | HolderReported | Answered)
         verdict = decide(live.tx, event, self.clock.now_us(), self.settings.windows)

@@ -22,6 +22,8 @@ from ..core.events import (
     OrphanFound,
     Probe,
     Rollback,
+    StepsSettled,
+    Submit,
     Verdict,
 )
 from ..core.machine import decide, expired
@@ -30,6 +32,7 @@ from ..core.model import (
     ChangeKind,
     Decision,
     Tx,
+    TxState,
     WriteResult,
     Written,
 )
@@ -80,6 +83,13 @@ class Coordinator(Carrier):
         await self._failpoints.reach("enlist.after_write")
         return tx
 
+    async def submit(self, event: Submit) -> Tx:
+        """Take a whole plan over, forced; its steps are run from now on."""
+        await self._failpoints.reach("submit.before_write")
+        tx = await self._settle(event, self._rows.get(event.tx.tx_id), gid=event.tx.gid)
+        await self._failpoints.reach("submit.after_write")
+        return tx
+
     async def commit(self, event: Commit) -> Tx:
         """Decide by the caller's wish and its branches' votes. Answers once the decision is durable."""
         await self._failpoints.reach("commit.before_write")
@@ -120,6 +130,24 @@ class Coordinator(Carrier):
         tx = await self._settle(DeadlinePassed(), tx)
         await self._failpoints.reach("deadline.after_write")
         return tx
+
+    async def _steps_settled(self, tx_id: str) -> None:
+        """The steps of a plan have decided: write it, however long that takes."""
+        while (live := self.live.get(tx_id)) is not None and live.tx.decision is None:
+            try:
+                await self._failpoints.reach("decide.before_write")
+                tx = await self._settle(StepsSettled(), live.tx)
+                await self._failpoints.reach("decide.after_write")
+            except LogUnavailable as error:
+                log.error("log.unavailable", tx_id=tx_id, reason=str(error))
+                await self.clock.sleep(0.5)
+                continue
+            except Refused as refused:
+                log.warning("plan.not_decided", tx_id=tx_id, reason=refused.refusal.reason)
+                await self.clock.sleep(0.5)
+                continue
+            if tx.decision is None:
+                return
 
     async def fence(self, event: OrphanFound) -> Tx:
         """Fence an orphan: its ABORT row first."""
@@ -169,6 +197,14 @@ class Coordinator(Carrier):
 
     async def _settle(self, event: Event, tx: Tx | None, gid: str = "") -> Tx:
         """Ask the core, write its change, and again until it is written or refused."""
+        running = self.live.get(tx.tx_id) if tx is not None else None
+        if running is None or running.tx.decision is not None:
+            return await self._settle_now(event, tx, gid)
+        # What is decided on a plan must be all of it: no step may begin, or end, while that is being written.
+        with self._holding_news(running.tx.tx_id):
+            return await self._settle_now(event, tx, gid)
+
+    async def _settle_now(self, event: Event, tx: Tx | None, gid: str) -> Tx:
         live = self.live.get(tx.tx_id) if tx is not None else None
         if live is not None and live.logged:
             tx = live.tx
@@ -220,7 +256,10 @@ class Coordinator(Carrier):
     def _written(self, new: Tx, change: Change, effects: tuple[Effect, ...]) -> None:
         self._raise_alarms(new, effects)
         if new.decision is None:
-            self._remember(new)
+            if new.state is TxState.RUNNING:
+                self._adopt(new, effects)
+            else:
+                self._remember(new)
             return
         self._rows.pop(new.tx_id, None)
         if change.kind is not ChangeKind.PROGRESS:
@@ -235,6 +274,10 @@ class Coordinator(Carrier):
             self._adopt(tx, verdict.effects, logged=False)
             return tx
         live = self.live.get(tx.tx_id)
+        if live is not None and live.tx.decision is None and tx.decision is not None:
+            # Another node has decided what was carried out here: it has it from then on.
+            self.live.drop(tx.tx_id)
+            return tx
         return live.tx if live is not None and live.logged else tx
 
     def _stamp(self, verdict: Verdict) -> tuple[Tx, Change]:
@@ -242,7 +285,8 @@ class Coordinator(Carrier):
         assert verdict.change is not None
         new, change = verdict.tx, verdict.change
         # A mere note takes no row over.
-        if new.decision is not None and not new.ended and change.kind is not ChangeKind.PROGRESS:
+        carried_out = new.decision is not None or new.state is TxState.RUNNING
+        if carried_out and not new.ended and change.kind is not ChangeKind.PROGRESS:
             new = replace(self.leased(new), owner=self.settings.node)
             change = replace(change, tx=new)
         return new, change

@@ -48,6 +48,11 @@ class Deadlines:
         for tx in late:
             if tx.one_phase_resource and tx.tx_id not in self._asked:
                 self._ask(tx)
+        now_us = self._c.clock.now_us()
+        for live in self._c.live:
+            # A plan is seen to by whoever runs it.
+            if live.tx.decision is None and live.tx.deadline_us < now_us:
+                await self._expire(live.tx)
         for error in ended:
             if isinstance(error, BaseException):
                 raise error

@@ -8,7 +8,7 @@ from txcoord_client._pb import common_pb2 as c
 from txcoord_client._pb import participant_pb2 as pb
 
 from ...core.action import Answer, AnswerKind, Op
-from ...core.model import Decision, Kind, Tx
+from ...core.model import FOREVER_US, Decision, Kind, Tx
 from ...ports import CallRequest
 
 OPS: Mapping[Op, c.BranchOp] = {op: c.BranchOp.Value(f"BRANCH_OP_{op.name}") for op in Op}  # type: ignore[misc]
@@ -50,7 +50,7 @@ def _context(tx: Tx) -> pb.ActionContext:
         tx_id=tx.tx_id,
         gid=tx.gid,
         name=tx.name,
-        deadline_us=tx.deadline_us,
+        deadline_us=tx.deadline_us if tx.deadline_us != FOREVER_US else 0,
         headers=dict(tx.headers),
         labels=dict(tx.labels),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from txcoord_client._pb import common_pb2 as c
@@ -10,6 +10,7 @@ from txcoord_client.protocol import identifiers, reasons
 
 from ...core.action import Action, Retry
 from ...core.errors import Refusal, Refused
+from ...core.model import Branch, Kind
 
 _MOST_HEADERS = 8 * 1024
 _MOST_ATTEMPTS = 1_000_000
@@ -103,3 +104,36 @@ def write(out: c.Branch, action: Action, target: str) -> None:
     out.action.run_first = action.run_first
     out.action.forward = action.forward
     out.action.no_undo = action.no_undo
+
+
+def check_graph(branches: Mapping[str, Branch]) -> None:
+    """Steps come after steps that are there, in no circle; a step that is never undone comes after all that are. Raises
+    Refused."""
+    before: dict[str, set[str]] = {}
+    left = dict(branches)
+    while left:
+        ready = [b for b in left.values() if _after(b) <= before.keys()]
+        if not ready:
+            raise _of(next(iter(left.values())), "it comes after a branch that is not there, or after itself")
+        for b in ready:
+            before[b.id] = _after(b).union(*(before[name] for name in _after(b)))
+            del left[b.id]
+    names = [b.action.name for b in branches.values() if b.action is not None and b.action.name]
+    if len(names) != len(set(names)):
+        raise _of(next(iter(branches.values())), "two steps have one name")
+    undone = {b.id for b in branches.values() if b.action is not None and not b.action.forward}
+    for b in branches.values():
+        assert b.action is not None
+        if not set(b.action.results_of) <= before[b.id]:
+            raise _of(b, "it is given the results of branches that come before it only")
+        if b.action.forward and (b.kind is not Kind.SAGA or not undone <= before[b.id]):
+            raise _of(b, "a step that is never undone comes after all that may be")
+
+
+def _after(b: Branch) -> set[str]:
+    # A tcc branch names those whose confirm comes before: its try waits for none.
+    return set(b.action.after) if b.action is not None and b.kind is Kind.SAGA else set()
+
+
+def _of(b: Branch, message: str) -> Refused:
+    return Refused(Refusal("INVALID_ARGUMENT", reasons.BAD_BRANCH, f"branch {b.id}: {message}", True))

@@ -11,7 +11,7 @@ from txcoord_client.protocol import xid as xids
 
 from ...core.errors import Refusal, Refused
 from ...core.kinds import RULES
-from ...core.model import Branch, BranchState, DecidedBy, Decision, Kind, Tx, TxState
+from ...core.model import FOREVER_US, Branch, BranchState, DecidedBy, Decision, Kind, Tx, TxState
 from . import actions
 
 
@@ -122,7 +122,7 @@ class Reader:
             )
         furthest = self._now_us() + self._limits.deadline_max_us
         # Two seconds of slack: the client stamps by its own idea of the log's clock.
-        if deadline_us > furthest + 2_000_000:
+        if deadline_us > furthest + 2_000_000 and deadline_us != FOREVER_US:
             raise bad(
                 reasons.DEADLINE_TOO_FAR,
                 f"the deadline is further away than {self._limits.deadline_max_us // 1_000_000} s",
@@ -194,10 +194,16 @@ class Reader:
             raise bad(reasons.BAD_BRANCH, f"branch {item.id}: its kind is missing")
         if kind is Kind.TCC:
             return self._action_branch(item, kind)
+        if kind is Kind.SAGA:
+            raise bad(
+                reasons.NOT_SUPPORTED,
+                f"branch {item.id}: steps of a saga are submitted as a plan; they are not enlisted",
+                "UNIMPLEMENTED",
+            )
         if kind is not Kind.XA:
             raise bad(
                 reasons.NOT_SUPPORTED,
-                f"branch {item.id}: this server carries out xa and tcc branches only, not {kind}",
+                f"branch {item.id}: this server carries out xa, tcc and saga branches, not {kind}",
                 "UNIMPLEMENTED",
             )
         self.resource(item.xa.resource)
@@ -220,6 +226,31 @@ class Reader:
             str(x),
             reason=item.reason[:500],
         )
+
+    def plan(self, items: Iterable[c.Branch]) -> tuple[Branch, ...]:
+        """The branches of a plan: steps of a saga, and tries that the coordinator runs."""
+        out: dict[str, Branch] = {}
+        for item in items:
+            kind = _KIND_FROM_PB.get(item.kind)
+            if not identifiers.is_branch(item.id) or item.id in out:
+                raise bad(reasons.BAD_BRANCH, f"branch id {item.id[:80]!r}: a path of numbers, each once")
+            if kind not in (Kind.SAGA, Kind.TCC):
+                raise bad(
+                    reasons.NOT_SUPPORTED,
+                    f"branch {item.id}: a plan has saga and tcc branches, not {kind or 'one without a kind'}",
+                    "UNIMPLEMENTED",
+                )
+            if item.vote:
+                raise bad(reasons.BAD_BRANCH, f"branch {item.id}: a plan is run by the coordinator: no votes")
+            read = actions.read(item, self._sized)
+            read["action"] = replace(read["action"], run_first=True)
+            out[item.id] = Branch(item.id, kind, **read)
+            if len(out) > self._limits.branches:
+                raise bad(reasons.TOO_LARGE, f"more than {self._limits.branches} branches")
+        if not out:
+            raise bad(reasons.BAD_REQUEST, "a plan without a step")
+        actions.check_graph(out)
+        return tuple(out.values())
 
     def _action_branch(self, item: c.Branch, kind: Kind) -> Branch:
         vote = _VOTED.get(item.vote, BranchState.OPEN)
@@ -260,7 +291,9 @@ class Reader:
             )
 
 
-_SAYING_SOMETHING = frozenset({BranchState.PARKED, BranchState.SKIPPED, BranchState.RESOLVED})
+_SAYING_SOMETHING = frozenset(
+    {BranchState.REFUSED, BranchState.PARKED, BranchState.SKIPPED, BranchState.RESOLVED}
+)
 
 
 def outcome(tx: Tx, *, pending: bool = False, all_branches: bool = False, named: bool = False) -> c.Outcome:
@@ -270,7 +303,7 @@ def outcome(tx: Tx, *, pending: bool = False, all_branches: bool = False, named:
         reason=tx.reason,
         decided_us=tx.decided_us,
         pending=pending,
-        deadline_us=tx.deadline_us,
+        deadline_us=tx.deadline_us if tx.deadline_us != FOREVER_US else 0,
         ended_us=tx.ended_us,
         version=tx.version,
         result=tx.result,
@@ -292,9 +325,13 @@ def outcome(tx: Tx, *, pending: bool = False, all_branches: bool = False, named:
                 out.parked += 1
             else:
                 out.parked_deliveries += 1
-        if all_branches or b.heuristic or b.state in _SAYING_SOMETHING:
+        if all_branches or b.heuristic or b.state in _SAYING_SOMETHING or _has_result(b):
             out.branches.append(branch_status(b))
     return out
+
+
+def _has_result(b: Branch) -> bool:
+    return b.action is not None and b.action.run_first and bool(b.result)
 
 
 def branch_status(b: Branch) -> c.BranchStatus:

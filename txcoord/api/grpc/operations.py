@@ -14,8 +14,8 @@ from txcoord_client.protocol import identifiers, reasons
 from ... import __version__
 from ...core.branches import filled, is_called
 from ...core.errors import Refusal, Refused
-from ...core.events import Begin, Commit, Enlist, HolderReported, OnePhaseDone, Rollback
-from ...core.model import Branch, BranchState, DecidedBy, Decision, Kind, Tx
+from ...core.events import Begin, Commit, Enlist, HolderReported, OnePhaseDone, Rollback, Submit
+from ...core.model import FOREVER_US, Branch, BranchState, DecidedBy, Decision, Kind, Tx
 from ...engine.coordinator import Coordinator, expired
 from ...engine.live import WaitLevel, reached
 from ...ports import ResourceStatus
@@ -71,6 +71,7 @@ class Operations:
             "report": self.report,
             "wait": self.wait,
             "get": self.get,
+            "submit": self.submit,
         }
 
     def leave(self) -> None:
@@ -104,7 +105,7 @@ class Operations:
             log_time_us=self._c.clock.now_us(),
             node=self._c.settings.node,
             version=__version__,
-            features=["session", "batch", "xa", "tcc"],
+            features=["session", "batch", "xa", "tcc", "saga"],
             limits=pb.Limits(
                 max_payload_bytes=limits.payload,
                 max_message_bytes=limits.message,
@@ -164,6 +165,26 @@ class Operations:
             raise bad(reasons.BAD_REQUEST, "no branch to enlist")
         done = await self._c.enlist(Enlist(tx, branches), begun=request.begun)
         return pb.EnlistResponse(outcome=mapping.outcome(done))
+
+    async def submit(self, request: pb.SubmitRequest, namespace: str, most_s: float) -> pb.SubmitResponse:
+        """Take a whole plan over."""
+        now_us = self._c.clock.now_us()
+        tx_id = request.tx_id
+        if not tx_id:
+            if not request.gid:
+                raise bad(
+                    reasons.BAD_REQUEST, "without a tx_id a gid is needed, so that the call can be repeated"
+                )
+            tx_id = identifiers.new_tx_id(now_us, self._c.random.getrandbits)
+        deadline_us = request.deadline_us or FOREVER_US
+        tx = self._read.tx(namespace, tx_id, request.gid, deadline_us, request.spec)
+        plan = replace(tx, branches=self._read.plan(request.branches), one_phase_resource="")
+        done = await self._c.submit(Submit(plan))
+        if request.wait == c.WAIT_LEVEL_ACCEPTED:
+            most_s = 0.0
+        done = await self._waited(done, request.wait, request.wait_us, most_s)
+        out = mapping.outcome(done, pending=not reached(done, _LEVEL[request.wait]), named=True)
+        return pb.SubmitResponse(outcome=out)
 
     async def vote(self, request: pb.VoteRequest, namespace: str, most_s: float) -> pb.VoteResponse:
         """Report votes: an enlist of what is known already, with its vote."""
