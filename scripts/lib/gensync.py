@@ -22,6 +22,7 @@ MODULES = (
     "_finish",
     "_joining",
     "_keeping",
+    "_runs",
     "_runtime",
     "_sources",
     "_tries",
@@ -36,6 +37,7 @@ MODULES = (
     "_xa/sqlalchemy_",
     "coordinator",
     "participant",
+    "sagas",
     "transaction",
 )
 HEAD = "# Made from {name} by scripts/sync; to change it, change that.\n"

@@ -37,6 +37,7 @@ from .errors import (
 from .interceptors import ClientInterceptor, ServerInterceptor
 from .outcome import Outcome, State
 from .participant import Participant
+from .sagas import Saga, saga
 from .transaction import Transaction, XaBlock
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "Rejected",
     "ResourceBusy",
     "ResourceMismatch",
+    "Saga",
     "Scope",
     "ServerInterceptor",
     "State",
@@ -68,4 +70,5 @@ __all__ = [
     "UnknownResource",
     "XaBlock",
     "__version__",
+    "saga",
 ]

@@ -64,21 +64,32 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
-def arguments(function: Callable[..., Any], skip: int, data: bytes) -> dict[str, Any]:
-    """The arguments of a call by name. Raises Rejected where they do not fit."""
+def arguments(
+    function: Callable[..., Any], skip: int, data: bytes, results: Mapping[str, bytes] | None = None
+) -> dict[str, Any]:
+    """The arguments of a call by name, results of earlier steps among them. Raises Rejected where they do not fit."""
     given = json.loads(data) if data else {}
     if not isinstance(given, dict):
         raise Rejected("arguments are a JSON object", reason=reasons.BAD_REQUEST)
+    names = parameters(function, skip)
+    given.update({name: decode(found) for name, found in (results or {}).items() if name in names})
     hints = hints_of(function)
-    parameters = list(inspect.signature(function).parameters.values())[skip:]
-    missing = [
-        p.name for p in parameters if p.default is p.empty and p.kind in _NAMED and p.name not in given
-    ]
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    unknown = [] if anything else sorted(given.keys() - {p.name for p in parameters})
+    missing = [name for name, needed in names.items() if needed and name not in given]
+    unknown = [] if takes_anything(function) else sorted(given.keys() - names.keys())
     if missing or unknown:
         raise Rejected(f"arguments missing: {missing}, unknown: {unknown}", reason=reasons.BAD_REQUEST)
     return {name: shaped(value, hints.get(name, Any)) for name, value in given.items()}
+
+
+def parameters(function: Callable[..., Any], skip: int) -> dict[str, bool]:
+    """The parameters that are given by name, and whether each is needed."""
+    found = list(inspect.signature(function).parameters.values())[skip:]
+    return {p.name: p.default is p.empty for p in found if p.kind in _NAMED}
+
+
+def takes_anything(function: Callable[..., Any]) -> bool:
+    """Has it ``**kwargs``?"""
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
 
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

@@ -19,6 +19,7 @@ from ._block import Scope
 from ._carrying import Targets
 from ._nodes import joined
 from ._pb import coordinator_pb2 as pb
+from ._runs import Run, submitted
 from ._runtime import Runtime
 from ._scope import outside_on_purpose
 from ._services import Services
@@ -35,6 +36,7 @@ from .errors import (
 )
 from .outcome import Outcome
 from .protocol import identifiers, reasons
+from .sagas import Saga
 from .transaction import Transaction, XaBlock
 
 P = ParamSpec("P")
@@ -225,6 +227,41 @@ class Coordinator(Services):
             retry_of = tx_id if gid else ""
             await _aio.sleep(random.uniform(0.0, 0.05 * 2 ** (attempts - left)))
         raise AssertionError("the last attempt returns or raises")
+
+    async def submit(
+        self,
+        flow: Saga,
+        *,
+        gid: str = "",
+        data: Mapping[str, Any] | None = None,
+        timeout: Seconds | None = None,
+        labels: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Run:
+        """Hand a saga over to the coordinator, which runs it to its end, whatever becomes of this process. Returns when
+        it is durable.
+
+        ``data``: by name what its steps are given; each gets what it has a parameter for. ``timeout``: seconds until it
+        is aborted if not done (default: none). ``gid``: as in :meth:`begin`.
+
+        Raises Rejected for data that do not fit or a participant without an address, AlreadyCommitted, AlreadyAborted
+        or InProgress for a known gid, Unavailable.
+        """
+        if gid and not identifiers.is_gid(gid):
+            raise Rejected(
+                f"gid {gid[:80]!r}: 1 to {identifiers.MAX_GID} characters of [A-Za-z0-9_-]",
+                reason=reasons.BAD_GID,
+            )
+        return await submitted(
+            self._runtime(),
+            flow,
+            gid=gid,
+            data=data or {},
+            timeout=None if timeout is None else _seconds(timeout, "timeout"),
+            labels=labels or {},
+            headers=headers or {},
+            call_timeout=self._call_timeout,
+        )
 
     # ---- context ----
 

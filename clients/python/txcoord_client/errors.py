@@ -130,7 +130,7 @@ class Pending(TxcoordError):
     """Raised by a participant's code: not done yet, ask again, after ``retry_after`` seconds if given. What was done in
     its transaction is rolled back."""
 
-    default_reason = "PENDING"
+    default_reason = reasons.PENDING
     default_definite = False
 
     def __init__(self, message: str = "not done yet", *, retry_after: float = 0.0) -> None:

@@ -38,6 +38,7 @@ from ..outcome import Outcome, State
 from ._block import Scope
 from .coordinator import Coordinator
 from .participant import Participant
+from .sagas import Saga, saga
 from .transaction import Transaction, XaBlock
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "Rejected",
     "ResourceBusy",
     "ResourceMismatch",
+    "Saga",
     "Scope",
     "State",
     "Transaction",
@@ -66,4 +68,5 @@ __all__ = [
     "Unavailable",
     "UnknownResource",
     "XaBlock",
+    "saga",
 ]

@@ -29,6 +29,7 @@ from . import _aio
 
 log = logging.getLogger("txcoord.client")
 T = TypeVar("T", bound=type)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,11 @@ class Operation:
     name: str
     """Within the participant."""
     attempt: Callable[..., Any]
+    """The try, or the action."""
     after: dict[str, Callable[..., Any]]
-    """By op: ``confirm``, ``cancel``. Bound, as ``attempt`` is."""
+    """By op: ``confirm`` and ``cancel``, or ``compensate``. Bound, as ``attempt`` is."""
+    first: str = "try"
+    """The op of ``attempt``."""
 
     @property
     def full_name(self) -> str:
@@ -53,6 +57,25 @@ class Operation:
         return _values.hints_of(self.attempt).get("return", Any)
 
 
+class Action:
+    """A function decorated with ``@participant.action``."""
+
+    def __init__(self, operation: Operation) -> None:
+        self.operation = operation
+        self.__name__ = operation.name
+        setattr(self, OPERATION, operation)
+
+    def compensate(self, function: F) -> F:
+        """Decorator of the function that undoes it: it gets ``db`` and what the action returned."""
+        _aio.refuse_wrong_kind(function)
+        self.operation.after["compensate"] = function
+        return function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The function itself, for tests."""
+        return self.operation.attempt(*args, **kwargs)
+
+
 OPERATION = "__txcoord_operation__"
 """Attribute of a class or function that is an operation."""
 
@@ -62,7 +85,9 @@ def operation_of(target: Any) -> Operation:
     found = getattr(target, OPERATION, None)
     if not isinstance(found, Operation):
         name = getattr(target, "__name__", repr(target))
-        raise Rejected(f"{name} is no operation of a participant: decorate it with @participant.tcc")
+        raise Rejected(
+            f"{name} is no operation of a participant: decorate it with @participant.tcc or @participant.action"
+        )
     return found
 
 
@@ -103,11 +128,25 @@ class Participant:
         operation = Operation(
             self.name, cls.__name__, made["attempt"], {name: made[name] for name in ("confirm", "cancel")}
         )
+        self._add(operation)
+        setattr(cls, OPERATION, operation)
+        return cls
+
+    def action(self, function: Callable[..., Any]) -> Action:
+        """Decorator of a step of sagas: ``@stock.action def pack(db, *, order): …``, and
+        ``@pack.compensate def unpack(db, parcel): …`` for what undoes it. ``db`` is the barrier's own
+        transaction, which the SDK commits. Its other parameters are given by name: what was submitted with the saga,
+        and the result of the earlier step that a parameter is called after. What it returns is kept, and handed to its
+        compensation."""
+        _aio.refuse_wrong_kind(function)
+        operation = Operation(self.name, function.__name__, function, {}, "action")
+        self._add(operation)
+        return Action(operation)
+
+    def _add(self, operation: Operation) -> None:
         if operation.full_name in self._operations:
             raise Rejected(f"{operation.full_name} is there twice")
         self._operations[operation.full_name] = operation
-        setattr(cls, OPERATION, operation)
-        return cls
 
     # ---- serving ----
 
@@ -144,7 +183,7 @@ class Participant:
         operation = self._operations.get(call.operation)
         method = None
         if operation is not None:
-            method = operation.attempt if call.op == "try" else operation.after.get(call.op)
+            method = operation.attempt if call.op == operation.first else operation.after.get(call.op)
         if operation is None or method is None:
             raise Rejected(
                 f"{self.name} has no {call.op} of {call.operation!r}", reason=reasons.UNKNOWN_OPERATION
@@ -156,8 +195,9 @@ class Participant:
             entered = _barrier.enter(db, call.tx_id, call.branch, call.op, call.not_after_us)
             if not entered.first:
                 return Answer.done(entered.result or b"", repeated=True)
-            if call.op == "try":
-                result = method(db, **_values.arguments(method, 1, call.payload))
+            if call.op == operation.first:
+                given = _values.arguments(method, 1, call.payload, call.results)
+                result = method(db, **given)
                 data = _values.encode(result) if result is not None else b""
                 if data:
                     _barrier.keep(db, call.tx_id, call.branch, call.op, data)
