@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,7 +24,8 @@ from ..config import Settings, engine_of, microseconds, redacted, split_listen
 from ..core.backoff import Backoff
 from ..core.model import Windows
 from ..engine import failpoints
-from ..engine.coordinator import Coordinator, EngineSettings
+from ..engine.carrier import RETRY, EngineSettings
+from ..engine.coordinator import Coordinator
 from ..engine.recovery import Recovery, RecoverySettings
 from ..observe import logs
 from ..ports import Failpoints, Leases, LogIdentity, LogUnavailable, ResourceStatus, SchemaMismatch
@@ -130,6 +132,12 @@ class Node:
                 hold_us=microseconds(s.recovery.hold),
                 shared=self._claim is None,
                 backoff=Backoff(
+                    first_us=microseconds(s.backoff.first),
+                    factor=s.backoff.factor,
+                    cap_us=microseconds(s.backoff.cap),
+                ),
+                retry=replace(
+                    RETRY,
                     first_us=microseconds(s.backoff.first),
                     factor=s.backoff.factor,
                     cap_us=microseconds(s.backoff.cap),
