@@ -1,5 +1,7 @@
 """Sagas, as *Behaviours* lists them: over gRPC, with participants on PostgreSQL and on MariaDB."""
 
+# ruff: noqa: PT012 - what raises is the end of a whole transaction
+
 from __future__ import annotations
 
 import asyncio
@@ -7,14 +9,25 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from tests.acceptance.mariadb.conftest import site_on
-from tests.support.acceptance import Site, eventually, new_gid
+from tests.support.acceptance import INSERT, Site, eventually, new_gid
 from tests.support.acceptance_participants import Shop, fail, pend, refuse, shop_on
 from tests.support.databases import Databases
 from txcoord.testing.mariadb import MariaDBServer
 from txcoord.testing.postgres import PostgresServer
-from txcoord_client import Aborted, AlreadyCommitted, Coordinator, Rejected, Saga, saga
+from txcoord_client import (
+    Aborted,
+    AlreadyCommitted,
+    Coordinator,
+    Refused,
+    Rejected,
+    Saga,
+    Transaction,
+    Unavailable,
+    saga,
+)
 
 
 @pytest.fixture(scope="module")
@@ -275,3 +288,96 @@ async def test_coordinator_killed(moment: str, refused: bool, mortal: Site, shop
         else:
             assert (await run.wait()).state == "COMMITTED"
             assert steps(shop, gid) == (["action pack", "action send"], ["action label"])
+
+
+async def test_inside_a_transaction_with_xa_and_tcc(shop: Shop, flows: Flows, coord: Coordinator) -> None:
+    body = new_gid("mixed")
+    flow = saga("ship").step(flows.pack).step(flows.label)
+    async with coord.begin("order", gid=body) as g:
+        async with g.xa(shop.stock.engine) as db:
+            await db.execute(text(INSERT), {"body": f"xa {body}"})
+        await g.tcc(shop.coupons.reserve, body=body)
+        results = await g.saga(flow, body=body)
+        assert results["label"]["saw"] == {"body": body, "step": "pack"}
+    assert g.outcome is not None
+    assert g.outcome.state == "COMMITTED"
+    assert steps(shop, body) == (["action pack"], ["try", "action label", "confirm"])
+    assert shop.site.accounts.count(f"xa {body}") == 1
+
+
+async def test_inside_a_transaction_that_aborts(shop: Shop, flows: Flows, coord: Coordinator) -> None:
+    body = new_gid("undone")
+    flow = saga("ship").step(flows.pack).step(flows.label)
+    with pytest.raises(ZeroDivisionError):
+        async with coord.begin("order") as g:
+            await g.saga(flow, body=body)
+            await g.tcc(shop.coupons.reserve, body=body)
+            raise ZeroDivisionError
+    await eventually(
+        lambda: (
+            steps(shop, body)
+            == (["action pack", "compensate pack"], ["action label", "try", "compensate label", "cancel"])
+            or steps(shop, body)
+            == (["action pack", "compensate pack"], ["action label", "try", "cancel", "compensate label"])
+        )
+    )
+
+
+async def test_inside_a_transaction_and_refused(shop: Shop, flows: Flows, coord: Coordinator) -> None:
+    body = new_gid("refused")
+    shop.coupons.script.next[f"action label {body}"] = [fail, refuse("NO_LABEL")]
+    flow = saga("ship").step(flows.pack).step(flows.label)
+    with pytest.raises(Refused) as refused:
+        async with coord.begin("order") as g:
+            async with g.xa(shop.stock.engine) as db:
+                await db.execute(text(INSERT), {"body": f"xa {body}"})
+            await g.saga(flow, body=body)
+    assert refused.value.reason == "NO_LABEL"
+    await eventually(lambda: steps(shop, body) == (["action pack", "compensate pack"], []))
+
+    async def how() -> tuple[str, str, str]:
+        found = await coord.get(tx_id=g.tx_id)
+        return (found.state, found.decided_by, found.reason) if found is not None else ("", "", "")
+
+    async def aborted() -> bool:
+        return await how() == ("ABORTED", "branch", "NO_LABEL")
+
+    await eventually(aborted)
+    assert shop.site.accounts.count(f"xa {body}") == 0
+
+
+async def test_inside_a_transaction_until_the_deadline(shop: Shop, flows: Flows, coord: Coordinator) -> None:
+    body = new_gid("late")
+    shop.coupons.script.next[f"action label {body}"] = [pend(0.2) for _ in range(100)]
+    flow = saga("ship").step(flows.pack).step(flows.label)
+    with pytest.raises((Refused, Rejected, Unavailable)):
+        async with coord.begin("order", timeout=1.0) as g:
+            await g.saga(flow, body=body)
+    await eventually(lambda: steps(shop, body) == (["action pack", "compensate pack"], []))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "moment", ["enlist.after_write", "call.after", "call.before=kill@2", "commit.after_write"]
+)
+async def test_inside_a_transaction_and_coordinator_killed(
+    moment: str, mortal: Site, shop: Shop, flows: Flows
+) -> None:
+    """Its client asks the next one."""
+    await asyncio.to_thread(mortal.restart, moment if "=" in moment else f"{moment}=kill")
+    body = new_gid("killed")
+    flow = saga("ship").step(flows.pack).step(flows.label)
+
+    async def order() -> Transaction:
+        async with coord.begin("order") as g:
+            await g.saga(flow, body=body)
+        return g
+
+    async with shop.coordinator(call_timeout=30.0) as coord:
+        ordering = asyncio.ensure_future(order())
+        await eventually(lambda: not mortal.coordinator.running, what="it died")
+        await asyncio.to_thread(mortal.restart)
+        g = await ordering
+        assert g.outcome is not None
+        assert g.outcome.state == "COMMITTED"
+        assert steps(shop, body) == (["action pack"], ["action label"])

@@ -13,8 +13,8 @@ from tests.support.fake_participant import Participants
 from tests.support.memory_log import Storage
 from tests.support.node import Node, new_tx
 from tests.support.virtual import VirtualClock, eventually, run
-from txcoord.core.action import Action, Op
-from txcoord.core.events import Submit
+from txcoord.core.action import Action, Answer, AnswerKind, Op
+from txcoord.core.events import Enlist, Submit
 from txcoord.core.model import Branch, BranchState, Kind, Tx, TxState, Windows
 
 
@@ -290,5 +290,77 @@ def test_forced_writes() -> None:
                 await node.ended(await submit(node, place.tx(), *steps))
                 # Submitted, and the decision: whoever is told COMMITTED must find it so after any crash.
                 assert node.log.forced_flushes - before == 2
+
+    run(main())
+
+
+async def run_steps(node: Node, tx: Tx, *steps: Branch, begun: bool = False) -> Tx:
+    done = await node.coordinator.enlist(Enlist(tx, steps, run=True), begun=begun)
+    return await node.coordinator.steps(done, {b.id for b in steps}, 30)
+
+
+def test_steps_inside_a_transaction_that_its_client_decides() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            tx = place.tx()
+            done = await run_steps(node, tx, step("1"), step("2", "1"))
+            assert [b.state for b in done.branches] == [BranchState.READY] * 2
+            assert done.state is TxState.ACTIVE
+            votes = [Branch(n, Kind.SAGA, BranchState.READY) for n in "12"]
+            assert (await node.ended(await node.commit(tx, *votes, begun=True))).state is TxState.COMMITTED
+            assert place.effects(tx) == {n: [Op.ACTION] for n in "12"}
+            assert not len(node.coordinator.live)
+
+    run(main())
+
+
+def test_a_step_inside_a_transaction_says_no() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            place.participants.script["2", Op.ACTION] = [Answer(AnswerKind.REFUSED, reason="NO")]
+            tx = place.tx()
+            done = await run_steps(node, tx, step("1"), step("2", "1"))
+            assert (done.state, done.reason) == (TxState.ABORTING, "NO")
+            assert (await node.ended(done)).state is TxState.ABORTED
+            assert place.effects(tx) == {"1": [Op.ACTION, Op.COMPENSATE]}
+
+    run(main())
+
+
+def test_a_node_dies_with_steps_inside_and_its_client_asks_another() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            place.participants.held["2", Op.ACTION] = asyncio.Event()
+            tx = place.tx()
+            asked = asyncio.ensure_future(run_steps(node, tx, step("1"), step("2", "1")))
+            await eventually(lambda: any(c[2] == "2" for c in place.participants.calls))
+            await place.kill(node)
+            asked.cancel()
+            del place.participants.held["2", Op.ACTION]
+            other = await place.node("n2")
+            done = await run_steps(other, tx, step("1"), step("2", "1"), begun=True)
+            assert [b.state for b in done.branches] == [BranchState.READY] * 2
+            assert place.effects(tx) == {n: [Op.ACTION] for n in "12"}
+            await other.rollback(tx, begun=True)
+            await eventually(lambda: place.storage.row(tx.tx_id).ended)
+            assert place.effects(tx) == {n: [Op.ACTION, Op.COMPENSATE] for n in "12"}
+
+    run(main())
+
+
+def test_another_node_decides_what_has_steps_here() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node, other = await place.node(), await place.node("n2")
+            tx = place.tx(deadline_s=5.0)
+            await run_steps(node, tx, step("1"))
+            votes = [Branch("1", Kind.SAGA, BranchState.READY)]
+            assert (await other.commit(tx, *votes, begun=True)).state is TxState.COMMITTED
+            assert (await node.ended(tx, 2)).state is TxState.COMMITTED
+            await eventually(lambda: not len(node.coordinator.live))
+            assert place.effects(tx) == {"1": [Op.ACTION]}
 
     run(main())

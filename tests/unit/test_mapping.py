@@ -85,7 +85,11 @@ BAD: dict[str, tuple[str, dict[str, object], Iterable[c.Branch]]] = {
     "branch twice": (reasons.BAD_BRANCH, {}, [pb(), pb()]),
     "no kind": (reasons.BAD_BRANCH, {}, [c.Branch(id="1")]),
     "another kind": (reasons.NOT_SUPPORTED, {}, [c.Branch(id="1", kind=c.KIND_MESSAGE)]),
-    "a step that is not run": (reasons.NOT_SUPPORTED, {}, [c.Branch(id="1", kind=c.KIND_SAGA)]),
+    "a step that is not run": (
+        reasons.NOT_SUPPORTED,
+        {},
+        [c.Branch(id="1", kind=c.KIND_SAGA, action=c.ActionPart(target="grpc://a:1"))],
+    ),
     "no address": (
         reasons.UNKNOWN_PARTICIPANT,
         {},

@@ -9,7 +9,7 @@ from .action import Answer, AnswerKind, Op, Retry
 from .calling import calls_of, op_of, pause_us, spent
 from .events import Alarm, Answered, Call, Effect, Settled, Verdict
 from .lifecycle import BranchEvent, next_branch
-from .model import Branch, BranchState, Change, ChangeKind, HistoryEntry, Tx
+from .model import Branch, BranchState, Change, ChangeKind, HistoryEntry, Tx, TxState
 
 _FIRST = (Op.TRY, Op.ACTION)
 _ASK_AGAIN_US = 1_000_000
@@ -35,7 +35,7 @@ def answered(tx: Tx, event: Answered, now_us: int) -> Verdict:
         )
         # Lazy: what is lost is run again. In an active transaction its caller's commit says all of it.
         change = Change(ChangeKind.PROGRESS, new, changed, tx.epoch, tx.epoch, forced=False, history=history)
-        return Verdict(new, change, effects)
+        return Verdict(new, change if tx.state is TxState.RUNNING else None, effects)
     effects = (*effects, *_next_calls(tx, new, moved))
     if new.ended and not tx.ended:
         new = replace(new, epoch=tx.epoch + 1)  # As for the other kinds: see settle.progress.

@@ -7,7 +7,13 @@ from dataclasses import replace
 from .kinds import RULES
 from .model import Branch, BranchState
 
-_WEIGHT = {BranchState.OPEN: 0, BranchState.READ_ONLY: 1, BranchState.READY: 2, BranchState.REFUSED: 3}
+_WEIGHT = {
+    BranchState.OPEN: 0,
+    BranchState.RUNNING: 0,
+    BranchState.READ_ONLY: 1,
+    BranchState.READY: 2,
+    BranchState.REFUSED: 3,
+}
 
 
 def says_more(new: Branch, old: Branch) -> bool:

@@ -25,6 +25,8 @@ class Enlist:
     tx: Tx
     """The transaction as the caller knows it; written when the log has never heard of it."""
     branches: tuple[Branch, ...]
+    run: bool = False
+    """Those that are steps are run at once."""
 
 
 @dataclass(frozen=True, slots=True)

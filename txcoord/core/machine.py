@@ -162,7 +162,7 @@ def _submit(tx: Tx | None, event: Submit, now_us: int, windows: Windows) -> Verd
 
 
 def _steps_settled(tx: Tx, now_us: int, windows: Windows) -> Verdict:
-    if tx.state is not TxState.RUNNING:
+    if tx.decision is not None:
         return Verdict(tx)
     if now_us > tx.deadline_us and not plans.only_forward(tx):
         return write(tx, tx, Decision.ABORT, DecidedBy.DEADLINE, "DEADLINE", now_us, None)
@@ -170,7 +170,7 @@ def _steps_settled(tx: Tx, now_us: int, windows: Windows) -> Verdict:
     if no is not None:
         reason = no.reason.split(":", 1)[0] or "BRANCH_REFUSED"
         return write(tx, tx, Decision.ABORT, DecidedBy.BRANCH, reason, now_us, None)
-    if not plans.all_done(tx):
+    if tx.state is not TxState.RUNNING or not plans.all_done(tx):
         return Verdict(tx)
     verdict = write(tx, tx, Decision.COMMIT, DecidedBy.BRANCH, "", now_us, windows)
     if plans.only_forward(tx) and verdict.change is not None:
@@ -248,7 +248,9 @@ def _enlist(tx: Tx | None, event: Enlist, now_us: int, windows: Windows) -> Verd
         return refuse(asked, "FAILED_PRECONDITION", "DEADLINE", text, fresh)
     if tx is None:
         new = replace(asked, branches=event.branches, created_us=now_us, version=1)
-        return Verdict(new, Change(ChangeKind.INSERT, new, new.branches, not_after_us=asked.deadline_us))
+        new = plans.started(new) if event.run else new
+        change = Change(ChangeKind.INSERT, new, new.branches, not_after_us=asked.deadline_us)
+        return Verdict(new, change, plans.effects_of(new) if event.run else ())
     if tx.deadline_us != asked.deadline_us:
         return refuse(tx, "INVALID_ARGUMENT", "BAD_XID", "the deadline differs from the transaction's")
     merged = {b.id: b for b in tx.branches}
@@ -263,6 +265,8 @@ def _enlist(tx: Tx | None, event: Enlist, now_us: int, windows: Windows) -> Verd
     if not touched:
         return Verdict(tx)
     new = replace(tx, branches=tuple(merged.values()), version=tx.version + 1)
+    new = plans.started(new) if event.run else new
+    touched = [b for b in new.branches if b != tx.branch(b.id)]
     return Verdict(
         new,
         Change(
@@ -272,6 +276,7 @@ def _enlist(tx: Tx | None, event: Enlist, now_us: int, windows: Windows) -> Verd
             expected_version=tx.version,
             not_after_us=tx.deadline_us,
         ),
+        plans.effects_of(new) if event.run else (),
     )
 
 

@@ -25,7 +25,7 @@ def sealed(tx: Tx) -> Tx:
 
 def started(tx: Tx) -> Tx:
     """Start the steps before which everything has happened."""
-    if tx.state is not TxState.RUNNING:
+    if tx.decision is not None:
         return tx
     return replace(tx, branches=tuple(_started(tx, b) for b in tx.branches))
 
@@ -43,9 +43,9 @@ def runs(tx: Tx, branch: Branch) -> bool:
 
 
 def as_read(tx: Tx) -> Tx:
-    """A plan as the log has it. Its steps are written lazily: any of them may have been started since, so that an abort
-    has to undo it. Running it again is harmless."""
-    if tx.state is not TxState.RUNNING:
+    """An undecided transaction as the log has it. What its steps do is written lazily, or not at all: any of them may
+    have been started since, so that an abort has to undo it. Running it again is harmless."""
+    if tx.decision is not None:
         return tx
     return replace(
         tx,
@@ -75,9 +75,9 @@ def all_done(tx: Tx) -> bool:
 
 
 def effects_of(tx: Tx) -> tuple[Effect, ...]:
-    """What is to be done for a plan that runs. Once a step has said no, nothing more is begun."""
-    if tx.state is not TxState.RUNNING:
+    """What is to be done for the steps of an undecided transaction. Once one has said no, nothing more is begun."""
+    if tx.decision is not None:
         return ()
-    if no_of(tx) is not None or all_done(tx):
+    if no_of(tx) is not None or (tx.state is TxState.RUNNING and all_done(tx)):
         return (Decide(),)
     return calls_of(tx)

@@ -174,7 +174,7 @@ _SILENT = {BranchState.FINISHING: BranchState.DONE, BranchState.UNDOING: BranchS
 def read_back(tx: Tx) -> Tx:
     """While all goes well the end record of a transaction writes no branch: its branches with a first phase
     are done because it has ended."""
-    if tx.state is TxState.RUNNING:
+    if tx.state in (TxState.ACTIVE, TxState.RUNNING):
         return plans.as_read(tx)
     if not tx.ended or not any(b.state in _SILENT for b in tx.branches):
         return tx

@@ -26,7 +26,7 @@ from ..core.events import (
     HolderReported,
 )
 from ..core.machine import decide, resume
-from ..core.model import BranchState, Change, ChangeKind, Tx, Windows, WriteResult, Written
+from ..core.model import BranchState, Change, ChangeKind, Tx, TxState, Windows, WriteResult, Written
 from ..observe import logs
 from ..ports import (
     Caller,
@@ -156,10 +156,18 @@ class Carrier:
     async def get(self, tx_id: str) -> Tx | None:
         """A transaction as it stands: what this node carries out is ahead of the log by its lazy writes."""
         live = self.live.get(tx_id)
-        if live is not None and live.logged:
+        if live is not None and live.logged and live.tx.state is not TxState.ACTIVE:
             return live.tx
         await self.log.settle()
-        return (await self.log.read([tx_id])).get(tx_id)
+        row = (await self.log.read([tx_id])).get(tx_id)
+        live = self.live.get(tx_id)
+        if live is None or not live.logged or live.tx.state is not TxState.ACTIVE:
+            return row if live is None or not live.logged else live.tx
+        if row is None or row.decision is None:
+            return live.tx
+        # Its client went to another node to decide it: that one has it from then on.
+        self.live.drop(tx_id)
+        return row
 
     def leased(self, tx: Tx) -> Tx:
         """As it is to be written: with a lease from now on. An old one would hand the row to another node."""

@@ -6,6 +6,7 @@ It holds no state that the log does not have, but for what is on its way here.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import replace
 
 from ..core.errors import Refusal, Refused
@@ -26,8 +27,9 @@ from ..core.events import (
     Submit,
     Verdict,
 )
-from ..core.machine import decide, expired
+from ..core.machine import decide, expired, resume
 from ..core.model import (
+    BranchState,
     Change,
     ChangeKind,
     Decision,
@@ -36,6 +38,7 @@ from ..core.model import (
     WriteResult,
     Written,
 )
+from ..core.plans import is_step
 from ..observe import logs
 from ..ports import (
     LogUnavailable,
@@ -81,7 +84,34 @@ class Coordinator(Carrier):
         await self._failpoints.reach("enlist.before_write")
         tx = await self._settle(event, await self._row(event.tx.tx_id, begun), gid=event.tx.gid)
         await self._failpoints.reach("enlist.after_write")
+        if event.run and tx.decision is None and self.live.get(tx.tx_id) is None:
+            # Enlisted before, here or on another node, which is gone or has nobody who asks it any more.
+            self._run(tx, resume(tx))
         return tx
+
+    def _run(self, tx: Tx, effects: tuple[Effect, ...]) -> None:
+        """Carry out the steps of a transaction that its client decides, as long as that one asks for them."""
+        self.live.put(tx)
+        self._carry_out(tx, effects)
+
+    async def steps(self, tx: Tx, branch_ids: Collection[str], timeout_s: float) -> Tx:
+        """Wait until these steps are done, or the whole is decided, at most so long; how it stands then."""
+        until = self.clock.monotonic() + timeout_s
+        while tx.decision is None and not all(
+            b.state is BranchState.READY for b in tx.branches if b.id in branch_ids
+        ):
+            live = self.live.get(tx.tx_id)
+            left = until - self.clock.monotonic()
+            if live is None or left <= 0:
+                break
+            if live.tx is tx:
+                news = self.live.news(live)
+                try:
+                    await asyncio.wait({news}, timeout=left)
+                finally:
+                    live.watchers.discard(news)
+            tx = live.tx
+        return await self.get(tx.tx_id) or tx
 
     async def submit(self, event: Submit) -> Tx:
         """Take a whole plan over, forced; its steps are run from now on."""
@@ -258,6 +288,8 @@ class Coordinator(Carrier):
         if new.decision is None:
             if new.state is TxState.RUNNING:
                 self._adopt(new, effects)
+            elif any(map(is_step, new.branches)):
+                self._run(new, effects)
             else:
                 self._remember(new)
             return

@@ -51,8 +51,9 @@ class Deadlines:
         now_us = self._c.clock.now_us()
         for live in self._c.live:
             # A plan is seen to by whoever runs it.
-            if live.tx.decision is None and live.tx.deadline_us < now_us:
-                await self._expire(live.tx)
+            tx = live.tx
+            if tx.decision is None and tx.deadline_us < now_us and not tx.one_phase_resource:
+                await self._expire(tx)
         for error in ended:
             if isinstance(error, BaseException):
                 raise error

@@ -166,7 +166,11 @@ class Recovery:
         # Most end before half of their lease is over. A row at rest is not among them: it is nobody's.
         now_us, lease_us = c.clock.now_us(), c.settings.lease_us
         soon_us = now_us + max(lease_us // 2, int(self._s.takeover_s * 2_500_000))
-        old = [live for live in c.live if live.logged and live.lease_until_us < soon_us]
+        old = [
+            live
+            for live in c.live
+            if live.logged and live.lease_until_us < soon_us and live.tx.state is not TxState.ACTIVE
+        ]
         await self._renew(old)
         return await self._take_over(all_of_owner=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from . import _aio, _values
@@ -11,9 +12,10 @@ from ._pb import common_pb2 as c
 from ._pb import coordinator_pb2 as pb
 from ._pb import participant_pb2
 from ._runtime import Runtime
-from .errors import Refused, Rejected, TxcoordError
+from .errors import Refused, Rejected, TxcoordError, Unavailable
 from .participant import Operation
 from .protocol import reasons
+from .sagas import Saga
 
 
 class Home(Protocol):
@@ -83,6 +85,76 @@ async def tried(tx: Home, operation: Operation, arguments: dict[str, Any], timeo
     tx._remote[number] = voted
     tx._call_over(number)
     return _values.decode(answer.result, operation.returns)
+
+
+async def stepped(tx: Home, flow: Saga, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the steps of a saga now; what each returned. Raises Refused when one said no, Unavailable when the
+    coordinator does not answer."""
+    participants: Participants = tx._runtime.participants
+    names = {step.operation.participant for step in flow.steps}
+    branches = flow.branches({name: participants.target(name) for name in names}, data)
+    what = f"the saga {flow.name!r}"
+    number = tx._call_sent(what).branch
+    for branch in branches:
+        _renumber(branch, number)
+    mine = {branch.id: branch.name for branch in branches}
+    request = pb.EnlistRequest(
+        tx_id=tx.tx_id,
+        deadline_us=tx.deadline_us,
+        branches=branches,
+        gid=tx.gid,
+        spec=tx._spec(),
+        run=True,
+    )
+    try:
+        while True:
+            request.begun = tx._begun
+            tx._begun = True
+            left = max(tx._until - _aio.now(), 0.1)
+            request.wait_us = int(left * 1e6)
+            response = await tx._runtime.wire.call("enlist", request, tx._until, tx_id=tx.tx_id, gid=tx.gid)
+            if not response.outcome.pending or tx._until <= _aio.now():
+                break
+    except BaseException as error:
+        # They may be there: they are named, so that their end is asked for.
+        tx._remote.update({i: c.Branch(id=i, kind=c.KIND_SAGA) for i in mine})
+        tx.set_rollback_only(
+            error.reason if isinstance(error, TxcoordError) else reasons.VOTE_MISSING,
+            f"{what} failed: {error}",
+        )
+        raise
+    return _taken(tx, number, what, mine, response.outcome)
+
+
+def _taken(tx: Home, number: str, what: str, mine: Mapping[str, str], out: c.Outcome) -> dict[str, Any]:
+    """What became of the steps: their votes, and what they returned."""
+    results: dict[str, Any] = {}
+    for branch in out.branches:
+        if branch.branch in mine:
+            done = branch.state == c.BRANCH_STATE_READY
+            vote = c.VOTE_PREPARED if done else c.VOTE_UNSPECIFIED
+            tx._remote[branch.branch] = c.Branch(id=branch.branch, kind=c.KIND_SAGA, vote=vote)
+            if done:
+                results[mine[branch.branch]] = _values.decode(branch.result)
+    if out.decision == c.DECISION_ABORT:
+        no = [b for b in out.branches if b.branch in mine and b.state == c.BRANCH_STATE_REFUSED]
+        text = f"{no[0].name}: {no[0].message}" if no else f"{what} was given up"
+        tx.set_rollback_only(out.reason, text)
+        raise Refused(out.reason, text)
+    if len(results) < len(mine):
+        tx.set_rollback_only(reasons.DEADLINE, f"{what} was not done in time")
+        raise Unavailable(f"{what} was not done in time", reason=reasons.DEADLINE, definite=False)
+    tx._call_over(number)
+    return results
+
+
+def _renumber(branch: c.Branch, number: str) -> None:
+    """The steps of a saga inside a transaction are numbered below its own number."""
+    branch.id = f"{number}.{branch.id}"
+    after, results = [*branch.after], [*branch.action.results_of]
+    del branch.after[:], branch.action.results_of[:]
+    branch.after.extend(f"{number}.{i}" for i in after)
+    branch.action.results_of.extend(f"{number}.{i}" for i in results)
 
 
 async def enlisted(tx: Home, branches: list[c.Branch]) -> None:

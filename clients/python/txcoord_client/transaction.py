@@ -19,6 +19,7 @@ from .outcome import Outcome
 from .participant import operation_of
 from .protocol import identifiers, reasons
 from .protocol.xid import Xid
+from .sagas import Saga
 
 
 class Transaction:
@@ -144,6 +145,19 @@ class Transaction:
         if self.remaining <= 0:
             raise Rejected("the deadline has passed: no try can begin", reason=reasons.DEADLINE)
         return await _tries.tried(self, operation_of(operation), arguments, call_timeout)
+
+    async def saga(self, flow: Saga, /, **data: Any) -> dict[str, Any]:
+        """Run the steps of a saga now; what each returned, by its name. They are compensated, in reverse, when the
+        transaction aborts.
+
+        Raises Refused when a step says no, which aborts the transaction at once, Unavailable when the coordinator does
+        not answer, and Rejected at the deadline, for data that do not fit, a participant without an address, or a step
+        that is never undone.
+        """
+        self._must_be_active()
+        if self.remaining <= 0:
+            raise Rejected("the deadline has passed: no step can begin", reason=reasons.DEADLINE)
+        return await _tries.stepped(self, flow, data)
 
     async def _enter_xa(self, target: Any, resource: str, read_only: bool = False) -> Branch:
         self._must_be_active()

@@ -192,12 +192,12 @@ class Reader:
         kind = _KIND_FROM_PB.get(item.kind)
         if kind is None:
             raise bad(reasons.BAD_BRANCH, f"branch {item.id}: its kind is missing")
-        if kind is Kind.TCC:
+        if kind is Kind.TCC or (kind is Kind.SAGA and not item.action.target):
             return self._action_branch(item, kind)
         if kind is Kind.SAGA:
             raise bad(
                 reasons.NOT_SUPPORTED,
-                f"branch {item.id}: steps of a saga are submitted as a plan; they are not enlisted",
+                f"branch {item.id}: the coordinator runs the steps of a saga: submit them, or enlist them with run",
                 "UNIMPLEMENTED",
             )
         if kind is not Kind.XA:
@@ -226,6 +226,17 @@ class Reader:
             str(x),
             reason=item.reason[:500],
         )
+
+    def steps(self, items: Iterable[c.Branch]) -> tuple[Branch, ...]:
+        """The steps among branches that are enlisted, to be run at once."""
+        steps = [item for item in items if item.kind == c.KIND_SAGA]
+        if any(item.action.forward for item in steps):
+            raise bad(
+                reasons.NOT_SUPPORTED,
+                "a step that is never undone can only be in a plan that is submitted: here the client decides",
+                "UNIMPLEMENTED",
+            )
+        return self.plan(steps) if steps else ()
 
     def plan(self, items: Iterable[c.Branch]) -> tuple[Branch, ...]:
         """The branches of a plan: steps of a saga, and tries that the coordinator runs."""

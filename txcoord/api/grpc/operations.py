@@ -151,20 +151,29 @@ class Operations:
     async def enlist(self, request: pb.EnlistRequest, namespace: str, most_s: float) -> pb.EnlistResponse:
         """Add branches."""
         tx = self._read.tx(namespace, request.tx_id, request.gid, request.deadline_us, request.spec)
-        branches = self._read.branches(request.tx_id, request.deadline_us, request.branches)
+        steps = self._read.steps(request.branches) if request.run else ()
+        ids = {b.id for b in steps}
+        rest = [b for b in request.branches if b.id not in ids]
+        branches = (*steps, *self._read.branches(request.tx_id, request.deadline_us, rest))
         for branch in branches:
             if is_called(branch) and branch.action is None:
                 raise bad(reasons.BAD_BRANCH, f"branch {branch.id}: its target is missing")
-            if branch.action is not None and branch.action.run_first:
+            if branch.id not in ids and branch.action is not None and branch.action.run_first:
                 raise bad(
                     reasons.NOT_SUPPORTED,
-                    f"branch {branch.id}: this server runs no tries: the caller does",
+                    f"branch {branch.id}: this server runs no tries but those of a plan: the caller does",
                     "UNIMPLEMENTED",
                 )
         if not branches:
             raise bad(reasons.BAD_REQUEST, "no branch to enlist")
-        done = await self._c.enlist(Enlist(tx, branches), begun=request.begun)
-        return pb.EnlistResponse(outcome=mapping.outcome(done))
+        done = await self._c.enlist(Enlist(tx, branches, request.run), begun=request.begun)
+        if not ids:
+            return pb.EnlistResponse(outcome=mapping.outcome(done))
+        limit_s = min(request.wait_us, self._limits.wait_max_us) / 1e6
+        done = await self._c.steps(done, ids, min(limit_s, most_s))
+        ready = all(b.state is BranchState.READY for b in done.branches if b.id in ids)
+        pending = done.decision is None and not ready
+        return pb.EnlistResponse(outcome=mapping.outcome(done, pending=pending, all_branches=True))
 
     async def submit(self, request: pb.SubmitRequest, namespace: str, most_s: float) -> pb.SubmitResponse:
         """Take a whole plan over."""
