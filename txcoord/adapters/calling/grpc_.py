@@ -12,7 +12,7 @@ from txcoord_client._pb import participant_pb2_grpc
 
 from ...core.action import Answer, AnswerKind
 from ...ports import CallRequest
-from . import execute
+from . import execute, plain
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
@@ -23,6 +23,8 @@ _OPTIONS = [
     ("grpc.enable_retries", 0),
 ]
 _MOST_CHANNELS = 1_000
+_LAST_CALLS_S = 30.0
+Queue = asyncio.Queue[tuple[CallRequest, Answer]]
 
 
 class GrpcCaller:
@@ -49,15 +51,28 @@ class GrpcCaller:
                 yield request, answer
             return
         channel = self._channel(address)
-        left = {
-            (r.tx.tx_id, r.branch.id, int(execute.OPS[r.op])): r
-            for r in requests
-            if r.branch.action is not None
-        }
-        stub: Any = participant_pb2_grpc.ParticipantServiceStub(channel)
+        answered: Queue = asyncio.Queue()
+        own = [r for r in requests if plain.method_of(r)]
+        others = [r for r in requests if not plain.method_of(r)]
+        tasks = [asyncio.ensure_future(self._unary(channel, r, timeout_s, answered)) for r in own]
+        if others:
+            tasks.append(asyncio.ensure_future(self._execute(channel, others, timeout_s, answered)))
+        try:
+            for _ in requests:
+                yield await answered.get()
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _execute(
+        self, channel: grpc.aio.Channel, requests: Sequence[CallRequest], timeout_s: float, answered: Queue
+    ) -> None:
+        left = {(r.tx.tx_id, r.branch.id, int(execute.OPS[r.op])): r for r in requests}
+        why = "NO_ANSWER: the participant ended the call without an answer"
         streams: list[Any] = []
         try:
-            for message in execute.requests_of(list(left.values()), node=self._node, log_id=self.log_id):
+            stub: Any = participant_pb2_grpc.ParticipantServiceStub(channel)
+            for message in execute.requests_of(requests, node=self._node, log_id=self.log_id):
                 self.messages += 1
                 streams.append(stub.Execute(message, timeout=timeout_s))
             for stream in streams:
@@ -66,18 +81,33 @@ class GrpcCaller:
                     for said in response.answers:
                         asked = left.pop(execute.key_of(said), None)
                         if asked is not None:
-                            yield asked, execute.answer_of(said)
-            why = "NO_ANSWER: the participant ended the call without an answer"
+                            answered.put_nowait((asked, execute.answer_of(said)))
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                why = f"TIMED_OUT: no answer within {timeout_s:g} s"
-            else:
-                why = f"{error.code().name}: {error.details()}"[:500]
+            why = plain.failure_of(error, timeout_s)
+        except Exception as error:
+            why = f"OTHER: {type(error).__name__}: {error}"
         finally:
             for stream in streams:
                 stream.cancel()
         for request in left.values():
-            yield request, Answer(AnswerKind.FAILED, reason=why)
+            answered.put_nowait((request, Answer(AnswerKind.FAILED, reason=why)))
+
+    async def _unary(
+        self, channel: grpc.aio.Channel, request: CallRequest, timeout_s: float, answered: Queue
+    ) -> None:
+        try:
+            raw: Any = channel  # Bytes in, bytes out.
+            method = raw.unary_unary(plain.method_of(request))
+            self.messages += 2
+            reply = await method(
+                request.branch.payload, timeout=timeout_s, metadata=plain.metadata_of(request)
+            )
+            answer = Answer(AnswerKind.DONE, bytes(reply), "application/octet-stream")
+        except grpc.aio.AioRpcError as error:
+            answer = plain.answer_of(error, request, timeout_s)
+        except Exception as error:
+            answer = Answer(AnswerKind.FAILED, reason=f"OTHER: {type(error).__name__}: {error}")
+        answered.put_nowait((request, answer))
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.pop(address, None)
@@ -85,9 +115,8 @@ class GrpcCaller:
             channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._channels[address] = channel  # The one that was used last is the last.
         if len(self._channels) > _MOST_CHANNELS:
-            oldest = next(iter(self._channels))
-            old = self._channels.pop(oldest)
-            self._closing.add(task := asyncio.ensure_future(old.close(grace=30.0)))
+            oldest = self._channels.pop(next(iter(self._channels)))
+            self._closing.add(task := asyncio.ensure_future(oldest.close(grace=_LAST_CALLS_S)))
             task.add_done_callback(self._closing.discard)
         return channel
 

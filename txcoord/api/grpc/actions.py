@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from ...core.errors import Refusal, Refused
 from ...core.model import Branch, Kind
 
 _MOST_HEADERS = 8 * 1024
+_METHOD = re.compile(r"/[A-Za-z_][\w.]*/[A-Za-z_]\w*", re.ASCII)
 _MOST_ATTEMPTS = 1_000_000
 _LONGEST_CALL_US = 600_000_000
 
@@ -36,14 +38,13 @@ def read(item: c.Branch, sized: Callable[[bytes, str], None]) -> dict[str, Any]:
         )
     if not part.operation or len(part.operation) > 200:
         raise bad(item, "its operation has a name of 1 to 200 characters")
-    for special in (part.first_operation, part.commit_operation, part.abort_operation):
-        if special:
-            raise bad(
-                item,
-                "operations of their own are not carried out yet",
-                reasons.NOT_SUPPORTED,
-                "UNIMPLEMENTED",
-            )
+    specials = (part.first_operation, part.commit_operation, part.abort_operation)
+    if part.operation.startswith("/"):
+        _check_methods(item)
+    elif any(specials):
+        raise bad(
+            item, "operations of their own are gRPC methods, such as /shop.Stock/Reserve, or none at all"
+        )
     if item.HasField("callback"):
         raise bad(
             item, "completion callbacks are not carried out yet", reasons.NOT_SUPPORTED, "UNIMPLEMENTED"
@@ -57,6 +58,9 @@ def read(item: c.Branch, sized: Callable[[bytes, str], None]) -> dict[str, Any]:
         operation=part.operation,
         name=item.name,
         content_type=part.content_type,
+        first_operation=part.first_operation,
+        commit_operation=part.commit_operation,
+        abort_operation=part.abort_operation,
         run_first=part.run_first,
         forward=part.forward,
         no_undo=part.no_undo,
@@ -67,6 +71,24 @@ def read(item: c.Branch, sized: Callable[[bytes, str], None]) -> dict[str, Any]:
         retry=_retry(item),
     )
     return {"resource": part.target, "payload": part.payload, "action": action}
+
+
+def _check_methods(item: c.Branch) -> None:
+    """Any unary method is an operation: a participant without the SDK has one for each thing that it does."""
+    part = item.action
+    needed = [part.operation]
+    if item.kind == c.KIND_TCC:
+        needed.append(part.commit_operation)
+    if not part.no_undo and not part.forward:
+        needed.append(part.abort_operation)
+    for method in (
+        *needed,
+        *filter(None, [part.first_operation, part.commit_operation, part.abort_operation]),
+    ):
+        if len(method) > 200 or not _METHOD.fullmatch(method):
+            raise bad(
+                item, f"method {method[:80]!r}: /package.Service/Method is needed, for confirm and cancel too"
+            )
 
 
 def _is_target(text: str) -> bool:
