@@ -171,3 +171,18 @@ def test_a_saga(shop: Shop, coord: Coordinator) -> None:
     with pytest.raises(Aborted):
         run.wait()
     assert shop.notes(other) == (["action", "compensate"], [])
+
+
+def test_a_saga_inside_a_transaction(shop: Shop, coord: Coordinator) -> None:
+    flow = saga("ship").step(shop.pack).step(shop.label)
+    body = new_gid("inside")
+    with coord.begin("order") as g:
+        assert g.saga(flow, body=body) == {"pack": {"body": body}, "label": {"body": body}}
+        g.tcc(shop.reserve, body=body)
+    assert shop.notes(body) == (["try", "confirm", "action"], ["action"])
+    other = new_gid("inside")
+    with pytest.raises(ZeroDivisionError):
+        with coord.begin("order") as g:
+            g.saga(flow, body=other)
+            raise ZeroDivisionError
+    soon(lambda: shop.notes(other) == (["action", "compensate"], ["action", "compensate"]))

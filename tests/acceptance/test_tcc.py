@@ -163,6 +163,9 @@ async def test_a_refused_confirm_is_parked_and_an_operator_retries(
 
     await eventually(parked)
     assert shop.notes(body) == (["try"], ["try", "confirm"])
+    shown = await asyncio.to_thread(site.txcoord, "tx", "show", g.tx_id)
+    assert "REFUSED_IN_PHASE_TWO" in shown
+    assert shop.address in shown
     await asyncio.to_thread(
         site.txcoord, "tx", "retry", g.tx_id, "--branch", "1", "--reason", "mended", "--yes"
     )

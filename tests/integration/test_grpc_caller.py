@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -106,6 +107,25 @@ async def test_what_is_not_answered_has_failed(caller: GrpcCaller) -> None:
     assert found["1"].reason.startswith("UNAVAILABLE")
     found = await answers(caller, "smtp://x", request("1", Op.CONFIRM))
     assert found["1"].reason.startswith("UNKNOWN_PARTICIPANT")
+
+
+async def test_large_payloads_travel_apart(caller: GrpcCaller) -> None:
+    large = [replace(r, branch=replace(r.branch, payload=b"x" * 250_000)) for r in _requests(40)]
+    async with serving() as target:
+        found = await answers(caller, target, *large)
+    assert {a.kind for a in found.values()} == {AnswerKind.DONE}
+
+
+async def test_a_result_that_cannot_be_stored(caller: GrpcCaller) -> None:
+    [large] = _requests(1)
+    large = replace(large, branch=replace(large.branch, payload=b"x" * 300_000))
+    async with serving() as target:
+        found = await answers(caller, target, large)
+    assert found["1"].reason.startswith("TOO_LARGE")
+
+
+def _requests(count: int) -> list[CallRequest]:
+    return [request(str(n), Op.CONFIRM) for n in range(1, count + 1)]
 
 
 async def test_any_unary_method(caller: GrpcCaller) -> None:

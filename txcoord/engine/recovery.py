@@ -14,6 +14,7 @@ from txcoord_client.protocol import xid as xids
 from ..core.errors import Refused
 from ..core.events import OrphanFound
 from ..core.model import (
+    FOREVER_US,
     Branch,
     BranchState,
     Change,
@@ -412,7 +413,9 @@ class Recovery:
                 Query(states=_ON_THEIR_WAY, created_before_us=began_before_us, after_tx_id=after)
             )
             for tx in page:
-                before_us = min(before_us, tx.deadline_us - longest_us)
+                # A plan without a deadline may need all markers that it ever made.
+                forever = tx.deadline_us == FOREVER_US
+                before_us = min(before_us, tx.created_us if forever else tx.deadline_us - longest_us)
             if not page:
                 break
             after = page[-1].tx_id

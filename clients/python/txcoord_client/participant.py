@@ -74,6 +74,7 @@ class Action:
         return await self.operation.attempt(*args, **kwargs)
 
 
+_MOST_RESULT = 256 * 1024
 OPERATION = "__txcoord_operation__"
 """Attribute of a class or function that is an operation."""
 
@@ -197,6 +198,10 @@ class Participant:
                 given = _values.arguments(method, 1, call.payload, call.results)
                 result = await method(db, **given)
                 data = _values.encode(result) if result is not None else b""
+                if len(data) > _MOST_RESULT:
+                    # Before anything is committed: later nobody could tell what it had returned.
+                    text = f"the result has {len(data)} bytes; at most {_MOST_RESULT}"
+                    raise Rejected(text, reason=reasons.TOO_LARGE)
                 if data:
                     await _barrier.keep(db, call.tx_id, call.branch, call.op, data)
                 return Answer.done(data)

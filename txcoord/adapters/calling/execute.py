@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client._pb import participant_pb2 as pb
@@ -24,25 +24,42 @@ _DECISIONS = {Decision.COMMIT: c.DECISION_COMMIT, Decision.ABORT: c.DECISION_ABO
 Key = tuple[str, str, int]
 
 
+_MOST_BYTES = 3 * 1024 * 1024
+"""Of one message: gRPC servers take 4 MiB unless they are told otherwise."""
+MOST_RESULT = 256 * 1024
+
+
 def requests_of(requests: Sequence[CallRequest], *, node: str, log_id: str) -> list[pb.ExecuteRequest]:
-    """One message for each namespace."""
-    by_namespace: dict[str, list[CallRequest]] = {}
+    """One message for each namespace; more where one would be too large."""
+    out: list[pb.ExecuteRequest] = []
+    filling: dict[str, _Filling] = {}
     for request in requests:
-        by_namespace.setdefault(request.tx.namespace, []).append(request)
-    return [_message(name, some, node, log_id) for name, some in by_namespace.items()]
-
-
-def _message(namespace: str, requests: Iterable[CallRequest], node: str, log_id: str) -> pb.ExecuteRequest:
-    out = pb.ExecuteRequest(namespace=namespace, node=node, log_id=log_id)
-    contexts: dict[str, int] = {}
-    for request in requests:
-        tx = request.tx
-        context = contexts.get(tx.tx_id)
-        if context is None:
-            context = contexts[tx.tx_id] = len(contexts)
-            out.contexts.append(_context(tx))
-        out.actions.append(_action(request, context))
+        action = _action(request)
+        name, size = request.tx.namespace, action.ByteSize()
+        into = filling.get(name)
+        if into is None or into.size + size > _MOST_BYTES:
+            into = filling[name] = _Filling(pb.ExecuteRequest(namespace=name, node=node, log_id=log_id))
+            out.append(into.message)
+        into.add(request.tx, action, size)
     return out
+
+
+class _Filling:
+    def __init__(self, message: pb.ExecuteRequest) -> None:
+        self.message = message
+        self.size = 0
+        self._contexts: dict[str, int] = {}
+
+    def add(self, tx: Tx, action: pb.BranchAction, size: int) -> None:
+        index = self._contexts.get(tx.tx_id)
+        if index is None:
+            index = self._contexts[tx.tx_id] = len(self._contexts)
+            context = _context(tx)
+            self.message.contexts.append(context)
+            size += context.ByteSize()
+        action.context = index
+        self.message.actions.append(action)
+        self.size += size + 16
 
 
 def _context(tx: Tx) -> pb.ActionContext:
@@ -59,11 +76,10 @@ def _context(tx: Tx) -> pb.ActionContext:
     return out
 
 
-def _action(request: CallRequest, context: int) -> pb.BranchAction:
+def _action(request: CallRequest) -> pb.BranchAction:
     branch, action = request.branch, request.branch.action
     assert action is not None
     out = pb.BranchAction(
-        context=context,
         branch=branch.id,
         op=OPS[request.op],
         operation=action.operation_of(request.op),
@@ -98,7 +114,10 @@ def key_of(answer: c.BranchAnswer) -> Key:
 
 
 def answer_of(answer: c.BranchAnswer) -> Answer:
-    """What was answered."""
+    """What was answered. A result that cannot be stored is none."""
+    if len(answer.result) > MOST_RESULT:
+        text = f"TOO_LARGE: the result has {len(answer.result)} bytes; at most {MOST_RESULT}"
+        return Answer(AnswerKind.FAILED, reason=text)
     reason = f"{answer.reason}: {answer.message}" if answer.message else answer.reason
     return Answer(
         _ANSWERS.get(answer.kind, AnswerKind.FAILED),

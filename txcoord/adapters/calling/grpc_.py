@@ -102,7 +102,7 @@ class GrpcCaller:
             reply = await method(
                 request.branch.payload, timeout=timeout_s, metadata=plain.metadata_of(request)
             )
-            answer = Answer(AnswerKind.DONE, bytes(reply), "application/octet-stream")
+            answer = plain.done(bytes(reply))
         except grpc.aio.AioRpcError as error:
             answer = plain.answer_of(error, request, timeout_s)
         except Exception as error:

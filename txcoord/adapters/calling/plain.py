@@ -11,6 +11,7 @@ import grpc
 
 from ...core.action import Answer, AnswerKind, Op
 from ...ports import CallRequest
+from .execute import MOST_RESULT
 
 
 def method_of(request: CallRequest) -> str:
@@ -42,6 +43,14 @@ def _is_carried(key: str, value: str) -> bool:
     fine = key.replace("-", "").replace("_", "").replace(".", "").isalnum() and key.isascii()
     reserved = key.startswith(("grpc-", "txcoord-")) or key.endswith("-bin") or key == "te"
     return fine and not reserved and value.isascii() and value.isprintable()
+
+
+def done(reply: bytes) -> Answer:
+    """The reply is the result, if it can be stored."""
+    if len(reply) > MOST_RESULT:
+        text = f"TOO_LARGE: the reply has {len(reply)} bytes; at most {MOST_RESULT}"
+        return Answer(AnswerKind.FAILED, reason=text)
+    return Answer(AnswerKind.DONE, reply, "application/octet-stream")
 
 
 def answer_of(error: grpc.aio.AioRpcError, request: CallRequest, timeout_s: float) -> Answer:
