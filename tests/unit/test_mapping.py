@@ -84,6 +84,16 @@ BAD: dict[str, tuple[str, dict[str, object], Iterable[c.Branch]]] = {
     "bad branch": (reasons.BAD_BRANCH, {}, [pb("x")]),
     "branch twice": (reasons.BAD_BRANCH, {}, [pb(), pb()]),
     "no kind": (reasons.BAD_BRANCH, {}, [c.Branch(id="1")]),
+    "a callback": (
+        reasons.NOT_SUPPORTED,
+        {"spec": c.TransactionSpec(callbacks=[c.Callback(id="x")])},
+        [],
+    ),
+    "a policy of the whole": (
+        reasons.NOT_SUPPORTED,
+        {"spec": c.TransactionSpec(retry=c.RetryPolicy(max_attempts=1))},
+        [],
+    ),
     "another kind": (reasons.NOT_SUPPORTED, {}, [c.Branch(id="1", kind=c.KIND_MESSAGE)]),
     "a step that is not run": (
         reasons.NOT_SUPPORTED,

@@ -148,6 +148,12 @@ class Reader:
             raise bad(
                 reasons.TOO_LARGE, f"name, labels and headers: at most {self._limits.headers} bytes together"
             )
+        if spec.callbacks or spec.HasField("retry"):
+            raise bad(
+                reasons.NOT_SUPPORTED,
+                "callbacks, and a retry policy of the whole, are not carried out yet; branches have policies",
+                "UNIMPLEMENTED",
+            )
         if spec.one_phase_resource:
             self.resource(spec.one_phase_resource)
         return replace(
