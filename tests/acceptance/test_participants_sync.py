@@ -181,8 +181,7 @@ def test_a_saga_inside_a_transaction(shop: Shop, coord: Coordinator) -> None:
         g.tcc(shop.reserve, body=body)
     assert shop.notes(body) == (["try", "confirm", "action"], ["action"])
     other = new_gid("inside")
-    with pytest.raises(ZeroDivisionError):
-        with coord.begin("order") as g:
-            g.saga(flow, body=other)
-            raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), coord.begin("order") as g:
+        g.saga(flow, body=other)
+        raise ZeroDivisionError
     soon(lambda: shop.notes(other) == (["action", "compensate"], ["action", "compensate"]))
