@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from txcoord.adapters.calling.execute import requests_of
 from txcoord.adapters.calling.grpc_ import GrpcCaller
 from txcoord.core.action import Action, Answer, AnswerKind, Op
 from txcoord.core.model import Branch, BranchState, Kind, Tx
@@ -107,6 +108,14 @@ async def test_what_is_not_answered_has_failed(caller: GrpcCaller) -> None:
     assert found["1"].reason.startswith("UNAVAILABLE")
     found = await answers(caller, "smtp://x", request("1", Op.CONFIRM))
     assert found["1"].reason.startswith("UNKNOWN_PARTICIPANT")
+
+
+def test_a_step_that_is_never_undone_has_no_deadline() -> None:
+    """Its barrier would refuse it for ever once the transaction's deadline is over, and nothing else can end it."""
+    steps = [request("1", Op.ACTION), request("2", Op.ACTION, replace(SDK, forward=True))]
+    [message] = requests_of(steps, node="n1", log_id="")
+    assert [message.contexts[action.context].deadline_us for action in message.actions] == [9, 0]
+    assert {context.tx_id for context in message.contexts} == {TX.tx_id}
 
 
 async def test_large_payloads_travel_apart(caller: GrpcCaller) -> None:

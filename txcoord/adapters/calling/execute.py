@@ -40,7 +40,7 @@ def requests_of(requests: Sequence[CallRequest], *, node: str, log_id: str) -> l
         if into is None or into.size + size > _MOST_BYTES:
             into = filling[name] = _Filling(pb.ExecuteRequest(namespace=name, node=node, log_id=log_id))
             out.append(into.message)
-        into.add(request.tx, action, size)
+        into.add(request, action, size)
     return out
 
 
@@ -48,13 +48,17 @@ class _Filling:
     def __init__(self, message: pb.ExecuteRequest) -> None:
         self.message = message
         self.size = 0
-        self._contexts: dict[str, int] = {}
+        self._contexts: dict[tuple[str, bool], int] = {}
 
-    def add(self, tx: Tx, action: pb.BranchAction, size: int) -> None:
-        index = self._contexts.get(tx.tx_id)
+    def add(self, request: CallRequest, action: pb.BranchAction, size: int) -> None:
+        own = request.branch.action
+        # A step that is never undone has no deadline: it goes on after it, and the barrier must let it.
+        forward = own is not None and own.forward
+        key = request.tx.tx_id, forward
+        index = self._contexts.get(key)
         if index is None:
-            index = self._contexts[tx.tx_id] = len(self._contexts)
-            context = _context(tx)
+            index = self._contexts[key] = len(self._contexts)
+            context = _context(request.tx, FOREVER_US if forward else request.tx.deadline_us)
             self.message.contexts.append(context)
             size += context.ByteSize()
         action.context = index
@@ -62,12 +66,12 @@ class _Filling:
         self.size += size + 16
 
 
-def _context(tx: Tx) -> pb.ActionContext:
+def _context(tx: Tx, deadline_us: int) -> pb.ActionContext:
     out = pb.ActionContext(
         tx_id=tx.tx_id,
         gid=tx.gid,
         name=tx.name,
-        deadline_us=tx.deadline_us if tx.deadline_us != FOREVER_US else 0,
+        deadline_us=deadline_us if deadline_us != FOREVER_US else 0,
         headers=dict(tx.headers),
         labels=dict(tx.labels),
     )
