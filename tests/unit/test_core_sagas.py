@@ -215,3 +215,47 @@ def test_a_deadline_in_the_middle() -> None:
     tx = said(running(*IN_ORDER), "1", K.DONE).tx
     end = ask(tx, DeadlinePassed(), DEADLINE + 1)
     assert (end.tx.decided_by, calls(end.effects)) == (DecidedBy.DEADLINE, [("2", Op.COMPENSATE)])
+
+
+def test_a_step_that_is_never_undone_is_not_compensated_after_a_take_over() -> None:
+    tx = running(a_step("1"), a_step("2", "1"), a_step("3", "2", forward=True))
+    tx = said(tx, "1", K.DONE).tx
+    read = read_back(replace(tx, epoch=1, version=2))  # Any of them may have begun, for all that is known.
+    tx = said(read, "1", K.DONE).tx
+    no = said(tx, "2", K.REFUSED)
+    assert no.effects == (Decide(),)
+    end = ask(no.tx, StepsSettled())
+    # Its compensation may be its action once more, where its method has no other; and all others would wait for it.
+    assert (end.tx.branch("3").state, calls(end.effects)) == (B.UNDONE, [("2", Op.COMPENSATE)])
+
+
+def test_a_refusal_beside_which_another_attempt_may_come_through_is_compensated() -> None:
+    first = running(*IN_ORDER)
+    assert said(first, "1", K.REFUSED).tx.branch("1").state is B.REFUSED
+    again = said(first, "1", K.FAILED).tx  # Timed out: it may run still.
+    elsewhere = replace(first, epoch=1)  # The node that had it may be asking still.
+    client = replace(first, state=TxState.ACTIVE)  # It may have asked several nodes.
+    for tx in (again, elsewhere, client):
+        no = said(tx, "1", K.REFUSED)
+        assert no.effects == (Decide(),)
+        end = ask(no.tx, StepsSettled())
+        assert (end.tx.decision, end.tx.reason) == (Decision.ABORT, "NO")
+        assert ("1", Op.COMPENSATE) in calls(
+            (*end.effects, *said(end.tx, "2", K.DONE, Op.COMPENSATE).effects)
+        )
+
+
+def test_inside_a_transaction_any_step_may_have_begun_elsewhere() -> None:
+    tx = ask(None, Enlist(TX, IN_ORDER, run=True)).tx
+    assert [b.state for b in tx.branches] == [B.RUNNING, B.OPEN]
+    # The client asked another node too, which has done both; this one only knows that time is up.
+    end = ask(tx, DeadlinePassed(), DEADLINE + 1)
+    assert [b.state for b in end.tx.branches] == [B.UNDOING] * 2
+    assert calls(end.effects) == [("2", Op.COMPENSATE)]
+
+
+def test_an_answer_to_an_attempt_that_was_forgotten() -> None:
+    tx = running(*IN_ORDER)
+    late = ask(tx, Answered("1", Op.ACTION, 4, Answer(K.FAILED, reason="X"), 0.5, DEFAULTS))
+    assert calls(late.effects) == [("1", Op.ACTION)]  # Else nobody would call it again.
+    assert ask(late.tx, Answered("1", Op.ACTION, 1, Answer(K.FAILED), 0.5, DEFAULTS)).tx == late.tx

@@ -21,10 +21,11 @@ def answered(tx: Tx, event: Answered, now_us: int) -> Verdict:
     branch = tx.branch(event.branch_id)
     if branch is None or tx.ended or op_of(branch) is not event.op:
         return Verdict(tx)
-    # That it is done is a fact, whichever attempt says so; of the others only the latest counts.
-    if event.answer.kind is not AnswerKind.DONE and event.attempt != branch.attempts + 1:
+    # That it is done is a fact, whichever attempt says so; of the others only the latest counts. Earlier ones may have
+    # been forgotten, with the node that made them, or by an operator's order: then it is later than the next one.
+    if event.answer.kind is not AnswerKind.DONE and event.attempt <= branch.attempts:
         return Verdict(tx)
-    moved, effects, history = _moved(branch, event, now_us)
+    moved, effects, history = _moved(tx, branch, event, now_us)
     new = settle.close(plans.started(settle.with_branch(tx, moved)), now_us)
     if tx.decision is None:
         changed = tuple(b for b in new.branches if b != tx.branch(b.id))
@@ -52,7 +53,7 @@ def _next_calls(old: Tx, new: Tx, moved: Branch) -> tuple[Effect, ...]:
 
 
 def _moved(
-    branch: Branch, event: Answered, now_us: int
+    tx: Tx, branch: Branch, event: Answered, now_us: int
 ) -> tuple[Branch, tuple[Effect, ...], tuple[HistoryEntry, ...]]:
     answer, first = event.answer, event.op in _FIRST
     if answer.kind is AnswerKind.DONE:
@@ -69,7 +70,8 @@ def _moved(
     if answer.kind is AnswerKind.REFUSED and not forward:
         reason = answer.reason or "BRANCH_REFUSED"
         if first:
-            moved = replace(branch, state=_next(branch, BranchEvent.VOTE_NO), reason=reason)
+            no = BranchEvent.VOTE_NO if _only_attempt(tx, branch) else _GIVEN_UP[event.op]
+            moved = replace(branch, state=_next(branch, no), reason=reason)
             return moved, (), (HistoryEntry(now_us, "branch.refused", branch.id, reason=reason),)
         return _parked(branch, f"REFUSED_IN_PHASE_TWO: {reason}", now_us)
     tried = replace(
@@ -89,6 +91,12 @@ def _moved(
     moved = replace(tried, state=_next(branch, BranchEvent.FAILED), next_attempt_us=due_us)
     what = "branch.pending" if answer.kind is AnswerKind.PENDING else "branch.failed"
     return moved, (), (HistoryEntry(now_us, what, branch.id, reason=tried.reason),)
+
+
+def _only_attempt(tx: Tx, branch: Branch) -> bool:
+    """Is this the only attempt of a first phase that was ever made? Another one may be on its way still, or be made by
+    another node, and come through: its action has to be compensated though it was refused here."""
+    return not branch.attempts and tx.state is TxState.RUNNING and tx.epoch == 0
 
 
 _GIVEN_UP = {

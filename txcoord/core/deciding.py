@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from . import settle
+from . import plans, settle
 from .errors import Refusal
 from .events import Verdict
 from .lifecycle import BranchEvent, TxEvent, next_branch, next_tx
-from .model import Branch, BranchState, Change, ChangeKind, DecidedBy, Decision, Tx, Windows
+from .model import Branch, BranchState, Change, ChangeKind, DecidedBy, Decision, Tx, TxState, Windows
 
 
 def write(
@@ -42,6 +42,9 @@ def change_of(old: Tx | None, new: Tx, not_after_us: int | None) -> Change:
 def decided(tx: Tx, decision: Decision, by: DecidedBy, reason: str, now_us: int) -> Tx:
     commit = decision is Decision.COMMIT
     branch_event = BranchEvent.COMMIT if commit else BranchEvent.ABORT
+    if not commit and tx.state is TxState.ACTIVE:
+        # Its client may have asked for its steps at several nodes, and none of them knows what the others began.
+        tx = plans.as_read(tx)
     new = replace(
         tx,
         state=next_tx(tx.state, TxEvent.COMMIT if commit else TxEvent.ABORT),
@@ -60,7 +63,8 @@ def _obeying(b: Branch, event: BranchEvent) -> Branch:
     state = next_branch(b.kind, b.state, event)
     if b.action is None or state is b.state:
         return replace(b, state=state)
-    if state is BranchState.UNDOING and b.action.no_undo:
+    # An abort finds a step that is never undone not begun: all that may say no comes before it, and was asked again.
+    if state is BranchState.UNDOING and (b.action.no_undo or b.action.forward):
         state = next_branch(b.kind, state, BranchEvent.FINISHED)
     return replace(b, state=state, attempts=0, failures=0, since_us=0, next_attempt_us=0)
 

@@ -12,6 +12,7 @@ from . import outcome as outcomes
 from ._pb import common_pb2 as c
 from ._pb import coordinator_pb2 as pb
 from ._runtime import Runtime
+from ._tries import said_no
 from .errors import Aborted, Heuristic
 from .outcome import Outcome
 from .protocol import identifiers
@@ -86,7 +87,7 @@ class Run:
         for branch in out.branches:
             if branch.result and branch.content_type in ("", "application/json"):
                 self.results[branch.name] = json.loads(branch.result)
-            if branch.state == c.BRANCH_STATE_REFUSED:
+            if said_no(branch, out):
                 self.refused = f"{branch.name}: {branch.message}"
         self.outcome = outcomes.from_pb(out, tx_id=self.tx_id, gid=self.gid)
         return self.outcome

@@ -16,6 +16,7 @@ from ..outcome import Outcome
 from ..protocol import identifiers
 from . import _aio
 from ._runtime import Runtime
+from ._tries import said_no
 from .sagas import Saga
 
 _PIECE_S = 20.0
@@ -87,7 +88,7 @@ class Run:
         for branch in out.branches:
             if branch.result and branch.content_type in ("", "application/json"):
                 self.results[branch.name] = json.loads(branch.result)
-            if branch.state == c.BRANCH_STATE_REFUSED:
+            if said_no(branch, out):
                 self.refused = f"{branch.name}: {branch.message}"
         self.outcome = outcomes.from_pb(out, tx_id=self.tx_id, gid=self.gid)
         return self.outcome

@@ -139,7 +139,7 @@ def _taken(tx: Home, number: str, what: str, mine: Mapping[str, str], out: c.Out
             if done:
                 results[mine[branch.branch]] = _values.decode(branch.result)
     if out.decision == c.DECISION_ABORT:
-        no = [b for b in out.branches if b.branch in mine and b.state == c.BRANCH_STATE_REFUSED]
+        no = [b for b in out.branches if b.branch in mine and said_no(b, out)]
         text = f"{no[0].name}: {no[0].message}" if no else f"{what} was given up"
         tx.set_rollback_only(out.reason, text)
         raise Refused(out.reason, text)
@@ -148,6 +148,13 @@ def _taken(tx: Home, number: str, what: str, mine: Mapping[str, str], out: c.Out
         raise Unavailable(f"{what} was not done in time", reason=reasons.DEADLINE, definite=False)
     tx._call_over(number)
     return results
+
+
+def said_no(branch: c.BranchStatus, out: c.Outcome) -> bool:
+    """Is this the step whose no has decided? It may be on its way to be compensated all the same."""
+    if branch.state == c.BRANCH_STATE_REFUSED:
+        return True
+    return out.decision == c.DECISION_ABORT and bool(out.reason) and branch.reason == out.reason
 
 
 def _renumber(branch: c.Branch, number: str) -> None:
