@@ -16,6 +16,7 @@ from tests.support.virtual import VirtualClock, eventually, run
 from txcoord.core.action import Action, Answer, AnswerKind, Op
 from txcoord.core.events import Enlist, Submit
 from txcoord.core.model import Branch, BranchState, Kind, Tx, TxState, Windows
+from txcoord.ports import LogUnavailable
 
 
 class Place:
@@ -178,7 +179,7 @@ def test_a_node_dies_in_the_middle_of_a_saga_and_another_goes_on() -> None:
                 await place.kill(node)
                 del place.participants.held["2", Op.ACTION]
                 await place.node("n2")
-                await eventually(lambda tx_id=tx.tx_id, place=place: place.storage.row(tx_id).ended)  # type: ignore[misc]
+                await eventually(lambda tx_id=tx.tx_id, place=place: place.storage.row(tx_id).ended)
                 row = place.storage.row(tx.tx_id)
                 assert row.state is TxState.COMMITTED
                 assert place.effects(tx) == {n: [Op.ACTION] for n in "123"}
@@ -362,5 +363,63 @@ def test_another_node_decides_what_has_steps_here() -> None:
             assert (await node.ended(tx, 2)).state is TxState.COMMITTED
             await eventually(lambda: not len(node.coordinator.live))
             assert place.effects(tx) == {"1": [Op.ACTION]}
+
+    run(main())
+
+
+def test_no_step_begins_while_nobody_knows_whether_an_abort_was_written() -> None:
+    """It was, but the log did not say so: the row calls step 2 never started, so that nothing would undo it."""
+
+    async def main() -> None:
+        for way in ("the reply is lost", "its client has left"):
+            async with a_place() as place:
+                node = await place.node(latency_s=0.2)
+                gate = place.participants.held["1", Op.ACTION] = asyncio.Event()
+                tx = place.tx()
+                await submit(node, tx, step("1"), step("2", "1"))
+                await eventually(lambda place=place: bool(place.participants.calls))
+                abort = asyncio.ensure_future(node.rollback(tx, begun=True))
+                if way == "the reply is lost":
+                    node.log.lose_replies = 1
+                    await asyncio.wait({abort})
+                    assert isinstance(abort.exception(), LogUnavailable)
+                    place.storage.down = True
+                else:
+                    await asyncio.sleep(0.3)  # Its row was read; the decision is on its way.
+                    abort.cancel()
+                    await asyncio.wait({abort})
+                gate.set()
+                await asyncio.sleep(1)
+                place.storage.down = False
+                await eventually(lambda place=place, tx_id=tx.tx_id: place.storage.row(tx_id).ended)
+                assert place.storage.row(tx.tx_id).state is TxState.ABORTED
+                assert place.effects(tx) == {"1": [Op.ACTION, Op.COMPENSATE]}, way
+
+    run(main())
+
+
+def test_a_step_says_no_while_a_branch_is_enlisted_beside_it() -> None:
+    """Both write the row. Whoever comes second reads it again: the no is in no row."""
+
+    async def main() -> None:
+        for here in (True, False):
+            async with a_place() as place:
+                node = await place.node(latency_s=0.1)
+                other = await place.node("n2", latency_s=0.05)
+                gate = place.participants.held["1", Op.ACTION] = asyncio.Event()
+                place.participants.script["1", Op.ACTION] = [Answer(AnswerKind.REFUSED, reason="NO")]
+                tx = place.tx()
+                asked = asyncio.ensure_future(run_steps(node, tx, step("1"), step("2", "1")))
+                await eventually(lambda place=place: bool(place.participants.calls))
+                beside = (node if here else other).enlist(tx, tcc("9"), begun=True)
+                enlisted = asyncio.ensure_future(beside)
+                await asyncio.sleep(0.01)
+                gate.set()
+                await asyncio.wait({enlisted})
+                began = place.clock.monotonic()
+                assert ((await asked).state, (await asked).reason) == (TxState.ABORTING, "NO")
+                assert place.clock.monotonic() - began < 2
+                await eventually(lambda place=place, tx_id=tx.tx_id: place.storage.row(tx_id).ended)
+                assert not place.effects(tx)
 
     run(main())

@@ -11,6 +11,7 @@ from .lifecycle import BranchEvent, TxEvent, next_branch, next_tx
 from .model import Branch, BranchState, Tx, TxState
 
 _NO = (BranchState.REFUSED, BranchState.PARKED)
+_FACTS = (BranchState.READY, *_NO)
 
 
 def is_step(branch: Branch) -> bool:
@@ -54,6 +55,12 @@ def as_read(tx: Tx) -> Tx:
             for b in tx.branches
         ),
     )
+
+
+def joined(row: Tx, own: Tx) -> Tx:
+    """The row of an active transaction that others have changed, with what is known here of its steps."""
+    facts = {b.id: b for b in own.branches if is_step(b) and b.state in _FACTS}
+    return replace(row, branches=tuple(facts.get(b.id, b) if is_step(b) else b for b in row.branches))
 
 
 def only_forward(tx: Tx) -> bool:

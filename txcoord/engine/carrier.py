@@ -74,6 +74,14 @@ class EngineSettings:
     probe_interval_s: float = 0.2
 
 
+@dataclass(slots=True)
+class _Held:
+    """News that wait."""
+
+    by: int = 0
+    news: list[Event] = field(default_factory=list)
+
+
 class Carrier:
     """Carries out what is decided."""
 
@@ -100,7 +108,7 @@ class Carrier:
         self._spawn = spawn
         self._failpoints = failpoints
         self._rows: OrderedDict[str, Tx] = OrderedDict()
-        self._held_news: dict[str, list[Event]] = {}
+        self._held_news: dict[str, _Held] = {}
         self._prober = Prober(
             self.finishers,
             windows=settings.windows,
@@ -217,16 +225,17 @@ class Carrier:
 
     @contextmanager
     def _holding_news(self, tx_id: str) -> Iterator[None]:
-        """News of this transaction wait until this is over."""
-        if tx_id in self._held_news:
-            yield
-            return
-        self._held_news[tx_id] = []
+        """News of this transaction wait until this is over, and all others that hold them too."""
+        held = self._held_news.setdefault(tx_id, _Held())
+        held.by += 1
         try:
             yield
         finally:
-            for event in self._held_news.pop(tx_id):
-                self.tell(tx_id, event)
+            held.by -= 1
+            if not held.by:
+                del self._held_news[tx_id]
+                for event in held.news:
+                    self.tell(tx_id, event)
 
     def tell(self, tx_id: str, event: Event) -> None:
         """News of a branch from phase two. Nothing waits between reading and replacing the row: none is lost."""
@@ -234,7 +243,7 @@ class Carrier:
         if live is None:
             return
         if tx_id in self._held_news:
-            self._held_news[tx_id].append(event)
+            self._held_news[tx_id].news.append(event)
             return
         assert isinstance(event, BranchFinished | BranchFailed | HeuristicSeen | HolderReported | Answered)
         verdict = decide(live.tx, event, self.clock.now_us(), self.settings.windows)

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Collection
 from dataclasses import replace
 
+from ..core import plans
 from ..core.errors import Refusal, Refused
 from ..core.events import (
     Begin,
@@ -84,15 +85,17 @@ class Coordinator(Carrier):
         await self._failpoints.reach("enlist.before_write")
         tx = await self._settle(event, await self._row(event.tx.tx_id, begun), gid=event.tx.gid)
         await self._failpoints.reach("enlist.after_write")
-        if event.run and tx.decision is None and self.live.get(tx.tx_id) is None:
+        if event.run and tx.decision is None:
             # Enlisted before, here or on another node, which is gone or has nobody who asks it any more.
-            self._run(tx, resume(tx))
+            live = self.live.get(tx.tx_id)
+            self._run(live.tx if live is not None else tx)
         return tx
 
-    def _run(self, tx: Tx, effects: tuple[Effect, ...]) -> None:
+    def _run(self, tx: Tx) -> None:
         """Carry out the steps of a transaction that its client decides, as long as that one asks for them."""
+        self._rows.pop(tx.tx_id, None)
         self.live.put(tx)
-        self._carry_out(tx, effects)
+        self._carry_out(tx, resume(tx))
 
     async def steps(self, tx: Tx, branch_ids: Collection[str], timeout_s: float) -> Tx:
         """Wait until these steps are done, or the whole is decided, at most so long; how it stands then."""
@@ -163,21 +166,23 @@ class Coordinator(Carrier):
 
     async def _steps_settled(self, tx_id: str) -> None:
         """The steps of a plan have decided: write it, however long that takes."""
-        while (live := self.live.get(tx_id)) is not None and live.tx.decision is None:
-            try:
-                await self._failpoints.reach("decide.before_write")
-                tx = await self._settle(StepsSettled(), live.tx)
-                await self._failpoints.reach("decide.after_write")
-            except LogUnavailable as error:
-                log.error("log.unavailable", tx_id=tx_id, reason=str(error))
-                await self.clock.sleep(0.5)
-                continue
-            except Refused as refused:
-                log.warning("plan.not_decided", tx_id=tx_id, reason=refused.refusal.reason)
-                await self.clock.sleep(0.5)
-                continue
-            if tx.decision is None:
-                return
+        # It may be in the log though the log did not say so: nothing may begin before that is known.
+        with self._holding_news(tx_id):
+            while (live := self.live.get(tx_id)) is not None and live.tx.decision is None:
+                try:
+                    await self._failpoints.reach("decide.before_write")
+                    tx = await self._settle(StepsSettled(), live.tx)
+                    await self._failpoints.reach("decide.after_write")
+                except LogUnavailable as error:
+                    log.error("log.unavailable", tx_id=tx_id, reason=str(error))
+                    await self.clock.sleep(0.5)
+                    continue
+                except Refused as refused:
+                    log.warning("plan.not_decided", tx_id=tx_id, reason=refused.refusal.reason)
+                    await self.clock.sleep(0.5)
+                    continue
+                if tx.decision is None:
+                    return
 
     async def fence(self, event: OrphanFound) -> Tx:
         """Fence an orphan: its ABORT row first."""
@@ -231,8 +236,18 @@ class Coordinator(Carrier):
         if running is None or running.tx.decision is not None:
             return await self._settle_now(event, tx, gid)
         # What is decided on a plan must be all of it: no step may begin, or end, while that is being written.
-        with self._holding_news(running.tx.tx_id):
-            return await self._settle_now(event, tx, gid)
+        tx_id = running.tx.tx_id
+        with self._holding_news(tx_id):
+            try:
+                return await self._settle_now(event, tx, gid)
+            except (LogUnavailable, asyncio.CancelledError):
+                live = self.live.get(tx_id)
+                asked_again = isinstance(event, StepsSettled)
+                if live is not None and live.tx.state is TxState.RUNNING and not asked_again:
+                    # It may be decided, by what was known now. No step may begin any more: when its lease is over,
+                    # the plan is taken over as after a crash.
+                    self.live.drop(tx_id)
+                raise
 
     async def _settle_now(self, event: Event, tx: Tx | None, gid: str) -> Tx:
         live = self.live.get(tx.tx_id) if tx is not None else None
@@ -266,7 +281,7 @@ class Coordinator(Carrier):
                 return new
             now_us = max(now_us, result.now_us)
             if result.written is Written.CONFLICT:
-                tx = await self._reread(new.tx_id, new.namespace, gid)
+                tx = self._with_own(await self._reread(new.tx_id, new.namespace, gid))
                 if isinstance(event, Rollback | DeadlinePassed):
                     # The row may name a resource that was not asked.
                     event = replace(event, probed=False)
@@ -288,8 +303,8 @@ class Coordinator(Carrier):
         if new.decision is None:
             if new.state is TxState.RUNNING:
                 self._adopt(new, effects)
-            elif any(map(is_step, new.branches)):
-                self._run(new, effects)
+            elif any(map(is_step, new.branches)) and (effects or self.live.get(new.tx_id) is not None):
+                self._run(new)
             else:
                 self._remember(new)
             return
@@ -322,6 +337,15 @@ class Coordinator(Carrier):
             new = replace(self.leased(new), owner=self.settings.node)
             change = replace(change, tx=new)
         return new, change
+
+    def _with_own(self, row: Tx | None) -> Tx | None:
+        """A row as it was read, and what is known here of the steps that are run here."""
+        live = self.live.get(row.tx_id) if row is not None else None
+        if row is None or live is None or not live.logged or row.decision is not None:
+            return row
+        if (live.tx.version, live.tx.epoch) == (row.version, row.epoch):
+            return live.tx
+        return plans.joined(row, live.tx) if row.state is TxState.ACTIVE else row
 
     async def _reread(self, tx_id: str, namespace: str, gid: str) -> Tx | None:
         self._rows.pop(tx_id, None)
