@@ -13,7 +13,7 @@ from tests.support.fake_participant import Participants
 from tests.support.memory_log import Storage
 from tests.support.node import Node, new_tx
 from tests.support.virtual import VirtualClock, eventually, run
-from txcoord.core.action import Action, Answer, AnswerKind, Op
+from txcoord.core.action import Action, Answer, AnswerKind, Op, Retry
 from txcoord.core.events import Enlist, Submit
 from txcoord.core.model import Branch, BranchState, Kind, Tx, TxState, Windows
 from txcoord.ports import LogUnavailable
@@ -421,5 +421,25 @@ def test_a_step_says_no_while_a_branch_is_enlisted_beside_it() -> None:
                 assert place.clock.monotonic() - began < 2
                 await eventually(lambda place=place, tx_id=tx.tx_id: place.storage.row(tx_id).ended)
                 assert not place.effects(tx)
+
+    run(main())
+
+
+def test_one_call_at_a_time_though_it_is_called_again_at_once() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            place.participants.latency_s = 0.1
+            place.participants.script["1", Op.ACTION] = [Answer(AnswerKind.FAILED, reason="BUSY")]
+            tx = place.tx()
+            await submit(node, tx, step("1", retry=Retry(schedule_us=(0, 0, 0))))
+            await eventually(lambda: len(place.participants.calls) == 2)
+            gate = place.participants.held["1", Op.ACTION] = asyncio.Event()
+            aborted = await node.rollback(tx, begun=True)
+            await asyncio.sleep(1)
+            # Its compensation waits for the call that is on its way.
+            assert {c[3] for c in place.participants.calls} == {Op.ACTION}
+            gate.set()
+            assert (await node.ended(aborted)).state is TxState.ABORTED
 
     run(main())

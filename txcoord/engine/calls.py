@@ -188,10 +188,14 @@ class Calls:
                 Answered(job.key[1], job.op, job.attempt, answer, self._random.random(), self._defaults),
             )
         finally:
-            self._over(job)
+            # What was told may have begun its next call already: that one is under way.
+            self._next(job)
 
     def _over(self, job: Job) -> None:
         self._under_way.pop(job.key, None)
+        self._next(job)
+
+    def _next(self, job: Job) -> None:
         after = self._after.pop(job.key, None)
         if after is not None:
             self._do(after)
