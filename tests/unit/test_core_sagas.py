@@ -259,3 +259,26 @@ def test_an_answer_to_an_attempt_that_was_forgotten() -> None:
     late = ask(tx, Answered("1", Op.ACTION, 4, Answer(K.FAILED, reason="X"), 0.5, DEFAULTS))
     assert calls(late.effects) == [("1", Op.ACTION)]  # Else nobody would call it again.
     assert ask(late.tx, Answered("1", Op.ACTION, 1, Answer(K.FAILED), 0.5, DEFAULTS)).tx == late.tx
+
+
+def test_when_a_participant_wants_to_be_asked_again() -> None:
+    tx = running(*IN_ORDER)
+    never = Answer(K.PENDING, retry_after_us=(1 << 63) - 1)
+    asked = ask(tx, Answered("1", Op.ACTION, 1, never, 0.5, DEFAULTS)).tx
+    assert asked.branch("1").next_attempt_us < 1 << 60  # The log can store it.
+
+
+def test_a_gid_that_names_other_work() -> None:
+    plan = replace(PLAN, gid="order-1", name="ship")
+    row = ask(None, Submit(plan)).tx
+    again, other = (
+        replace(plan, tx_id="0" * 31 + n, name=name) for n, name in (("2", "ship"), ("3", "bill"))
+    )
+    assert ask(row, Submit(again)).refusal.reason == "IN_PROGRESS"
+    # "Done before" would be a false success.
+    assert ask(row, Submit(other)).refusal.reason == "CONTENT_MISMATCH"
+
+
+def test_a_rollback_that_overtook_its_plan() -> None:
+    row = ask(None, Rollback(replace(TX, branches=()), probed=True)).tx
+    assert ask(row, Submit(replace(PLAN, name="ship"))).refusal.reason == "ALREADY_ABORTED"

@@ -12,6 +12,8 @@ from .lifecycle import BranchEvent, next_branch
 from .model import Branch, BranchState, Change, ChangeKind, HistoryEntry, Tx, TxState
 
 _FIRST = (Op.TRY, Op.ACTION)
+_LONGEST_PAUSE_US = 30 * 86_400_000_000
+"""A participant that says when it wants to be asked again is not believed beyond that."""
 _ASK_AGAIN_US = 1_000_000
 """After *pending*, where the participant does not say when."""
 
@@ -107,10 +109,11 @@ _GIVEN_UP = {
 
 
 def _pause_us(branch: Branch, answer: Answer, defaults: Retry, draw: float) -> int:
+    asked_us = min(answer.retry_after_us, _LONGEST_PAUSE_US)
     if answer.kind is AnswerKind.PENDING:
-        return answer.retry_after_us or _ASK_AGAIN_US
+        return asked_us or _ASK_AGAIN_US
     own = branch.action.retry if branch.action is not None else Retry()
-    return max(answer.retry_after_us, pause_us(own, defaults, branch.failures, draw))
+    return max(asked_us, pause_us(own, defaults, branch.failures, draw))
 
 
 def _parked(

@@ -114,10 +114,7 @@ def _begin(tx: Tx | None, event: Begin, now_us: int, windows: Windows) -> Verdic
         new = replace(new, created_us=now_us, version=1)
         return Verdict(new, Change(ChangeKind.INSERT, new, not_after_us=new.deadline_us))
     if tx.tx_id != new.tx_id:
-        if _other_work(tx, new):
-            text = f"gid {tx.gid!r} names other work: it was begun as {tx.name!r}, not {new.name!r}"
-            return refuse(tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", text)
-        return _gid_taken(tx, windows)
+        return _gid_names(tx, new, windows)
     if tx.decision is Decision.ABORT and tx.namespace in ("", new.namespace):
         # Whoever aborted it may not have known its content (the scanner, a rollback that overtook its begin).
         return _already_decided(tx, windows)
@@ -133,8 +130,11 @@ def _begin(tx: Tx | None, event: Begin, now_us: int, windows: Windows) -> Verdic
 def _submit(tx: Tx | None, event: Submit, now_us: int, windows: Windows) -> Verdict:
     asked = event.tx
     if tx is not None and tx.tx_id != asked.tx_id:
-        return _gid_taken(tx, windows)
+        return _gid_names(tx, asked, windows)
     if tx is not None:
+        if tx.decision is Decision.ABORT and not tx.branches and not tx.detail_pruned:
+            # A rollback that overtook it: it was aborted before anything of it was known.
+            return _already_decided(tx, windows)
         same = _content(tx) == _content(asked) and (
             tx.detail_pruned
             or (
@@ -187,6 +187,14 @@ def _other_work(tx: Tx, new: Tx) -> bool:
     # Whoever aborted may not have known what it was, and what retention has stripped tells nothing.
     known = tx.decision is not Decision.ABORT and not tx.detail_pruned
     return known and tx.name != new.name
+
+
+def _gid_names(tx: Tx, new: Tx, windows: Windows) -> Verdict:
+    """What is begun anew has the gid of another transaction."""
+    if _other_work(tx, new):
+        text = f"gid {tx.gid!r} names other work: it was begun as {tx.name!r}, not {new.name!r}"
+        return refuse(tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", text)
+    return _gid_taken(tx, windows)
 
 
 def _gid_taken(tx: Tx, windows: Windows) -> Verdict:
