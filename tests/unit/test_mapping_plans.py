@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from txcoord.api.grpc.mapping import Limits, Reader
 from txcoord.core.action import Action, Retry
 from txcoord.core.errors import Refused
-from txcoord.core.model import Branch, Kind
+from txcoord.core.model import FOREVER_US, Branch, Kind
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client.protocol import reasons
 
@@ -64,6 +65,13 @@ BAD: dict[str, tuple[str, list[c.Branch]]] = {
     "forward before": (reasons.BAD_BRANCH, [step("1", part={"forward": True}), step("2", "1")]),
     "no target": (reasons.UNKNOWN_PARTICIPANT, [step("1", part={"target": ""})]),
     "not grpc": (reasons.UNKNOWN_PARTICIPANT, [step("1", part={"target": "file:///etc"})]),
+    "no port": (reasons.UNKNOWN_PARTICIPANT, [step("1", part={"target": "grpc://ship"})]),
+    "a socket": (reasons.UNKNOWN_PARTICIPANT, [step("1", part={"target": "grpc://unix:/run/docker.sock"})]),
+    "a far port": (reasons.UNKNOWN_PARTICIPANT, [step("1", part={"target": "grpc://ship:70000"})]),
+    "an operator's method": (
+        reasons.BAD_BRANCH,
+        [step("1", part={"operation": "/txcoord.v1.AdminService/Skip", "no_undo": True})],
+    ),
     "no operation": (reasons.BAD_BRANCH, [step("1", part={"operation": ""})]),
     "no method": (reasons.BAD_BRANCH, [step("1", part={"operation": "/etc"})]),
     "no compensation": (reasons.BAD_BRANCH, [step("1", part=METHOD)]),
@@ -71,6 +79,12 @@ BAD: dict[str, tuple[str, list[c.Branch]]] = {
     "large": (reasons.TOO_LARGE, [step("1", part={"payload": b"x" * 101})]),
     "headers": (reasons.TOO_LARGE, [step("1", part={"headers": {"a": "x" * 9_000}})]),
     "a callback": (reasons.NOT_SUPPORTED, [step("1", callback=c.Callback(id="x"))]),
+    "long times": (reasons.BAD_BRANCH, [step("1", retry=c.RetryPolicy(schedule_us=[1, 1 << 62]))]),
+    "results of nobody": (reasons.BAD_BRANCH, [step("1", part={"results_of": ["7"]})]),
+    "in a larger circle": (
+        reasons.BAD_BRANCH,
+        [step("1"), step("2", "1", "4"), step("3", "2"), step("4", "3")],
+    ),
     "times": (reasons.BAD_BRANCH, [step("1", retry=c.RetryPolicy(initial_us=-1))]),
     "multiplier": (reasons.BAD_BRANCH, [step("1", retry=c.RetryPolicy(multiplier=0.5))]),
 }
@@ -98,3 +112,25 @@ def test_inside_a_transaction_no_step_is_never_undone() -> None:
         READER.steps([step("1", part={"forward": True})])
     assert error.value.refusal.reason == reasons.NOT_SUPPORTED
     assert READER.steps([c.Branch(id="1", kind=c.KIND_TCC)]) == ()
+
+
+def test_addresses() -> None:
+    for target in ("grpc://ship_1.local-net:9", "grpc://10.0.0.7:50051", "grpc://[::1]:65535"):
+        [branch] = READER.plan([step("1", part={"target": target})])
+        assert branch.resource == target
+
+
+def test_a_large_graph_is_checked_at_once() -> None:
+    many = Reader(limits=Limits(), log_id="0123456789", resources=(), now_us=lambda: 0)
+    steps = [step(str(n), *(str(m) for m in range(max(1, n - 300), n))) for n in range(1, 1_001)]
+    began = time.process_time()
+    assert len(many.plan(steps)) == 1_000
+    assert time.process_time() - began < 2.0
+
+
+def test_only_a_plan_has_no_deadline() -> None:
+    tx_id = "0190" + "0" * 8 + "7" + "0" * 3 + "8" + "0" * 15
+    with pytest.raises(Refused) as error:
+        READER.tx("shop", tx_id, "", FOREVER_US, None)
+    assert error.value.refusal.reason == reasons.DEADLINE_TOO_FAR
+    assert READER.tx("shop", tx_id, "", FOREVER_US, None, may_have_none=True).deadline_us == FOREVER_US

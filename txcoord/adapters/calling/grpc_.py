@@ -112,7 +112,7 @@ class GrpcCaller:
     def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.pop(address, None)
         if channel is None:
-            channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+            channel = grpc.aio.insecure_channel(f"dns:///{address}", options=_OPTIONS)
         self._channels[address] = channel  # The one that was used last is the last.
         if len(self._channels) > _MOST_CHANNELS:
             oldest = self._channels.pop(next(iter(self._channels)))

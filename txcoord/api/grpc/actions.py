@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import graphlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,8 +16,12 @@ from ...core.model import Branch, Kind
 
 _MOST_HEADERS = 8 * 1024
 _METHOD = re.compile(r"/[A-Za-z_][\w.]*/[A-Za-z_]\w*", re.ASCII)
+_OURS = ("/txcoord.", "/grpc.")
+"""A coordinator calls no coordinator: whoever may submit a plan is no operator."""
+_TARGET = re.compile(r"grpc://([A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.]+\]):([1-9][0-9]{0,4})", re.ASCII)
 _MOST_ATTEMPTS = 1_000_000
 _LONGEST_CALL_US = 600_000_000
+_LONGEST_US = 366 * 86_400_000_000
 
 
 def bad(
@@ -85,22 +90,23 @@ def _check_methods(item: c.Branch) -> None:
         *needed,
         *filter(None, [part.first_operation, part.commit_operation, part.abort_operation]),
     ):
-        if len(method) > 200 or not _METHOD.fullmatch(method):
+        if len(method) > 200 or not _METHOD.fullmatch(method) or method.startswith(_OURS):
             raise bad(
                 item, f"method {method[:80]!r}: /package.Service/Method is needed, for confirm and cancel too"
             )
 
 
 def _is_target(text: str) -> bool:
-    scheme, _, address = text.partition("://")
-    return scheme == "grpc" and 0 < len(address) <= 240 and address.isprintable() and " " not in address
+    # Nothing else that a gRPC channel takes for an address, such as a socket's path.
+    found = _TARGET.fullmatch(text) if len(text) <= 250 else None
+    return found is not None and int(found[2]) < 65_536
 
 
 def _retry(item: c.Branch) -> Retry:
     r = item.retry
     times = (r.call_timeout_us, r.initial_us, r.cap_us, r.give_up_us, *r.schedule_us)
-    if any(t < 0 for t in times) or r.call_timeout_us > _LONGEST_CALL_US:
-        raise bad(item, "times of its retry policy: from 0, a call at most 10 minutes")
+    if not all(0 <= t <= _LONGEST_US for t in times) or r.call_timeout_us > _LONGEST_CALL_US:
+        raise bad(item, "times of its retry policy: from 0 to a year, a call at most 10 minutes")
     if r.multiplier and not 1.0 <= r.multiplier <= 100.0:
         raise bad(item, "multiplier of its retry policy: from 1 to 100")
     if r.max_attempts > _MOST_ATTEMPTS or len(r.schedule_us) > 100:
@@ -131,24 +137,30 @@ def write(out: c.Branch, action: Action, target: str) -> None:
 def check_graph(branches: Mapping[str, Branch]) -> None:
     """Steps come after steps that are there, in no circle; a step that is never undone comes after all that are. Raises
     Refused."""
-    before: dict[str, set[str]] = {}
-    left = dict(branches)
-    while left:
-        ready = [b for b in left.values() if _after(b) <= before.keys()]
-        if not ready:
-            raise _of(next(iter(left.values())), "it comes after a branch that is not there, or after itself")
-        for b in ready:
-            before[b.id] = _after(b).union(*(before[name] for name in _after(b)))
-            del left[b.id]
+    after = {b.id: _after(b) for b in branches.values()}
+    for b in branches.values():
+        if not after[b.id] <= branches.keys():
+            raise _of(b, "it comes after a branch that is not there")
+    try:
+        order = list(graphlib.TopologicalSorter(after).static_order())
+    except graphlib.CycleError as error:
+        raise _of(branches[error.args[1][0]], "it comes after itself") from None
+    # Sets of branches as bits: all that come before each are found in one pass.
+    bit = {name: 1 << n for n, name in enumerate(branches)}
+    before: dict[str, int] = {}
+    for name in order:
+        before[name] = 0
+        for earlier in after[name]:
+            before[name] |= bit[earlier] | before[earlier]
     names = [b.action.name for b in branches.values() if b.action is not None and b.action.name]
     if len(names) != len(set(names)):
         raise _of(next(iter(branches.values())), "two steps have one name")
-    undone = {b.id for b in branches.values() if b.action is not None and not b.action.forward}
+    undone = sum(bit[b.id] for b in branches.values() if b.action is not None and not b.action.forward)
     for b in branches.values():
         assert b.action is not None
-        if not set(b.action.results_of) <= before[b.id]:
+        if not all(bit.get(name, 0) & before[b.id] for name in b.action.results_of):
             raise _of(b, "it is given the results of branches that come before it only")
-        if b.action.forward and (b.kind is not Kind.SAGA or not undone <= before[b.id]):
+        if b.action.forward and (b.kind is not Kind.SAGA or undone & ~before[b.id]):
             raise _of(b, "a step that is never undone comes after all that may be")
 
 

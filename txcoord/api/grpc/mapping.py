@@ -106,8 +106,10 @@ class Reader:
         spec: c.TransactionSpec | None,
         branches: Iterable[c.Branch] = (),
         result: bytes = b"",
+        *,
+        may_have_none: bool = False,
     ) -> Tx:
-        """A transaction as a request describes it."""
+        """A transaction as a request describes it. ``may_have_none``: it may be a plan that has no deadline."""
         if not identifiers.is_tx_id(tx_id):
             raise bad(
                 reasons.BAD_TX_ID, f"tx_id {tx_id[:80]!r}: 32 lower-case hex digits of a UUIDv7 are expected"
@@ -122,7 +124,7 @@ class Reader:
             )
         furthest = self._now_us() + self._limits.deadline_max_us
         # Two seconds of slack: the client stamps by its own idea of the log's clock.
-        if deadline_us > furthest + 2_000_000 and deadline_us != FOREVER_US:
+        if deadline_us > furthest + 2_000_000 and not (may_have_none and deadline_us == FOREVER_US):
             raise bad(
                 reasons.DEADLINE_TOO_FAR,
                 f"the deadline is further away than {self._limits.deadline_max_us // 1_000_000} s",

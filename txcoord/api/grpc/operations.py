@@ -186,7 +186,7 @@ class Operations:
                 )
             tx_id = identifiers.new_tx_id(now_us, self._c.random.getrandbits)
         deadline_us = request.deadline_us or FOREVER_US
-        tx = self._read.tx(namespace, tx_id, request.gid, deadline_us, request.spec)
+        tx = self._read.tx(namespace, tx_id, request.gid, deadline_us, request.spec, may_have_none=True)
         plan = replace(tx, branches=self._read.plan(request.branches), one_phase_resource="")
         done = await self._c.submit(Submit(plan))
         if request.wait == c.WAIT_LEVEL_ACCEPTED:
@@ -260,8 +260,9 @@ class Operations:
             tx_id, deadline_us = row.tx_id, row.deadline_us
         for name in request.resources:
             self._read.resource(name)
+        gid = request.gid if row is None else row.gid
         tx = self._read.tx(
-            namespace, tx_id, request.gid if row is None else row.gid, deadline_us, None, request.branches
+            namespace, tx_id, gid, deadline_us, None, request.branches, may_have_none=row is not None
         )
         event = Rollback(
             tx,
@@ -270,7 +271,9 @@ class Operations:
             logged=request.force_log or bool(request.gid) or request.begun,
             resources=tuple(request.resources),
         )
-        done = await self._c.rollback(event, begun=request.begun or bool(request.gid) or row is not None)
+        # What a participant is called for was enlisted, perhaps by another service and at another node.
+        begun = request.begun or bool(request.gid) or row is not None or any(map(is_called, tx.branches))
+        done = await self._c.rollback(event, begun=begun)
         await self._let_go(done, request.branches)
         done = await self._waited(done, request.wait, request.wait_us, most_s)
         return pb.RollbackResponse(outcome=self._outcome(done, request.wait))
