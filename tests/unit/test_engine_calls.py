@@ -13,10 +13,14 @@ from tests.support.fake_participant import Participants
 from tests.support.memory_log import Storage
 from tests.support.node import Node, new_tx
 from tests.support.virtual import VirtualClock, eventually, run
+from txcoord.api.grpc.mapping import Limits
+from txcoord.api.grpc.operations import Operations
 from txcoord.core.action import Action, Answer, AnswerKind, Op, Retry
 from txcoord.core.events import Enlist, Submit
-from txcoord.core.model import Branch, BranchState, Kind, Tx, TxState, Windows
+from txcoord.core.model import Branch, BranchState, Decision, Kind, Tx, TxState, Windows
 from txcoord.ports import LogUnavailable
+from txcoord_client._pb import common_pb2 as c
+from txcoord_client._pb import coordinator_pb2 as pb
 
 
 class Place:
@@ -441,5 +445,26 @@ def test_one_call_at_a_time_though_it_is_called_again_at_once() -> None:
             assert {c[3] for c in place.participants.calls} == {Op.ACTION}
             gate.set()
             assert (await node.ended(aborted)).state is TxState.ABORTED
+
+    run(main())
+
+
+def test_a_rollback_that_names_a_try_finds_its_row() -> None:
+    """A service that was called has enlisted it, at another node: its initiator knows of no row."""
+
+    async def main() -> None:
+        async with a_place() as place:
+            node, other = await place.node(), await place.node("n2")
+            tx = place.tx()
+            await node.enlist(tx, tcc("1.1"))
+            said = c.Branch(id="1.1", kind=c.KIND_TCC, vote=c.VOTE_PREPARED)
+            request = pb.RollbackRequest(
+                tx_id=tx.tx_id, deadline_us=tx.deadline_us, branches=[said], initiator=True, sealed=True
+            )
+            operations = Operations(other.coordinator, Limits(), list)
+            answer = await operations.rollback(request, "shop", 5.0)
+            assert answer.outcome.state == c.STATE_ABORTED
+            assert place.storage.row(tx.tx_id).decision is Decision.ABORT
+            assert [(call[2], call[3]) for call in place.participants.calls] == [("1.1", Op.CANCEL)]
 
     run(main())

@@ -122,10 +122,13 @@ def test_addresses() -> None:
 
 def test_a_large_graph_is_checked_at_once() -> None:
     many = Reader(limits=Limits(), log_id="0123456789", resources=(), now_us=lambda: 0)
-    steps = [step(str(n), *(str(m) for m in range(max(1, n - 300), n))) for n in range(1, 1_001)]
+    steps = [step(str(n), *(str(m) for m in range(max(1, n - 9), n))) for n in range(1, 1_001)]
     began = time.process_time()
     assert len(many.plan(steps)) == 1_000
     assert time.process_time() - began < 2.0
+    with pytest.raises(Refused) as error:
+        many.plan([*steps[:-1], step("1000", *(str(n) for n in range(1, 1_000)), *["1"] * 1_000)])
+    assert error.value.refusal.reason == reasons.TOO_LARGE
 
 
 def test_only_a_plan_has_no_deadline() -> None:

@@ -19,6 +19,8 @@ _METHOD = re.compile(r"/[A-Za-z_][\w.]*/[A-Za-z_]\w*", re.ASCII)
 _OURS = ("/txcoord.", "/grpc.")
 """A coordinator calls no coordinator: whoever may submit a plan is no operator."""
 _TARGET = re.compile(r"grpc://([A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.]+\]):([1-9][0-9]{0,4})", re.ASCII)
+_MOST_EDGES = 10_000
+"""In a plan: each answer looks at all of them."""
 _MOST_ATTEMPTS = 1_000_000
 _LONGEST_CALL_US = 600_000_000
 _LONGEST_US = 366 * 86_400_000_000
@@ -137,6 +139,12 @@ def write(out: c.Branch, action: Action, target: str) -> None:
 def check_graph(branches: Mapping[str, Branch]) -> None:
     """Steps come after steps that are there, in no circle; a step that is never undone comes after all that are. Raises
     Refused."""
+    edges = sum(
+        len(b.action.after) + len(b.action.results_of) for b in branches.values() if b.action is not None
+    )
+    if edges > _MOST_EDGES:
+        text = f"its branches name others {edges} times; at most {_MOST_EDGES}"
+        raise Refused(Refusal("INVALID_ARGUMENT", reasons.TOO_LARGE, text, True))
     after = {b.id: _after(b) for b in branches.values()}
     for b in branches.values():
         if not after[b.id] <= branches.keys():
