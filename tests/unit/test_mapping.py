@@ -115,6 +115,11 @@ BAD: dict[str, tuple[str, dict[str, object], Iterable[c.Branch]]] = {
         {},
         [c.Branch(id="1", kind=c.KIND_TCC, vote=c.VOTE_READ_ONLY)],
     ),
+    "a no to a step": (
+        reasons.BAD_BRANCH,
+        {},
+        [c.Branch(id="1", kind=c.KIND_SAGA, vote=c.VOTE_NO)],
+    ),
     "unknown resource": (reasons.UNKNOWN_RESOURCE, {}, [pb(resource="z")]),
     "foreign xid": (
         reasons.BAD_XID,

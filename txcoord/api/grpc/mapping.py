@@ -275,6 +275,12 @@ class Reader:
         vote = _VOTED.get(item.vote, BranchState.OPEN)
         if vote is BranchState.READ_ONLY:
             raise bad(reasons.BAD_BRANCH, f"branch {item.id}: only an xa branch can be read-only")
+        if vote is BranchState.REFUSED and kind is Kind.SAGA:
+            # It would pass for a step that did nothing, though it may be done.
+            raise bad(
+                reasons.BAD_BRANCH,
+                f"branch {item.id}: the coordinator runs the steps, and knows itself which one said no",
+            )
         part = item.action
         self._sized(part.result, f"result of branch {item.id}")
         said = Branch(
