@@ -238,3 +238,18 @@ def test_full_jitter_below_the_cap(failures: int, draw: float) -> None:
 def test_an_abort_cancels_all_that_may_have_been_tried() -> None:
     assert ABORTING.decided_by is DecidedBy.CLIENT
     assert [b.state for b in ABORTING.branches] == [B.UNDOING, B.UNDOING]
+
+
+def test_nothing_is_confirmed_in_a_circle() -> None:
+    first, second, third = (
+        Branch(n, Kind.TCC, B.OPEN, "grpc://stock", action=replace(RESERVE, after=after))
+        for n, after in (("1", ("2",)), ("2", ("1",)), ("3", ()))
+    )
+    for row in (None, decide(None, Enlist(TX, (third,)), 1, WINDOWS).tx):
+        verdict = decide(row, Enlist(TX, (first, second)), 1, WINDOWS)
+        assert verdict.refusal is not None
+        assert verdict.refusal.reason == "BAD_BRANCH"
+    row = decide(
+        None, Enlist(TX, (third, replace(second, action=replace(RESERVE, after=("3",))))), 1, WINDOWS
+    ).tx
+    assert [b.id for b in row.branches] == ["3", "2"]

@@ -59,6 +59,10 @@ BAD: dict[str, tuple[str, list[c.Branch]]] = {
     "after itself": (reasons.BAD_BRANCH, [step("1", "1")]),
     "after nobody": (reasons.BAD_BRANCH, [step("1", "2")]),
     "in a circle": (reasons.BAD_BRANCH, [step("1", "2"), step("2", "1")]),
+    "confirmed in a circle": (
+        reasons.BAD_BRANCH,
+        [c.Branch(id=n, kind=c.KIND_TCC, after=[m], action=step("1").action) for n, m in ("12", "21")],
+    ),
     "results of a later one": (reasons.BAD_BRANCH, [step("1", part={"results_of": ["2"]}), step("2")]),
     "one name": (reasons.BAD_BRANCH, [step("1", name="a"), step("2", name="a")]),
     "forward beside": (reasons.BAD_BRANCH, [step("1"), step("2", part={"forward": True})]),

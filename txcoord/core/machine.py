@@ -254,6 +254,18 @@ def _enlist(tx: Tx | None, event: Enlist, now_us: int, windows: Windows) -> Verd
     if now_us > asked.deadline_us:
         text = "the transaction's deadline has passed"
         return refuse(asked, "FAILED_PRECONDITION", "DEADLINE", text, fresh)
+    known = {b.id for b in tx.branches} if tx is not None else set()
+    for b in event.branches:
+        if (
+            b.action is not None
+            and not plans.is_step(b)
+            and b.id not in known
+            and not known.issuperset(b.action.after)
+        ):
+            # In a circle none would ever be confirmed, or cancelled, and nobody would be told.
+            text = f"branch {b.id}: it comes after branches that are enlisted before it, or with it and named before it"
+            return refuse(asked, "INVALID_ARGUMENT", "BAD_BRANCH", text, fresh)
+        known.add(b.id)
     if tx is None:
         new = replace(asked, branches=event.branches, created_us=now_us, version=1)
         new = plans.started(new) if event.run else new

@@ -149,10 +149,9 @@ def check_graph(branches: Mapping[str, Branch]) -> None:
     for b in branches.values():
         if not after[b.id] <= branches.keys():
             raise _of(b, "it comes after a branch that is not there")
-    try:
-        order = list(graphlib.TopologicalSorter(after).static_order())
-    except graphlib.CycleError as error:
-        raise _of(branches[error.args[1][0]], "it comes after itself") from None
+    order = _in_order(branches, after)
+    # Else none of them would ever be confirmed, or cancelled.
+    _in_order(branches, {b.id: _confirmed_after(b) & branches.keys() for b in branches.values()})
     # Sets of branches as bits: all that come before each are found in one pass.
     bit = {name: 1 << n for n, name in enumerate(branches)}
     before: dict[str, int] = {}
@@ -170,6 +169,17 @@ def check_graph(branches: Mapping[str, Branch]) -> None:
             raise _of(b, "it is given the results of branches that come before it only")
         if b.action.forward and (b.kind is not Kind.SAGA or undone & ~before[b.id]):
             raise _of(b, "a step that is never undone comes after all that may be")
+
+
+def _in_order(branches: Mapping[str, Branch], after: Mapping[str, set[str]]) -> list[str]:
+    try:
+        return list(graphlib.TopologicalSorter(after).static_order())
+    except graphlib.CycleError as error:
+        raise _of(branches[error.args[1][0]], "it comes after itself") from None
+
+
+def _confirmed_after(b: Branch) -> set[str]:
+    return set(b.action.after) if b.action is not None and b.kind is Kind.TCC else set()
 
 
 def _after(b: Branch) -> set[str]:
