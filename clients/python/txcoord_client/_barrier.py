@@ -52,7 +52,21 @@ async def keep(db: Any, tx_id: str, branch: str, op: str, result: bytes) -> None
 async def _insert(db: Any, sql: str) -> int:
     # A session has no driver's SQL of its own.
     connection = db if hasattr(db, "exec_driver_sql") else await db.connection()
+    refuse_autocommit(connection)
     return int((await connection.exec_driver_sql(sql)).rowcount)
+
+
+def refuse_autocommit(connection: Any) -> None:
+    """Each statement for itself would be a barrier that says *done* of work that was never done. Raises Rejected."""
+    connection = getattr(connection, "sync_connection", None) or connection
+    level = connection.get_execution_options().get("isolation_level")
+    if level is None:
+        level = getattr(connection.dialect, "_on_connect_isolation_level", None)
+    if level == "AUTOCOMMIT":
+        raise Rejected(
+            "the engine is in AUTOCOMMIT: the barrier and the work need one transaction",
+            reason=reasons.NOT_SUPPORTED,
+        )
 
 
 async def _result(db: Any, statements: barrier.Statements, tx_id: str, branch: str, op: str) -> bytes | None:
