@@ -468,3 +468,23 @@ def test_a_rollback_that_names_a_try_finds_its_row() -> None:
             assert [(call[2], call[3]) for call in place.participants.calls] == [("1.1", Op.CANCEL)]
 
     run(main())
+
+
+def test_an_old_attempt_that_fails_is_not_the_last() -> None:
+    """A row was claimed back from a node that had tried it more often, while the old call was on its way."""
+
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            place.participants.script["1", Op.ACTION] = [Answer(AnswerKind.FAILED, reason="BUSY")]
+            gate = place.participants.held["1", Op.ACTION] = asyncio.Event()
+            done = await submit(node, place.tx(), step("1"))
+            await eventually(lambda: bool(place.participants.calls))
+            claimed = replace(done, epoch=1, branches=(replace(done.branches[0], attempts=5),))
+            node.storage.rows[done.tx_id] = claimed
+            node.coordinator.adopt(claimed)
+            gate.set()
+            assert (await node.ended(claimed)).state is TxState.COMMITTED
+            assert [call[4] for call in place.participants.calls] == [1, 6]
+
+    run(main())

@@ -67,7 +67,7 @@ class Calls:
         self._due: dict[str, deque[Job]] = {}
         self._workers: dict[str, set[Task]] = {}
         self._later: Later[Job] = Later(clock, spawn, "call:later", lambda _, job: self._do(job))
-        self._under_way: dict[Key, Op] = {}
+        self._under_way: dict[Key, Job] = {}
         self._after: dict[Key, Job] = {}
         """What else is to be done for a branch once the call that is on its way has ended."""
 
@@ -83,7 +83,7 @@ class Calls:
         )
         under_way = self._under_way.get(job.key)
         if under_way is not None:
-            if under_way is not job.op:
+            if (under_way.op, under_way.attempt) != (job.op, job.attempt):
                 self._after[job.key] = job
         elif call.at_us > self._clock.now_us():
             self._later.put(call.at_us, job.key, job)
@@ -112,7 +112,7 @@ class Calls:
         if job.key in self._under_way:
             return
         self._later.drop(job.key)
-        self._under_way[job.key] = job.op
+        self._under_way[job.key] = job
         due = self._due.setdefault(job.target, deque())
         due.append(job)
         workers = {w for w in self._workers.get(job.target, ()) if not w.done()}
@@ -197,7 +197,9 @@ class Calls:
 
     def _next(self, job: Job) -> None:
         after = self._after.pop(job.key, None)
-        if after is not None:
+        # Another attempt was asked for by whoever had forgotten this one; if this one's answer counted, it is seen to.
+        seen_to = job.key in self._under_way or job.key in self._later
+        if after is not None and (after.op is not job.op or not seen_to):
             self._do(after)
 
 
