@@ -5,12 +5,13 @@ No implementation here, and nothing but the core is imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
-from .core.model import Audit, Change, HistoryEntry, Tx, TxState, WriteResult
+from .core.action import Answer, Op
+from .core.model import Audit, Branch, Change, HistoryEntry, Tx, TxState, WriteResult
 
 
 class LogUnavailable(Exception):
@@ -249,6 +250,36 @@ class Finisher(Protocol):
 
     def by_hand(self, xid: str, commit: bool) -> str:
         """The statement with which a person finishes the branch there."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CallRequest:
+    """What a participant is to do for one branch."""
+
+    tx: Tx
+    """As it stands, with the results of its branches."""
+    branch: Branch
+    op: Op
+    attempt: int
+    """From 1, in this phase of the branch."""
+    deadline_us: int
+    """When its answer is waited for no longer, by the log's clock."""
+
+
+class Caller(Protocol):
+    """Calls participants."""
+
+    def call(
+        self, target: str, requests: Sequence[CallRequest], timeout_s: float
+    ) -> AsyncIterator[tuple[CallRequest, Answer]]:
+        """Call one target for many branches; each answer comes as soon as it is there.
+
+        Never raises for what the target does: a branch that it could not be asked for is answered FAILED, and what
+        is not answered when it ends has failed. Whoever calls limits the time too.
+        """
         ...
 
     async def close(self) -> None: ...

@@ -4,7 +4,8 @@
 
 Each module named here is read from `txcoord_client`, its words are replaced, and it is written under the same name
 below `txcoord_client/sync`. What cannot be said in both ways is in modules written by hand on either side
-(`_aio`, `_wire`, `_admission`, `_xa/sa`, `_xa/kinds`); the others are shared.
+(`_aio`, `_wire`, `_admission`, `_enlisting`, `_participants`, `_serving`, `_xa/sa`, `_xa/kinds`); the others are
+shared.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[2] / "clients/python/txcoord_client"
 MODULES = (
+    "_barrier",
     "_block",
     "_finish",
     "_joining",
     "_keeping",
+    "_runs",
     "_runtime",
     "_sources",
+    "_tries",
     "_xa/branch",
     "_xa/dialect",
     "_xa/direct",
@@ -32,6 +36,8 @@ MODULES = (
     "_xa/raw",
     "_xa/sqlalchemy_",
     "coordinator",
+    "participant",
+    "sagas",
     "transaction",
 )
 HEAD = "# Made from {name} by scripts/sync; to change it, change that.\n"

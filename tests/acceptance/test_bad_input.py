@@ -99,8 +99,16 @@ async def test_an_xid_of_another_log_or_transaction(wire: Wire) -> None:
 async def test_a_kind_that_is_not_carried_out_yet(wire: Wire) -> None:
     tx = wire.tx()
     with refused("UNIMPLEMENTED", "NOT_SUPPORTED"):
-        await tx.commit(c.Branch(id="1", kind=c.KIND_TCC))
+        await tx.commit(c.Branch(id="1", kind=c.KIND_MESSAGE))
     await nothing_of(wire, tx.tx_id)
+
+
+async def test_a_try_or_a_step_that_was_never_enlisted(wire: Wire) -> None:
+    for kind in (c.KIND_TCC, c.KIND_SAGA):
+        tx = wire.tx()
+        with refused("INVALID_ARGUMENT", "BAD_BRANCH"):
+            await tx.commit(c.Branch(id="1", kind=kind, vote=c.VOTE_PREPARED))
+        await nothing_of(wire, tx.tx_id)
 
 
 # ---- too large ----

@@ -33,6 +33,7 @@ from txcoord.adapters.sql import mariadb_server as server
 from txcoord.adapters.sql.log import SqlLog
 from txcoord.adapters.sql.mariadb import MariaDBStore
 from txcoord.adapters.sql.postgresql import PostgresStore
+from txcoord.core.action import Action, Retry
 from txcoord.core.model import (
     Audit,
     Branch,
@@ -47,6 +48,22 @@ from txcoord.core.model import (
     Written,
 )
 
+ACTION = Action(
+    "Reserve",
+    name="a step",
+    content_type="text/plain",
+    first_operation="/try",
+    commit_operation="/confirm",
+    abort_operation="/cancel",
+    run_first=True,
+    forward=True,
+    no_undo=True,
+    after=("2", "1"),
+    results_of=("2",),
+    aborted_means_refused=True,
+    headers={"x": "\u4e8c"},
+    retry=Retry(1, 2, 1.5, 4, 5, 6, (7, 8)),
+)
 OK, CONFLICT, TOO_LATE = Written.OK, Written.CONFLICT, Written.TOO_LATE
 
 
@@ -55,7 +72,19 @@ class TestInsert(LogContract):
         now = await log.now_us()
         branches = (
             Branch("2", Kind.XA, BranchState.FINISHING, "accounts", "txc1.a.b.c.2", 3, now + 7, "DOWN: busy"),
-            Branch("1.1", Kind.TCC, BranchState.READY, "stock", payload=b"\x00\xff", result=b"r\x00"),
+            Branch(
+                "1.1",
+                Kind.TCC,
+                BranchState.READY,
+                "stock",
+                payload=b"\x00\xff",
+                result=b"r\x00",
+                action=ACTION,
+                result_type="text/plain",
+                failures=2,
+                since_us=now + 3,
+            ),
+            Branch("1.2", Kind.SAGA, resource="grpc://ship", action=Action("Pack")),
         )
         tx = committing(
             now,

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, NullPool, create_engine, event, text
@@ -25,6 +27,7 @@ from txcoord.adapters.sql import schema, tables
 from txcoord.adapters.sql.log import SqlLog
 from txcoord.adapters.sql.migrate import _run, current_revision, migrate, upgrade
 from txcoord.adapters.sql.store import parse_url
+from txcoord.core.model import Branch, BranchState, Kind
 from txcoord.ports import LogUnavailable, SchemaMismatch
 from txcoord.testing.mariadb import MariaDBServer
 from txcoord_client.protocol.xid import is_log_id
@@ -121,7 +124,8 @@ async def _computed_columns(url: str) -> None:
     decided = {"decision": "'commit'"}
     cases: list[tuple[dict[str, str], tables.Part | None]] = [
         ({}, tables.UNDECIDED),
-        (decided, tables.IN_PHASE_TWO),
+        (decided, tables.CARRIED_OUT),
+        ({"state": "'running'"}, tables.CARRIED_OUT),
         ({**decided, "at_rest": "1"}, None),
         ({**decided, "ended_us": "33"}, tables.WITH_DETAIL),
         ({**decided, "ended_us": "33", "detail_pruned": "1"}, tables.BARE),
@@ -131,7 +135,7 @@ async def _computed_columns(url: str) -> None:
         row = {**values, **special, "tx_id": f"X'{number:032x}'"}
         insert = f"INSERT INTO txcoord_tx ({', '.join(row)}) VALUES ({', '.join(row.values())})"
         await run(url, lambda c, insert=insert: c.execute(text(insert)))
-        for other in (tables.UNDECIDED, tables.IN_PHASE_TWO, tables.WITH_DETAIL, tables.BARE):
+        for other in (tables.UNDECIDED, tables.CARRIED_OUT, tables.WITH_DETAIL, tables.BARE):
             for condition in (other.condition, other.mariadb):
                 sql = f"SELECT due_us FROM txcoord_tx WHERE tx_id = X'{number:032x}' AND {condition}"
                 rows = await run(url, lambda c, sql=sql: c.execute(text(sql)).scalars().all())
@@ -150,7 +154,7 @@ async def _computed_columns(url: str) -> None:
 
 
 def _words(condition: str) -> str:
-    return re.sub(r"[()\s]", "", condition)
+    return re.sub(r"[()\s]|::text", "", condition)
 
 
 async def test_other_logs_have_other_ids(tmp_path: Path) -> None:
@@ -213,10 +217,51 @@ async def test_a_newer_log(url: str) -> None:
 
 async def test_an_older_log(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     await migrate(url)
-    monkeypatch.setattr(schema, "REVISIONS", (schema.HEAD, "0002"))
-    monkeypatch.setattr(schema, "HEAD", "0002")
+    monkeypatch.setattr(schema, "REVISIONS", (schema.HEAD, "9998"))
+    monkeypatch.setattr(schema, "HEAD", "9998")
     with pytest.raises(SchemaMismatch, match=r"older schema .* run `txcoord migrate`"):
         await SqlLog(url, windows=WINDOWS).open()
+
+
+async def test_what_was_written_before_there_were_participants(url: str) -> None:
+    def first(conn: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
+        script = ScriptDirectory.from_config(config)
+        with EnvironmentContext(
+            config, script, fn=lambda r, _: script._upgrade_revs("0001", r)
+        ) as environment:
+            environment.configure(
+                connection=conn, version_table=schema.VERSION_TABLE, transactional_ddl=False
+            )
+            environment.run_migrations()
+        tx_id = (
+            "X'00000000000000000000000000000007'"
+            if conn.dialect.name == tables.MARIADB
+            else ("'00000000000000000000000000000007'")
+        )
+        empty = "''" if conn.dialect.name == "postgresql" else "X''"
+        flush = {"flush_id": "0"} if conn.dialect.name == tables.MARIADB else {}
+        row = {"tx_id": tx_id, "namespace": "'shop'", "name": "''", "state": "'active'", "reason": "''",
+               "created_us": "1", "decided_us": "0", "deadline_us": "2", "ended_us": "0", "version": "1",
+               "epoch": "0", "owner": "''", "lease_until_us": "0", "one_phase_resource": "''", "labels": "''",
+               "headers": "''", "result": empty, "parked": "0", "heuristic": "false", "at_rest": "false",
+               "detail_pruned": "false", **flush}  # fmt: skip
+        branch = {"tx_id": tx_id, "id": "'1'", "position": "0", "kind": "'xa'", "state": "'ready'",
+                  "resource": "'accounts'", "xid": "'x'", "attempts": "0", "next_attempt_us": "0",
+                  "reason": "''", "heuristic": "false", "payload": empty, "result": empty}  # fmt: skip
+        for table, values in (("txcoord_tx", row), ("txcoord_branch", branch)):
+            conn.execute(
+                text(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({', '.join(values.values())})")
+            )
+
+    await run(url, first)
+    assert await migrate(url) == ("0001", schema.HEAD)
+    log = SqlLog(url, windows=WINDOWS)
+    await log.open()
+    (tx,) = await log.overdue(10)
+    assert tx.branches == (Branch("1", Kind.XA, BranchState.READY, "accounts", "x"),)
+    await log.close()
 
 
 async def test_beside_the_tables_of_others(url: str) -> None:

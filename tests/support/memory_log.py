@@ -14,6 +14,7 @@ from txcoord.core.model import (
     Decision,
     HistoryEntry,
     Tx,
+    TxState,
     Windows,
     WriteResult,
     Written,
@@ -23,6 +24,11 @@ from txcoord.ports import LogIdentity, LogUnavailable, Query
 
 LOG_ID = "0123456789"
 Done = Callable[[WriteResult], None]
+
+
+def _carried_out(row: Tx) -> bool:
+    """Has a node it: in phase two, or a plan that runs?"""
+    return row.decision is not None or row.state is TxState.RUNNING
 
 
 @dataclass
@@ -75,7 +81,7 @@ class Storage:
                     branches=old.branches,
                 )
             case ChangeKind.PROGRESS | ChangeKind.OPERATE:
-                if old is None or old.epoch != change.expected_epoch or old.decision is None:
+                if old is None or old.epoch != change.expected_epoch or not _carried_out(old):
                     return Written.CONFLICT
                 row = replace(
                     old,
@@ -240,7 +246,7 @@ class MemoryLog:
     async def overdue(self, limit: int) -> list[Tx]:
         self.storage.check()
         now_us = self.storage.clock()
-        late = [r for r in self.storage.rows.values() if r.decision is None and r.deadline_us < now_us]
+        late = [r for r in self.storage.rows.values() if not _carried_out(r) and r.deadline_us < now_us]
         return sorted(late, key=lambda row: (row.deadline_us, row.tx_id))[:limit]
 
     async def claim(self, owner: str, lease_us: int, limit: int, *, all_of_owner: bool = False) -> list[Tx]:
@@ -250,14 +256,18 @@ class MemoryLog:
         free = [
             r
             for r in self.storage.rows.values()
-            if r.decision is not None
+            if _carried_out(r)
             and not r.ended
             and not r.shown_parked
             and (r.lease_until_us < now_us or (all_of_owner and r.owner == owner))
         ]
         for row in sorted(free, key=lambda row: row.lease_until_us)[:limit]:
             self.storage.rows[row.tx_id] = replace(
-                row, owner=owner, lease_until_us=now_us + lease_us, epoch=row.epoch + 1
+                row,
+                owner=owner,
+                lease_until_us=now_us + lease_us,
+                epoch=row.epoch + 1,
+                version=row.version + (row.decision is None),
             )
         taken = sorted(free, key=lambda row: row.lease_until_us)[:limit]
         return [self.storage.row(row.tx_id) for row in taken]

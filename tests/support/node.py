@@ -15,7 +15,7 @@ from txcoord.engine.coordinator import Coordinator, EngineSettings
 from txcoord.engine.failpoints import Switchboard
 from txcoord.engine.live import WaitLevel
 from txcoord.engine.recovery import Recovery, RecoverySettings
-from txcoord.ports import Clock, Finisher
+from txcoord.ports import Caller, Clock, Finisher
 from txcoord_client.protocol import identifiers
 from txcoord_client.protocol.xid import Xid
 
@@ -63,6 +63,7 @@ class Node:
         recovery: RecoverySettings | None = None,
         lazy_s: float | None = 0.02,
         latency_s: float = 0.001,
+        caller: Caller | None = None,
         **settings: Any,
     ) -> None:
         self.storage = storage
@@ -79,6 +80,7 @@ class Node:
             randomness=random.Random(1),
             spawn=self._spawn,
             failpoints=self.failpoints,
+            caller=caller,
         )
         self.coordinator.identity = storage.identity
         self.recovery = Recovery(
@@ -111,6 +113,7 @@ class Node:
     async def stop(self) -> None:
         self.recovery.stop()
         self.coordinator.phase_two.stop()
+        self.coordinator.calls.stop()
         await self._end()
         assert not self.crashes, self.crashes
 

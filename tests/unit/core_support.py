@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from txcoord.core.action import AnswerKind, Op
+from txcoord.core.calling import op_of
 from txcoord.core.events import (
-    Begin as BeginEvent,
-)
-from txcoord.core.events import (
+    Answered,
     BranchFailed,
     BranchFinished,
+    Call,
     Commit,
     DeadlinePassed,
     Enlist,
@@ -25,6 +26,9 @@ from txcoord.core.events import (
     Probe,
     Rollback,
     Verdict,
+)
+from txcoord.core.events import (
+    Begin as BeginEvent,
 )
 from txcoord.core.kinds import RULES
 from txcoord.core.machine import decide, expired, resume
@@ -160,12 +164,14 @@ def check(before: Tx | None, event: Event, verdict: Verdict) -> None:
         must(verdict.refusal.reason != "EXPIRED" or not verdict.refusal.definite, "EXPIRED is never definite")
         return
     wanted = Decision.COMMIT if tx.decision is Decision.COMMIT else Decision.ABORT
-    finishing = {e.branch.id for e in verdict.effects if isinstance(e, Finish)}
+    finishing = {e.branch.id for e in verdict.effects if isinstance(e, Finish | Call)}
     old = {b.id: b.state for b in before.branches} if before is not None else {}
     for b in tx.branches:
         must(b.state is not B.FINISHING or wanted is Decision.COMMIT, "nothing is finished under abort")
         must(b.state is not B.UNDOING or wanted is Decision.ABORT, "nothing is undone under commit")
-        if b.state in (B.FINISHING, B.UNDOING) and (old.get(b.id) is not b.state or verdict.unlogged):
+        if op_of(b) is not None and not tx.may_go(b):
+            must(b.id not in finishing, f"branch {b.id} is called before what comes before it")
+        elif b.state in (B.FINISHING, B.UNDOING) and (old.get(b.id) is not b.state or verdict.unlogged):
             must(b.id in finishing, f"branch {b.id} became {b.state} and nobody was told to finish it")
     if isinstance(event, Commit) and tx.decision is Decision.COMMIT and verdict.change is not None:
         for b in (*event.tx.branches, *(before.branches if before is not None else ())):
@@ -193,11 +199,14 @@ def _state(tx: Tx, branch_id: str) -> BranchState | None:
 def check_decided(tx: Tx) -> None:
     """Nothing is forgotten: what is on its way is what ``resume`` asks for."""
     asked = {(e.branch.id, e.commit) for e in resume(tx) if isinstance(e, Finish)}
+    asked |= {(e.branch.id, e.op is Op.CONFIRM) for e in resume(tx) if isinstance(e, Call)}
     if tx.ended:
         late = {b.id for b in tx.branches if not RULES[b.kind].first_phase and b.state is B.FINISHING}
         must({i for i, _ in asked} == late, "an ended transaction leaves only deliveries")
         return
     wanted = {(b.id, b.state is B.FINISHING) for b in tx.branches if b.state in (B.FINISHING, B.UNDOING)}
+    waiting = {b.id for b in tx.branches if op_of(b) is not None and not tx.may_go(b)}
+    wanted = {(i, commit) for i, commit in wanted if i not in waiting}
     must(asked == wanted, "resume asks for all that is on its way, and for nothing else")
     open_ = [b for b in tx.branches if RULES[b.kind].first_phase and b.state not in SETTLED_BRANCH]
     must(bool(open_), "a transaction with nothing left has ended")
@@ -260,7 +269,8 @@ def settle(
                 again.refusal is not None or again.tx == world.row,
                 f"the repetition tells another story: {event}",
             )
-            live = verdict.tx if verdict.tx.decision is not None else None
+            carried_out = verdict.tx.decision is not None or verdict.tx.state is TxState.RUNNING
+            live = verdict.tx if carried_out else None
             return replace(world, live=live), None if gone else verdict.tx
         now = max(now, world.now)
         if written is Written.CONFLICT:
@@ -281,7 +291,7 @@ def say(world: World, event: Event, mode: str) -> World:
     return world
 
 
-News = BranchFinished | BranchFailed | HeuristicSeen | HolderReported | Operate
+News = BranchFinished | BranchFailed | HeuristicSeen | HolderReported | Answered | Operate
 
 
 def news(world: World, event: News, mode: str) -> World:
@@ -294,7 +304,7 @@ def news(world: World, event: News, mode: str) -> World:
     check(tx, event, verdict)
     if verdict.refusal is not None or mode == "lost":
         return world
-    if not isinstance(event, BranchFailed | Operate):
+    if not isinstance(event, BranchFailed | Operate) and not _asks_again(event):
         again = decide(verdict.tx, event, world.now, WINDOWS)
         must(again.change is None and again.tx == verdict.tx, f"not idempotent: {event}")
     if verdict.change is not None:
@@ -304,6 +314,10 @@ def news(world: World, event: News, mode: str) -> World:
     at_rest = world.row is not None and world.row.shown_parked
     must(at_rest or not verdict.tx.shown_parked, "at rest, and the log does not say so")
     return replace(world, live=verdict.tx)
+
+
+def _asks_again(event: News) -> bool:
+    return isinstance(event, Answered) and event.answer.kind in (AnswerKind.FAILED, AnswerKind.PENDING)
 
 
 def crash(world: World) -> World:

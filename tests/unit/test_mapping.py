@@ -84,7 +84,42 @@ BAD: dict[str, tuple[str, dict[str, object], Iterable[c.Branch]]] = {
     "bad branch": (reasons.BAD_BRANCH, {}, [pb("x")]),
     "branch twice": (reasons.BAD_BRANCH, {}, [pb(), pb()]),
     "no kind": (reasons.BAD_BRANCH, {}, [c.Branch(id="1")]),
-    "another kind": (reasons.NOT_SUPPORTED, {}, [c.Branch(id="1", kind=c.KIND_TCC)]),
+    "a callback": (
+        reasons.NOT_SUPPORTED,
+        {"spec": c.TransactionSpec(callbacks=[c.Callback(id="x")])},
+        [],
+    ),
+    "a policy of the whole": (
+        reasons.NOT_SUPPORTED,
+        {"spec": c.TransactionSpec(retry=c.RetryPolicy(max_attempts=1))},
+        [],
+    ),
+    "another kind": (reasons.NOT_SUPPORTED, {}, [c.Branch(id="1", kind=c.KIND_MESSAGE)]),
+    "a step that is not run": (
+        reasons.NOT_SUPPORTED,
+        {},
+        [c.Branch(id="1", kind=c.KIND_SAGA, action=c.ActionPart(target="grpc://a:1"))],
+    ),
+    "no address": (
+        reasons.UNKNOWN_PARTICIPANT,
+        {},
+        [c.Branch(id="1", kind=c.KIND_TCC, action=c.ActionPart(target="stock", operation="x"))],
+    ),
+    "no operation": (
+        reasons.BAD_BRANCH,
+        {},
+        [c.Branch(id="1", kind=c.KIND_TCC, action=c.ActionPart(target="grpc://a:1"))],
+    ),
+    "a read-only try": (
+        reasons.BAD_BRANCH,
+        {},
+        [c.Branch(id="1", kind=c.KIND_TCC, vote=c.VOTE_READ_ONLY)],
+    ),
+    "a no to a step": (
+        reasons.BAD_BRANCH,
+        {},
+        [c.Branch(id="1", kind=c.KIND_SAGA, vote=c.VOTE_NO)],
+    ),
     "unknown resource": (reasons.UNKNOWN_RESOURCE, {}, [pb(resource="z")]),
     "foreign xid": (
         reasons.BAD_XID,

@@ -183,8 +183,23 @@ def test_the_clock_never_says_too_much(samples: list[tuple[float, float]]) -> No
 
 # ---- errors ----
 
+SAID = (errors.Refused, errors.Pending)
+"""What participants say."""
 
-@pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
+
+@pytest.mark.parametrize(
+    "error",
+    [errors.Refused("NO", "why", left=0), errors.Pending("why", retry_after=5)],
+    ids=lambda e: e.reason,
+)
+def test_what_participants_say_travels(error: errors.TxcoordError) -> None:
+    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(twin) is type(error)
+        assert vars(twin) == vars(error)
+        assert str(twin) == str(error) == f"{error.reason}: why"
+
+
+@pytest.mark.parametrize("kind", [k for k in ALL if k not in SAID], ids=lambda kind: kind.__name__)
 def test_errors_travel(kind: type[errors.TxcoordError]) -> None:
     """Through queues and process pools, with their facts."""
     error = kind("why", tx_id="t", gid="g")
@@ -197,7 +212,7 @@ def test_errors_travel(kind: type[errors.TxcoordError]) -> None:
 
 def test_which_errors_are_definite() -> None:
     unsure = {k.__name__ for k in ALL if not k("why").definite}
-    assert unsure == {"InProgress", "OutcomeUnknown", "Heuristic", "Unavailable"}
+    assert unsure == {"Pending", "InProgress", "OutcomeUnknown", "Heuristic", "Unavailable"}
 
 
 # ---- reasons ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .action import Answer, Op, Retry
 from .errors import Refusal
 from .model import Audit, Branch, Change, DecidedBy, Tx
 
@@ -24,6 +25,20 @@ class Enlist:
     tx: Tx
     """The transaction as the caller knows it; written when the log has never heard of it."""
     branches: tuple[Branch, ...]
+    run: bool = False
+    """Those that are steps are run at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A whole plan is handed over: its steps are run, and decide."""
+
+    tx: Tx
+
+
+@dataclass(frozen=True, slots=True)
+class StepsSettled:
+    """The steps of a plan may have decided: all are done, or one said no."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +125,20 @@ class HolderReported:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """A participant has answered a call, or failed to."""
+
+    branch_id: str
+    op: Op
+    attempt: int
+    answer: Answer
+    draw: float = 1.0
+    """Uniform in [0, 1): when to call again."""
+    defaults: Retry = field(default_factory=Retry)
+    """What holds where the branch says nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
 class Operate:
     """An operator's order about one branch: ``retry``, ``park``, ``skip`` or ``resolve``."""
 
@@ -121,6 +150,8 @@ class Operate:
 Event = (
     Begin
     | Enlist
+    | Submit
+    | StepsSettled
     | Commit
     | Rollback
     | OnePhaseDone
@@ -130,6 +161,7 @@ Event = (
     | BranchFailed
     | HeuristicSeen
     | HolderReported
+    | Answered
     | Operate
 )
 
@@ -146,6 +178,23 @@ class Finish:
     """Not before; 0 is at once."""
     held: bool = False
     """The session that prepared it may live, and finishes it by itself: give it some time first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Call the participant of a branch."""
+
+    branch: Branch
+    op: Op
+    attempt: int
+    """From 1, in this phase."""
+    at_us: int = 0
+    """Not before; 0 is at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decide:
+    """The steps have decided: send :class:`StepsSettled`, again until it is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +219,7 @@ class Alarm:
     detail: str = ""
 
 
-Effect = Finish | Probe | Settled | Alarm
+Effect = Finish | Call | Decide | Probe | Settled | Alarm
 
 
 @dataclass(frozen=True, slots=True)

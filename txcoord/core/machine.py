@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import assert_never
 
-from . import settle
-from .errors import Refusal
+from . import answers, plans, settle
+from .branches import filled, is_called, says_more, union
+from .deciding import change_of, decided, refuse, too_late, write
 from .events import (
     Alarm,
+    Answered,
     Begin,
     BranchFailed,
     BranchFinished,
@@ -29,12 +31,13 @@ from .events import (
     OrphanFound,
     Probe,
     Rollback,
+    StepsSettled,
+    Submit,
     Verdict,
 )
 from .kinds import RULES
-from .lifecycle import BranchEvent, TxEvent, next_branch, next_tx
+from .lifecycle import TxEvent, next_tx
 from .model import (
-    Branch,
     BranchState,
     Change,
     ChangeKind,
@@ -51,21 +54,27 @@ def decide(tx: Tx | None, event: Event, now_us: int, windows: Windows) -> Verdic
     """What ``event`` means for ``tx`` at ``now_us`` (the log's clock)."""
     if (
         tx is not None
-        and isinstance(event, Begin | Enlist | Commit | Rollback | OnePhaseDone)
+        and isinstance(event, Begin | Enlist | Submit | Commit | Rollback | OnePhaseDone)
         and tx.namespace not in ("", event.tx.namespace)  # A fence row has none.
     ):
-        return _refuse(event.tx, "NOT_FOUND", "NOT_FOUND", "no such transaction in this namespace")
+        return refuse(event.tx, "NOT_FOUND", "NOT_FOUND", "no such transaction in this namespace")
     match event:
         case Commit():
             return _commit(tx, event, now_us, windows)
         case BranchFinished() | BranchFailed() | HeuristicSeen():
             return settle.progress(_known(tx), event, now_us)
+        case Answered():
+            return answers.answered(_known(tx), event, now_us)
         case HolderReported():
             return settle.reported(_known(tx), event, now_us)
         case Begin():
             return _begin(tx, event, now_us, windows)
         case Enlist():
             return _enlist(tx, event, now_us, windows)
+        case Submit():
+            return _submit(tx, event, now_us, windows)
+        case StepsSettled():
+            return _steps_settled(_known(tx), now_us, windows)
         case Rollback():
             return _rollback(tx, event, now_us, windows)
         case OnePhaseDone():
@@ -101,24 +110,72 @@ def _begin(tx: Tx | None, event: Begin, now_us: int, windows: Windows) -> Verdic
     new = event.tx
     if tx is None:
         if now_us > new.deadline_us:
-            return _refuse(new, "FAILED_PRECONDITION", "DEADLINE", "the deadline has passed before begin")
+            return refuse(new, "FAILED_PRECONDITION", "DEADLINE", "the deadline has passed before begin")
         new = replace(new, created_us=now_us, version=1)
         return Verdict(new, Change(ChangeKind.INSERT, new, not_after_us=new.deadline_us))
     if tx.tx_id != new.tx_id:
-        if _other_work(tx, new):
-            text = f"gid {tx.gid!r} names other work: it was begun as {tx.name!r}, not {new.name!r}"
-            return _refuse(tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", text)
-        return _gid_taken(tx, windows)
+        return _gid_names(tx, new, windows)
     if tx.decision is Decision.ABORT and tx.namespace in ("", new.namespace):
         # Whoever aborted it may not have known its content (the scanner, a rollback that overtook its begin).
         return _already_decided(tx, windows)
     if _content(tx) != _content(new):
-        return _refuse(
+        return refuse(
             tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", "this transaction was begun with other content"
         )
     if tx.decision is not None:
         return _already_decided(tx, windows)
     return Verdict(tx)
+
+
+def _submit(tx: Tx | None, event: Submit, now_us: int, windows: Windows) -> Verdict:
+    asked = event.tx
+    if tx is not None and tx.tx_id != asked.tx_id:
+        return _gid_names(tx, asked, windows)
+    if tx is not None:
+        if tx.decision is Decision.ABORT and not tx.branches and not tx.detail_pruned:
+            # A rollback that overtook it: it was aborted before anything of it was known.
+            return _already_decided(tx, windows)
+        same = _content(tx) == _content(asked) and (
+            tx.detail_pruned
+            or (
+                len(tx.branches) == len(asked.branches)
+                and all(
+                    old is not None and old.same_work(b) for b in asked.branches for old in [tx.branch(b.id)]
+                )
+            )
+        )
+        if not same:
+            return refuse(
+                tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", "this plan was submitted with other content"
+            )
+        return too_late(tx) if expired(tx, windows) else Verdict(tx)
+    if now_us > asked.deadline_us:
+        return refuse(
+            asked, "FAILED_PRECONDITION", "DEADLINE", "the deadline has passed before the plan began"
+        )
+    new = plans.sealed(replace(asked, created_us=now_us, version=1))
+    return Verdict(
+        new,
+        Change(ChangeKind.INSERT, new, new.branches, not_after_us=new.deadline_us),
+        plans.effects_of(new),
+    )
+
+
+def _steps_settled(tx: Tx, now_us: int, windows: Windows) -> Verdict:
+    if tx.decision is not None:
+        return Verdict(tx)
+    if now_us > tx.deadline_us and not plans.only_forward(tx):
+        return write(tx, tx, Decision.ABORT, DecidedBy.DEADLINE, "DEADLINE", now_us, None)
+    no = plans.no_of(tx)
+    if no is not None:
+        reason = no.reason.split(":", 1)[0] or "BRANCH_REFUSED"
+        return write(tx, tx, Decision.ABORT, DecidedBy.BRANCH, reason, now_us, None)
+    if tx.state is not TxState.RUNNING or not plans.all_done(tx):
+        return Verdict(tx)
+    verdict = write(tx, tx, Decision.COMMIT, DecidedBy.BRANCH, "", now_us, windows)
+    if plans.only_forward(tx) and verdict.change is not None:
+        verdict = replace(verdict, change=replace(verdict.change, not_after_us=None))
+    return verdict
 
 
 def _content(tx: Tx) -> tuple[object, ...]:
@@ -132,9 +189,17 @@ def _other_work(tx: Tx, new: Tx) -> bool:
     return known and tx.name != new.name
 
 
+def _gid_names(tx: Tx, new: Tx, windows: Windows) -> Verdict:
+    """What is begun anew has the gid of another transaction."""
+    if _other_work(tx, new):
+        text = f"gid {tx.gid!r} names other work: it was begun as {tx.name!r}, not {new.name!r}"
+        return refuse(tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", text)
+    return _gid_taken(tx, windows)
+
+
 def _gid_taken(tx: Tx, windows: Windows) -> Verdict:
     if tx.decision is None:
-        return _refuse(
+        return refuse(
             tx,
             "ALREADY_EXISTS",
             "IN_PROGRESS",
@@ -146,9 +211,9 @@ def _gid_taken(tx: Tx, windows: Windows) -> Verdict:
 
 def _already_decided(tx: Tx, windows: Windows) -> Verdict:
     if expired(tx, windows):
-        return _expired(tx)
+        return too_late(tx)
     reason = "ALREADY_COMMITTED" if tx.decision is Decision.COMMIT else "ALREADY_ABORTED"
-    return _refuse(
+    return refuse(
         tx,
         "ALREADY_EXISTS",
         reason,
@@ -162,7 +227,7 @@ def _not_its_row(tx: Tx | None, asked: Tx, windows: Windows) -> Verdict | None:
     if tx is None:
         return None
     if tx.namespace not in ("", asked.namespace):
-        return _refuse(asked, "NOT_FOUND", "NOT_FOUND", "there is no such transaction")
+        return refuse(asked, "NOT_FOUND", "NOT_FOUND", "there is no such transaction")
     return _gid_taken(tx, windows) if tx.tx_id != asked.tx_id else None
 
 
@@ -182,32 +247,46 @@ def _enlist(tx: Tx | None, event: Enlist, now_us: int, windows: Windows) -> Verd
     fresh = tx is None or not any(tx.branch(b.id) for b in event.branches)
     if tx is not None and tx.decision is not None:
         text = f"the transaction is {tx.state}; nothing can enlist any more"
-        return _refuse(tx, "FAILED_PRECONDITION", "DECIDED", text, fresh)
+        return refuse(tx, "FAILED_PRECONDITION", "DECIDED", text, fresh)
     if tx is not None and tx.state is not TxState.ACTIVE:
         text = "the plan is sealed; nothing can enlist any more"
-        return _refuse(tx, "FAILED_PRECONDITION", "DECIDED", text, fresh)
+        return refuse(tx, "FAILED_PRECONDITION", "DECIDED", text, fresh)
     if now_us > asked.deadline_us:
         text = "the transaction's deadline has passed"
-        return _refuse(asked, "FAILED_PRECONDITION", "DEADLINE", text, fresh)
+        return refuse(asked, "FAILED_PRECONDITION", "DEADLINE", text, fresh)
+    known = {b.id for b in tx.branches} if tx is not None else set()
+    for b in event.branches:
+        if (
+            b.action is not None
+            and not plans.is_step(b)
+            and b.id not in known
+            and not known.issuperset(b.action.after)
+        ):
+            # In a circle none would ever be confirmed, or cancelled, and nobody would be told.
+            text = f"branch {b.id}: it comes after branches that are enlisted before it, or with it and named before it"
+            return refuse(asked, "INVALID_ARGUMENT", "BAD_BRANCH", text, fresh)
+        known.add(b.id)
     if tx is None:
         new = replace(asked, branches=event.branches, created_us=now_us, version=1)
-        return Verdict(new, Change(ChangeKind.INSERT, new, new.branches, not_after_us=asked.deadline_us))
+        new = plans.started(new) if event.run else new
+        change = Change(ChangeKind.INSERT, new, new.branches, not_after_us=asked.deadline_us)
+        return Verdict(new, change, plans.effects_of(new) if event.run else ())
     if tx.deadline_us != asked.deadline_us:
-        return _refuse(tx, "INVALID_ARGUMENT", "BAD_XID", "the deadline differs from the transaction's")
+        return refuse(tx, "INVALID_ARGUMENT", "BAD_XID", "the deadline differs from the transaction's")
     merged = {b.id: b for b in tx.branches}
     touched = []
     for b in event.branches:
         old = merged.get(b.id)
-        if old is not None and (old.kind, old.resource, old.xid) != (b.kind, b.resource, b.xid):
-            return _refuse(
-                tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", f"branch {b.id} was enlisted differently"
-            )
-        if old is None or _says_more(b, old):
+        if old is not None and not old.same_work(b):
+            return refuse(tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", f"branch {b.id} was enlisted differently")
+        if old is None or says_more(b, old):
             merged[b.id] = b
             touched.append(b)
     if not touched:
         return Verdict(tx)
     new = replace(tx, branches=tuple(merged.values()), version=tx.version + 1)
+    new = plans.started(new) if event.run else new
+    touched = [b for b in new.branches if b != tx.branch(b.id)]
     return Verdict(
         new,
         Change(
@@ -217,6 +296,7 @@ def _enlist(tx: Tx | None, event: Enlist, now_us: int, windows: Windows) -> Verd
             expected_version=tx.version,
             not_after_us=tx.deadline_us,
         ),
+        plans.effects_of(new) if event.run else (),
     )
 
 
@@ -228,14 +308,17 @@ def _commit(tx: Tx | None, event: Commit, now_us: int, windows: Windows) -> Verd
     if tx is not None and tx.decision is not None:
         return _answer_commit(tx, asked, windows)
     if tx is not None and tx.deadline_us != asked.deadline_us:
-        return _refuse(tx, "INVALID_ARGUMENT", "BAD_XID", "the deadline differs from the transaction's")
+        return refuse(tx, "INVALID_ARGUMENT", "BAD_XID", "the deadline differs from the transaction's")
+    if tx is not None and tx.state is TxState.RUNNING:
+        text = "a plan that was submitted is decided by its steps"
+        return refuse(tx, "FAILED_PRECONDITION", "NOT_SUPPORTED", text)
     if now_us > windows.abort_until(asked.deadline_us):
-        return _expired(tx or asked)
+        return too_late(tx or asked)
     branches = asked.branches
     if tx is not None and tx.branches:
-        branches, clash = _union(tx.branches, asked.branches)
+        branches, clash = union(tx.branches, asked.branches)
         if clash:
-            return _refuse(
+            return refuse(
                 tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", f"branch {clash} was enlisted differently"
             )
     base = (
@@ -243,49 +326,33 @@ def _commit(tx: Tx | None, event: Commit, now_us: int, windows: Windows) -> Verd
         if tx is None
         else replace(tx, branches=branches, result=asked.result)
     )
+    lost = tx is None and event.begun
+    for b in asked.branches:
+        if is_called(b) and (tx is None or tx.branch(b.id) is None):
+            if not lost:
+                text = f"branch {b.id}: a {b.kind} branch is enlisted before anything is done for it"
+                return refuse(base, "INVALID_ARGUMENT", "BAD_BRANCH", text)
+            base = replace(base, branches=tuple(x for x in base.branches if x.id != b.id))
     if now_us > asked.deadline_us:
-        return _write(tx, base, Decision.ABORT, DecidedBy.DEADLINE, "DEADLINE", now_us, windows)
-    if tx is None and event.begun:
-        return _write(tx, base, Decision.ABORT, DecidedBy.CLIENT, "NOT_FOUND", now_us, windows)
+        return write(tx, base, Decision.ABORT, DecidedBy.DEADLINE, "DEADLINE", now_us, windows)
+    if lost:
+        return write(tx, base, Decision.ABORT, DecidedBy.CLIENT, "NOT_FOUND", now_us, windows)
     for b in branches:
         if RULES[b.kind].first_phase and b.state not in (BranchState.READY, BranchState.READ_ONLY):
             reason = b.reason or ("BRANCH_REFUSED" if b.state is BranchState.REFUSED else "VOTE_MISSING")
-            return _write(tx, base, Decision.ABORT, DecidedBy.BRANCH, reason, now_us, windows)
-    return _write(tx, base, Decision.COMMIT, DecidedBy.CLIENT, "", now_us, windows)
-
-
-_WEIGHT = {BranchState.OPEN: 0, BranchState.READ_ONLY: 1, BranchState.READY: 2, BranchState.REFUSED: 3}
-
-
-def _says_more(new: Branch, old: Branch) -> bool:
-    """Two reports of one branch (a call that ran twice): a no outweighs a yes, and a yes *I wrote nothing*.
-
-    The order of their arrival must not matter, and no prepared branch may count as read-only.
-    """
-    return _WEIGHT.get(new.state, -1) > _WEIGHT.get(old.state, 3)
-
-
-def _union(known: tuple[Branch, ...], asked: tuple[Branch, ...]) -> tuple[tuple[Branch, ...], str]:
-    """The decided list is the union of Commit's list and what enlisted by itself."""
-    merged = {b.id: b for b in known}
-    for b in asked:
-        old = merged.get(b.id)
-        if old is not None and (old.kind, old.resource, old.xid) != (b.kind, b.resource, b.xid):
-            return known, b.id
-        if old is None or _says_more(b, old):
-            merged[b.id] = b
-    return tuple(merged.values()), ""
+            return write(tx, base, Decision.ABORT, DecidedBy.BRANCH, reason, now_us, windows)
+    return write(tx, base, Decision.COMMIT, DecidedBy.CLIENT, "", now_us, windows)
 
 
 def _answer_commit(tx: Tx, asked: Tx, windows: Windows) -> Verdict:
     """Commit of a decided transaction: the same answer as ever."""
     if expired(tx, windows):
-        return _expired(tx)
+        return too_late(tx)
     if tx.decision is Decision.COMMIT and not tx.detail_pruned and tx.decided_by is not DecidedBy.DATABASE:
         for b in asked.branches:
             old = tx.branch(b.id)
-            if old is None or (old.kind, old.resource, old.xid) != (b.kind, b.resource, b.xid):
-                return _refuse(
+            if old is None or not old.same_work(filled(b, old)):
+                return refuse(
                     tx,
                     "ALREADY_EXISTS",
                     "CONTENT_MISMATCH",
@@ -300,11 +367,14 @@ def _rollback(tx: Tx | None, event: Rollback, now_us: int, windows: Windows) -> 
     if refused is not None:
         return refused
     if tx is not None and tx.decision is not None:
-        return _expired(tx) if expired(tx, windows) else Verdict(tx)
+        return too_late(tx) if expired(tx, windows) else Verdict(tx)
     if tx is not None and tx.deadline_us != asked.deadline_us:
-        return _refuse(tx, "INVALID_ARGUMENT", "BAD_XID", "the deadline differs from the transaction's")
+        return refuse(tx, "INVALID_ARGUMENT", "BAD_XID", "the deadline differs from the transaction's")
+    if tx is not None and plans.only_forward(tx):
+        text = "a step that is never undone has begun: the plan can only go forward"
+        return refuse(tx, "FAILED_PRECONDITION", "ONLY_FORWARD", text)
     if now_us > windows.abort_until(asked.deadline_us):
-        return _expired(tx or asked)
+        return too_late(tx or asked)
     if not event.sealed and not event.probed:
         probe = _probe_needed(tx, event.resources)
         if probe is not None:
@@ -312,11 +382,14 @@ def _rollback(tx: Tx | None, event: Rollback, now_us: int, windows: Windows) -> 
     by = event.by
     if by is DecidedBy.CLIENT and any(b.state is BranchState.REFUSED for b in asked.branches):
         by = DecidedBy.BRANCH  # The client only carries its no.
+    # One that was never enlisted was never tried, and names nobody to ask.
+    said = tuple(b for b in asked.branches if not is_called(b) or (tx is not None and tx.branch(b.id)))
+    asked = replace(asked, branches=said)
     if tx is None and event.sealed and not event.logged and not asked.gid:
-        undone = _decided(asked, Decision.ABORT, by, event.reason, now_us)
+        undone = decided(asked, Decision.ABORT, by, event.reason, now_us)
         return Verdict(undone, effects=settle.effects_of(undone), unlogged=True)
-    base = asked if tx is None else replace(tx, branches=_union(tx.branches, asked.branches)[0])
-    return _write(tx, base, Decision.ABORT, by, event.reason, now_us, windows)
+    base = asked if tx is None else replace(tx, branches=union(tx.branches, said)[0])
+    return write(tx, base, Decision.ABORT, by, event.reason, now_us, windows)
 
 
 def _probe_needed(tx: Tx | None, resources: tuple[str, ...]) -> Probe | None:
@@ -357,16 +430,16 @@ def _one_phase_done(tx: Tx | None, event: OnePhaseDone, now_us: int, windows: Wi
         effects = (*effects, Alarm("one_phase_not_alone", detail="other branches were enlisted beside it"))
     # The database has decided already: this row only repeats it, so no limit of time applies.
     # Without a row and a gid nobody depends on it: losing it loses no truth.
-    change = replace(_change(tx, done, None), forced=tx is not None or bool(done.gid))
+    change = replace(change_of(tx, done, None), forced=tx is not None or bool(done.gid))
     return Verdict(done, change, effects)
 
 
 def _deadline(tx: Tx, event: DeadlinePassed, now_us: int) -> Verdict:
-    if tx.decision is not None or now_us <= tx.deadline_us:
+    if tx.decision is not None or now_us <= tx.deadline_us or plans.only_forward(tx):
         return Verdict(tx)
     if tx.one_phase_resource and not event.probed:
         return Verdict(tx, effects=(Probe((tx.one_phase_resource,)),))
-    return _write(tx, tx, Decision.ABORT, DecidedBy.DEADLINE, "DEADLINE", now_us, None)
+    return write(tx, tx, Decision.ABORT, DecidedBy.DEADLINE, "DEADLINE", now_us, None)
 
 
 def _orphan(tx: Tx | None, event: OrphanFound, now_us: int, windows: Windows) -> Verdict:
@@ -378,7 +451,7 @@ def _orphan(tx: Tx | None, event: OrphanFound, now_us: int, windows: Windows) ->
         return Verdict(tx)
     if now_us <= windows.marker_until(event.tx.deadline_us):
         return Verdict(event.tx)  # Too early to judge.
-    new = _decided(event.tx, Decision.ABORT, DecidedBy.SCANNER, "ORPHAN", now_us)
+    new = decided(event.tx, Decision.ABORT, DecidedBy.SCANNER, "ORPHAN", now_us)
     new = replace(new, created_us=now_us, version=1)
     entry = HistoryEntry(
         now_us, "orphan.fenced", new.branches[0].id if new.branches else "", "scanner", "ORPHAN"
@@ -393,64 +466,6 @@ def _orphan(tx: Tx | None, event: OrphanFound, now_us: int, windows: Windows) ->
         history=(entry,),
     )
     return Verdict(new, change, settle.effects_of(new))
-
-
-def _write(
-    old: Tx | None,
-    base: Tx,
-    decision: Decision,
-    by: DecidedBy,
-    reason: str,
-    now_us: int,
-    windows: Windows | None,
-) -> Verdict:
-    """Write a decision. The writing statement itself carries the limit of time (*Windows*, rule 1)."""
-    new = _decided(base, decision, by, reason, now_us)
-    new = replace(new, created_us=base.created_us or now_us, version=(old.version if old else 0) + 1)
-    limit: int | None = None
-    if decision is Decision.COMMIT:
-        limit = base.deadline_us
-    elif windows is not None:
-        limit = windows.abort_until(base.deadline_us)
-    return Verdict(new, _change(old, new, limit), settle.effects_of(new))
-
-
-def _change(old: Tx | None, new: Tx, not_after_us: int | None) -> Change:
-    if old is None:
-        return Change(ChangeKind.INSERT, new, new.branches, not_after_us=not_after_us)
-    return Change(
-        ChangeKind.AMEND, new, new.branches, expected_version=old.version, not_after_us=not_after_us
-    )
-
-
-def _decided(tx: Tx, decision: Decision, by: DecidedBy, reason: str, now_us: int) -> Tx:
-    commit = decision is Decision.COMMIT
-    branch_event = BranchEvent.COMMIT if commit else BranchEvent.ABORT
-    new = replace(
-        tx,
-        state=next_tx(tx.state, TxEvent.COMMIT if commit else TxEvent.ABORT),
-        decision=decision,
-        decided_by=by,
-        reason=reason,
-        decided_us=now_us,
-        epoch=tx.epoch + 1,
-        branches=tuple(replace(b, state=next_branch(b.kind, b.state, branch_event)) for b in tx.branches),
-    )
-    return settle.close(new, now_us)
-
-
-def _expired(tx: Tx) -> Verdict:
-    return _refuse(
-        tx,
-        "FAILED_PRECONDITION",
-        "EXPIRED",
-        "too long after its deadline: whether this transaction was committed is no longer known here",
-        definite=False,
-    )
-
-
-def _refuse(tx: Tx, code: str, reason: str, message: str, definite: bool = True, **facts: str) -> Verdict:
-    return Verdict(tx, refusal=Refusal(code, reason, message, definite, {"tx_id": tx.tx_id, **facts}))
 
 
 __all__ = ["Finish", "decide", "expired", "resume"]

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from .action import Action
+
 
 class Kind(StrEnum):
     """What a branch's first phase is, and what commit and abort mean for it."""
@@ -91,6 +93,9 @@ SETTLED_BRANCH = frozenset(
     }
 )
 RUNNABLE_BRANCH = frozenset({BranchState.RUNNING, BranchState.FINISHING, BranchState.UNDOING})
+_ACTED = frozenset({BranchState.READY, BranchState.DONE})
+FOREVER_US = 253_370_764_800_000_000
+"""The deadline of a plan that has none: the first day of the year 9999."""
 ENDED = frozenset({TxState.COMMITTED, TxState.ABORTED})
 
 
@@ -113,6 +118,24 @@ class Branch:
     """Someone else finished it, against or without the decision."""
     payload: bytes = b""
     result: bytes = b""
+    action: Action | None = None
+    """What its participant is called with, if it has one."""
+    result_type: str = ""
+    """Content type of the result; empty is application/json."""
+    failures: int = 0
+    """How many of the last attempts failed: an answer, *pending* too, begins anew."""
+    since_us: int = 0
+    """When the first attempt of this phase ended without success; 0: none has."""
+
+    def same_work(self, other: Branch) -> bool:
+        """Is it the same branch, whatever became of it?"""
+        return (self.kind, self.resource, self.xid, self.payload, self.action) == (
+            other.kind,
+            other.resource,
+            other.xid,
+            other.payload,
+            other.action,
+        )
 
     @property
     def has_holder(self) -> bool:
@@ -173,8 +196,26 @@ class Tx:
         return (
             self.state in (TxState.COMMITTING, TxState.ABORTING)
             and self.parked > 0
-            and not any(b.state in RUNNABLE_BRANCH for b in self.branches)
+            and not any(b.state in RUNNABLE_BRANCH and self.may_go(b) for b in self.branches)
         )
+
+    def may_go(self, branch: Branch) -> bool:
+        """Has everything happened that comes before what this branch has to do now?
+
+        Actions come after those they name, confirms too; what is undone is undone in reverse.
+        """
+        if branch.action is None:
+            return True
+        if branch.state is BranchState.UNDOING:
+            return all(
+                b.state in SETTLED_BRANCH
+                for b in self.branches
+                if b.action is not None and b.kind is branch.kind and branch.id in b.action.after
+            )
+        before = [b for b in self.branches if b.id in branch.action.after] if branch.action.after else []
+        if branch.state is BranchState.RUNNING:
+            return branch.kind is not Kind.SAGA or all(b.state in _ACTED for b in before)
+        return all(b.state in SETTLED_BRANCH for b in before)
 
     def branch(self, branch_id: str) -> Branch | None:
         """The branch of that id."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from . import plans
+from .calling import calls_of, op_of
 from .errors import Refusal
 from .events import (
     Alarm,
@@ -36,7 +38,9 @@ _PHASE_TWO = (TxState.COMMITTING, TxState.ABORTING)
 
 
 def effects_of(tx: Tx) -> tuple[Effect, ...]:
-    """Everything that is left to do for a decided transaction; asking twice asks for the same."""
+    """Everything that is left to do for a transaction that is carried out; asking twice asks for the same."""
+    if tx.decision is None:
+        return plans.effects_of(tx)
     out: list[Effect] = [
         Finish(
             b,
@@ -46,9 +50,11 @@ def effects_of(tx: Tx) -> tuple[Effect, ...]:
         )
         for b in tx.branches
         if b.state in (BranchState.FINISHING, BranchState.UNDOING)
+        and op_of(b) is None
         # An end that went well is written without its branches: they may still read as on their way.
         and not (tx.ended and RULES[b.kind].first_phase)
     ]
+    out.extend(calls_of(tx))
     if tx.ended or tx.shown_parked:
         out.append(Settled())
     return tuple(out)
@@ -103,7 +109,7 @@ def progress(tx: Tx, event: BranchFinished | BranchFailed | HeuristicSeen, now_u
             )
             effects = (Alarm("heuristic", branch.id, event.reason),)
             history = (HistoryEntry(now_us, "branch.heuristic", branch.id, reason=event.reason),)
-    new = close(_with(tx, moved), now_us)
+    new = close(with_branch(tx, moved), now_us)
     if new.ended and not tx.ended:
         # Whoever decided on the row as it was before its end must find that out: an operator's order, a
         # late note of the scanner. Without a new epoch it would be written over the end.
@@ -111,7 +117,7 @@ def progress(tx: Tx, event: BranchFinished | BranchFailed | HeuristicSeen, now_u
         effects = (*effects, *effects_of(new))  # The deliveries that this has freed.
     elif new.ended or new.shown_parked:
         effects = (*effects, Settled())
-    return Verdict(new, _lazy(tx, new, moved, history), effects)
+    return Verdict(new, lazy(tx, new, moved, history), effects)
 
 
 def reported(tx: Tx, event: HolderReported, now_us: int) -> Verdict:
@@ -145,7 +151,7 @@ def reported(tx: Tx, event: HolderReported, now_us: int) -> Verdict:
     return Verdict(tx, effects=effects)
 
 
-def _lazy(old: Tx, new: Tx, moved: Branch, history: tuple[HistoryEntry, ...]) -> Change | None:
+def lazy(old: Tx, new: Tx, moved: Branch, history: tuple[HistoryEntry, ...]) -> Change | None:
     """What of it to write. Lazy: losing it only repeats work whose repetition is harmless.
 
     While all goes well a transaction writes one end record and nothing for each branch.
@@ -168,6 +174,8 @@ _SILENT = {BranchState.FINISHING: BranchState.DONE, BranchState.UNDOING: BranchS
 def read_back(tx: Tx) -> Tx:
     """While all goes well the end record of a transaction writes no branch: its branches with a first phase
     are done because it has ended."""
+    if tx.state in (TxState.ACTIVE, TxState.RUNNING):
+        return plans.as_read(tx)
     if not tx.ended or not any(b.state in _SILENT for b in tx.branches):
         return tx
     return replace(
@@ -209,7 +217,7 @@ def contradicted(tx: Tx, news: Tx, now_us: int) -> Verdict:
     )
     new = tx
     for b in marked:
-        new = _with(new, b) if new.branch(b.id) else replace(new, branches=(*new.branches, b))
+        new = with_branch(new, b) if new.branch(b.id) else replace(new, branches=(*new.branches, b))
     alarm = Alarm("one_phase_after_abort", marked[0].id if marked else "", reason)
     if new == tx:
         return Verdict(tx, effects=(alarm,))
@@ -239,6 +247,8 @@ def operate(tx: Tx, event: Operate, now_us: int) -> Verdict:
                 attempts=0,
                 next_attempt_us=0,
                 heuristic=False,
+                failures=0,
+                since_us=0,
             )
         elif branch.state in (BranchState.FINISHING, BranchState.UNDOING):
             moved = replace(branch, next_attempt_us=0)
@@ -258,7 +268,7 @@ def operate(tx: Tx, event: Operate, now_us: int) -> Verdict:
         )
     else:
         return _no(tx, "INVALID_ARGUMENT", "BAD_REQUEST", f"no such order: {event.action!r}")
-    new = replace(close(_with(tx, moved), now_us), epoch=tx.epoch + 1)
+    new = replace(close(with_branch(tx, moved), now_us), epoch=tx.epoch + 1)
     entry = HistoryEntry(now_us, f"operator.{event.action}", branch.id, event.audit.actor, event.audit.reason)
     change = Change(
         ChangeKind.OPERATE,
@@ -279,7 +289,8 @@ def _next(branch: Branch, event: BranchEvent) -> BranchState:
     return next_branch(branch.kind, branch.state, event)
 
 
-def _with(tx: Tx, moved: Branch) -> Tx:
+def with_branch(tx: Tx, moved: Branch) -> Tx:
+    """The transaction with this branch in the place of the one of its id."""
     return replace(tx, branches=tuple(moved if b.id == moved.id else b for b in tx.branches))
 
 

@@ -6,30 +6,26 @@ It holds no state that the log does not have, but for what is on its way here.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection
+from dataclasses import replace
 
-from ..core.backoff import Backoff
+from ..core import plans
 from ..core.errors import Refusal, Refused
 from ..core.events import (
-    Alarm,
     Begin,
-    BranchFailed,
-    BranchFinished,
     Commit,
     DeadlinePassed,
     Effect,
     Enlist,
     Event,
-    Finish,
-    HeuristicSeen,
     HolderReported,
     OnePhaseDone,
     Operate,
     OrphanFound,
     Probe,
     Rollback,
+    StepsSettled,
+    Submit,
     Verdict,
 )
 from ..core.machine import decide, expired, resume
@@ -39,26 +35,17 @@ from ..core.model import (
     ChangeKind,
     Decision,
     Tx,
-    Windows,
+    TxState,
     WriteResult,
     Written,
 )
+from ..core.plans import is_step
 from ..observe import logs
 from ..ports import (
-    Clock,
-    Failpoints,
-    Finisher,
-    Log,
-    LogIdentity,
     LogUnavailable,
-    Randomness,
-    Spawn,
 )
-from .live import LiveSet, WaitLevel
-from .one_phase import Prober
-from .phase_two import PhaseTwo
-from .strays import Strays
-from .waiting import Waiting
+from .carrier import Carrier, EngineSettings
+from .live import WaitLevel
 
 log = logs.get("txcoord.coordinator")
 
@@ -66,74 +53,8 @@ _ROWS_KEPT = 50_000
 _PATIENCE = 8
 
 
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """What the engine needs to know. Durations in microseconds."""
-
-    node: str
-    windows: Windows = field(default_factory=Windows)
-    lease_us: int = 10_000_000
-    backoff: Backoff = field(default_factory=Backoff)
-    finish_width: int = 8
-    hold_us: int = 2_000_000
-    """How long the session that prepared a branch has, from the decision on, before it is ended."""
-    watch_interval_s: float = 0.15
-    """Between two looks into the log for those who wait for what other nodes do."""
-    shared: bool = True
-    """May other nodes use this log?"""
-    probe_interval_s: float = 0.2
-
-
-class Coordinator:
+class Coordinator(Carrier):
     """Commands of clients and operators, and news from phase two."""
-
-    def __init__(
-        self,
-        log_: Log,
-        finishers: Mapping[str, Finisher],
-        *,
-        settings: EngineSettings,
-        clock: Clock,
-        randomness: Randomness,
-        spawn: Spawn,
-        failpoints: Failpoints,
-    ) -> None:
-        self.log = log_
-        self.finishers = dict(finishers)
-        self.settings = settings
-        self.clock = clock
-        self.random = randomness
-        self.live = LiveSet()
-        self.alarms: dict[str, int] = {}
-        self.identity: LogIdentity | None = None
-        self._spawn = spawn
-        self._failpoints = failpoints
-        self._rows: OrderedDict[str, Tx] = OrderedDict()
-        self._prober = Prober(
-            self.finishers,
-            windows=settings.windows,
-            clock=clock,
-            failpoints=failpoints,
-            interval_s=settings.probe_interval_s,
-        )
-        self._strays = Strays(
-            self.finishers, spawn=spawn, alarm=self.alarm, clock=clock, hold_us=settings.hold_us
-        )
-        self.waiting = Waiting(
-            self, spawn=spawn, interval_s=settings.watch_interval_s, shared=settings.shared
-        )
-        self.phase_two = PhaseTwo(
-            finishers,
-            clock=clock,
-            randomness=randomness,
-            spawn=spawn,
-            failpoints=failpoints,
-            backoff=settings.backoff,
-            tell=self.tell,
-            wanted=self._wanted,
-            width=settings.finish_width,
-            hold_us=settings.hold_us,
-        )
 
     # ---- commands ----
 
@@ -164,6 +85,42 @@ class Coordinator:
         await self._failpoints.reach("enlist.before_write")
         tx = await self._settle(event, await self._row(event.tx.tx_id, begun), gid=event.tx.gid)
         await self._failpoints.reach("enlist.after_write")
+        if event.run and tx.decision is None:
+            # Enlisted before, here or on another node, which is gone or has nobody who asks it any more.
+            live = self.live.get(tx.tx_id)
+            self._run(live.tx if live is not None else tx)
+        return tx
+
+    def _run(self, tx: Tx) -> None:
+        """Carry out the steps of a transaction that its client decides, as long as that one asks for them."""
+        self._rows.pop(tx.tx_id, None)
+        self.live.put(tx)
+        self._carry_out(tx, resume(tx))
+
+    async def steps(self, tx: Tx, branch_ids: Collection[str], timeout_s: float) -> Tx:
+        """Wait until these steps are done, or the whole is decided, at most so long; how it stands then."""
+        until = self.clock.monotonic() + timeout_s
+        while tx.decision is None and not all(
+            b.state is BranchState.READY for b in tx.branches if b.id in branch_ids
+        ):
+            live = self.live.get(tx.tx_id)
+            left = until - self.clock.monotonic()
+            if live is None or left <= 0:
+                break
+            if live.tx is tx:
+                news = self.live.news(live)
+                try:
+                    await asyncio.wait({news}, timeout=left)
+                finally:
+                    live.watchers.discard(news)
+            tx = live.tx
+        return await self.get(tx.tx_id) or tx
+
+    async def submit(self, event: Submit) -> Tx:
+        """Take a whole plan over, forced; its steps are run from now on."""
+        await self._failpoints.reach("submit.before_write")
+        tx = await self._settle(event, self._rows.get(event.tx.tx_id), gid=event.tx.gid)
+        await self._failpoints.reach("submit.after_write")
         return tx
 
     async def commit(self, event: Commit) -> Tx:
@@ -207,20 +164,32 @@ class Coordinator:
         await self._failpoints.reach("deadline.after_write")
         return tx
 
+    async def _steps_settled(self, tx_id: str) -> None:
+        """The steps of a plan have decided: write it, however long that takes."""
+        # It may be in the log though the log did not say so: nothing may begin before that is known.
+        with self._holding_news(tx_id):
+            while (live := self.live.get(tx_id)) is not None and live.tx.decision is None:
+                try:
+                    await self._failpoints.reach("decide.before_write")
+                    tx = await self._settle(StepsSettled(), live.tx)
+                    await self._failpoints.reach("decide.after_write")
+                except LogUnavailable as error:
+                    log.error("log.unavailable", tx_id=tx_id, reason=str(error))
+                    await self.clock.sleep(0.5)
+                    continue
+                except Refused as refused:
+                    log.warning("plan.not_decided", tx_id=tx_id, reason=refused.refusal.reason)
+                    await self.clock.sleep(0.5)
+                    continue
+                if tx.decision is None:
+                    return
+
     async def fence(self, event: OrphanFound) -> Tx:
         """Fence an orphan: its ABORT row first."""
         await self._failpoints.reach("orphan.before_fence")
         tx = await self._settle(event, None)
         await self._failpoints.reach("orphan.after_fence")
         return tx
-
-    async def get(self, tx_id: str) -> Tx | None:
-        """A transaction as it stands: what this node carries out is ahead of the log by its lazy writes."""
-        live = self.live.get(tx_id)
-        if live is not None and live.logged:
-            return live.tx
-        await self.log.settle()
-        return (await self.log.read([tx_id])).get(tx_id)
 
     async def get_by_gid(self, namespace: str, gid: str) -> Tx | None:
         """The transaction that a gid names now."""
@@ -263,6 +232,24 @@ class Coordinator:
 
     async def _settle(self, event: Event, tx: Tx | None, gid: str = "") -> Tx:
         """Ask the core, write its change, and again until it is written or refused."""
+        running = self.live.get(tx.tx_id) if tx is not None else None
+        if running is None or running.tx.decision is not None:
+            return await self._settle_now(event, tx, gid)
+        # What is decided on a plan must be all of it: no step may begin, or end, while that is being written.
+        tx_id = running.tx.tx_id
+        with self._holding_news(tx_id):
+            try:
+                return await self._settle_now(event, tx, gid)
+            except (LogUnavailable, asyncio.CancelledError):
+                live = self.live.get(tx_id)
+                asked_again = isinstance(event, StepsSettled)
+                if live is not None and live.tx.state is TxState.RUNNING and not asked_again:
+                    # It may be decided, by what was known now. No step may begin any more: when its lease is over,
+                    # the plan is taken over as after a crash.
+                    self.live.drop(tx_id)
+                raise
+
+    async def _settle_now(self, event: Event, tx: Tx | None, gid: str) -> Tx:
         live = self.live.get(tx.tx_id) if tx is not None else None
         if live is not None and live.logged:
             tx = live.tx
@@ -294,7 +281,7 @@ class Coordinator:
                 return new
             now_us = max(now_us, result.now_us)
             if result.written is Written.CONFLICT:
-                tx = await self._reread(new.tx_id, new.namespace, gid)
+                tx = self._with_own(await self._reread(new.tx_id, new.namespace, gid))
                 if isinstance(event, Rollback | DeadlinePassed):
                     # The row may name a resource that was not asked.
                     event = replace(event, probed=False)
@@ -311,25 +298,15 @@ class Coordinator:
                 self._spawn(self._pick_up(new), f"pick_up:{new.tx_id}")
             raise
 
-    async def _pick_up(self, written: Tx) -> None:
-        """Carry a decision out if it is in the log as this node has tried to write it."""
-        # After that the row is taken over like any other.
-        while self.clock.now_us() < written.lease_until_us:
-            try:
-                row = (await self.log.read([written.tx_id])).get(written.tx_id)
-            except LogUnavailable:
-                row = None
-            if row is not None and row.decision is not None:
-                ours = (row.owner, row.epoch, row.decided_us, row.decided_by)
-                if ours == (written.owner, written.epoch, written.decided_us, written.decided_by):
-                    self.adopt(row)
-                return
-            await self.clock.sleep(self.settings.watch_interval_s)
-
     def _written(self, new: Tx, change: Change, effects: tuple[Effect, ...]) -> None:
         self._raise_alarms(new, effects)
         if new.decision is None:
-            self._remember(new)
+            if new.state is TxState.RUNNING:
+                self._adopt(new, effects)
+            elif any(map(is_step, new.branches)) and (effects or self.live.get(new.tx_id) is not None):
+                self._run(new)
+            else:
+                self._remember(new)
             return
         self._rows.pop(new.tx_id, None)
         if change.kind is not ChangeKind.PROGRESS:
@@ -344,6 +321,10 @@ class Coordinator:
             self._adopt(tx, verdict.effects, logged=False)
             return tx
         live = self.live.get(tx.tx_id)
+        if live is not None and live.tx.decision is None and tx.decision is not None:
+            # Another node has decided what was carried out here: it has it from then on.
+            self.live.drop(tx.tx_id)
+            return tx
         return live.tx if live is not None and live.logged else tx
 
     def _stamp(self, verdict: Verdict) -> tuple[Tx, Change]:
@@ -351,14 +332,20 @@ class Coordinator:
         assert verdict.change is not None
         new, change = verdict.tx, verdict.change
         # A mere note takes no row over.
-        if new.decision is not None and not new.ended and change.kind is not ChangeKind.PROGRESS:
+        carried_out = new.decision is not None or new.state is TxState.RUNNING
+        if carried_out and not new.ended and change.kind is not ChangeKind.PROGRESS:
             new = replace(self.leased(new), owner=self.settings.node)
             change = replace(change, tx=new)
         return new, change
 
-    def leased(self, tx: Tx) -> Tx:
-        """As it is to be written: with a lease from now on. An old one would hand the row to another node."""
-        return replace(tx, lease_until_us=self.clock.now_us() + self.settings.lease_us)
+    def _with_own(self, row: Tx | None) -> Tx | None:
+        """A row as it was read, and what is known here of the steps that are run here."""
+        live = self.live.get(row.tx_id) if row is not None else None
+        if row is None or live is None or not live.logged or row.decision is not None:
+            return row
+        if (live.tx.version, live.tx.epoch) == (row.version, row.epoch):
+            return live.tx
+        return plans.joined(row, live.tx) if row.state is TxState.ACTIVE else row
 
     async def _reread(self, tx_id: str, namespace: str, gid: str) -> Tx | None:
         self._rows.pop(tx_id, None)
@@ -398,101 +385,6 @@ class Coordinator:
         written = (await self.log.write(change)).written
         await self._failpoints.reach("release_gid.after_write")
         return written is Written.OK
-
-    # ---- phase two ----
-
-    def adopt(self, tx: Tx) -> None:
-        """Carry on with a transaction that was read from the log and is ours now."""
-        self._adopt(tx, resume(tx))
-
-    def _adopt(self, tx: Tx, effects: tuple[Effect, ...], *, logged: bool = True) -> None:
-        self.waiting.decided(tx, logged=logged)
-        live = self.live.get(tx.tx_id)
-        if live is not None and live.logged and (not logged or live.tx.epoch >= tx.epoch):
-            return
-        if tx.ended or tx.shown_parked:
-            # Nothing runs: the log alone knows it from now on.
-            if live is not None:
-                self.live.put(tx)
-                self.live.drop(tx.tx_id)
-            return
-        self.live.put(tx, logged=logged)
-        self._carry_out(tx, effects)
-
-    def _carry_out(self, tx: Tx, effects: tuple[Effect, ...]) -> None:
-        for effect in effects:
-            if isinstance(effect, Finish):
-                self.phase_two.carry_out(tx.tx_id, effect)
-
-    def _wanted(self, tx_id: str, branch_id: str) -> bool:
-        live = self.live.get(tx_id)
-        branch = live.tx.branch(branch_id) if live is not None else None
-        return branch is not None and branch.state in (BranchState.FINISHING, BranchState.UNDOING)
-
-    def tell(self, tx_id: str, event: Event) -> None:
-        """News of a branch from phase two. Nothing waits between reading and replacing the row: none is lost."""
-        live = self.live.get(tx_id)
-        if live is None:
-            return
-        assert isinstance(event, BranchFinished | BranchFailed | HeuristicSeen | HolderReported)
-        verdict = decide(live.tx, event, self.clock.now_us(), self.settings.windows)
-        self._raise_alarms(verdict.tx, verdict.effects)
-        tx, change = verdict.tx, verdict.change
-        if change is not None and not live.logged and change.forced:
-            # It was to stay unlogged, but this is for a person to see.
-            tx = replace(self.leased(tx), owner=self.settings.node, version=1, created_us=tx.decided_us)
-            limit = self.settings.windows.abort_until(tx.deadline_us)
-            change = Change(ChangeKind.INSERT, tx, tx.branches, not_after_us=limit, history=change.history)
-            live.logged = True
-        elif change is not None and not tx.ended:
-            tx = self.leased(tx)
-            change = replace(change, tx=tx)
-        self.live.put(tx)
-        if change is not None and live.logged:
-            if change.forced:
-                self._spawn(self._write_forced(change), f"write:{tx_id}")
-            else:
-                self.log.write_lazily(change, self._after_write(change))
-        if tx.ended:
-            self.live.drop(tx_id)
-        self._carry_out(tx, verdict.effects)
-
-    async def _write_forced(self, change: Change) -> None:
-        while True:
-            try:
-                result = await self.log.write(change)
-            except LogUnavailable as error:
-                log.error("log.unavailable", tx_id=change.tx.tx_id, reason=str(error))
-                await self.clock.sleep(0.5)
-                continue
-            self._after_write(change)(result)
-            return
-
-    def _after_write(self, change: Change) -> Callable[[WriteResult], None]:
-        def written(result: WriteResult) -> None:
-            self.clock.observe(result.now_us)
-            live = self.live.get(change.tx.tx_id)
-            if result.written is Written.OK:
-                if live is not None and live.tx is change.tx and live.tx.shown_parked:
-                    # At rest until an operator comes, to this node or to another: the log alone knows it.
-                    self.live.drop(change.tx.tx_id)
-            elif live is None or live.tx.epoch <= max(change.expected_epoch, change.tx.epoch):
-                # Another node has taken the row over: what we know is old. Whoever waits reads again.
-                # (Otherwise our own newer claim, or an operator's order here, went past it.)
-                log.warning("tx.stale_epoch", tx_id=change.tx.tx_id, epoch=change.expected_epoch)
-                self.live.drop(change.tx.tx_id)
-
-        return written
-
-    def _raise_alarms(self, tx: Tx, effects: tuple[Effect, ...]) -> None:
-        for effect in effects:
-            if isinstance(effect, Alarm):
-                self.alarm(effect.kind, tx.tx_id, effect.branch_id, effect.detail)
-
-    def alarm(self, kind: str, tx_id: str, branch: str = "", detail: str = "") -> None:
-        """Something that a person must see."""
-        self.alarms[kind] = self.alarms.get(kind, 0) + 1
-        log.error(f"alarm.{kind}", tx_id=tx_id, branch=branch, detail=detail)
 
 
 __all__ = ["Coordinator", "EngineSettings", "expired"]

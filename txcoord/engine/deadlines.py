@@ -48,6 +48,12 @@ class Deadlines:
         for tx in late:
             if tx.one_phase_resource and tx.tx_id not in self._asked:
                 self._ask(tx)
+        now_us = self._c.clock.now_us()
+        for live in self._c.live:
+            # A plan is seen to by whoever runs it.
+            tx = live.tx
+            if tx.decision is None and tx.deadline_us < now_us and not tx.one_phase_resource:
+                await self._expire(tx)
         for error in ended:
             if isinstance(error, BaseException):
                 raise error

@@ -45,6 +45,8 @@ class Live:
     lease_until_us: int = 0
     """Until when it is surely ours: written with the row, or renewed since."""
     waiters: dict[asyncio.Future[Tx], WaitLevel] = field(default_factory=dict)
+    watchers: set[asyncio.Future[None]] = field(default_factory=set)
+    """Who wants to look again at any news."""
 
 
 class LiveSet:
@@ -75,6 +77,7 @@ class LiveSet:
                 live.logged = logged
             if live.waiters:
                 self._tell(live)
+            self._ring(live)
         live.lease_until_us = max(live.lease_until_us, tx.lease_until_us)
         return live
 
@@ -86,6 +89,7 @@ class LiveSet:
                 if not future.done():
                     future.set_result(live.tx)
             live.waiters.clear()
+            self._ring(live)
         if not self._by_id:
             emptied, self._emptied = self._emptied, []
             for waiting in emptied:
@@ -97,6 +101,20 @@ class LiveSet:
         future: asyncio.Future[Tx] = asyncio.get_running_loop().create_future()
         live.waiters[future] = level
         return future
+
+    @staticmethod
+    def news(live: Live) -> asyncio.Future[None]:
+        """A future of its next news."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        live.watchers.add(future)
+        return future
+
+    @staticmethod
+    def _ring(live: Live) -> None:
+        for future in live.watchers:
+            if not future.done():
+                future.set_result(None)
+        live.watchers.clear()
 
     @staticmethod
     def leave(live: Live, future: asyncio.Future[Tx]) -> None:

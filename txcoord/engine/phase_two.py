@@ -9,8 +9,6 @@ reports to whichever node it knows, so the branch is also looked at now and then
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -30,6 +28,7 @@ from ..ports import (
     Spawn,
     Task,
 )
+from .later import Key, Later
 
 log = logs.get("txcoord.phase_two")
 
@@ -46,8 +45,6 @@ class Job:
     look_us: int = 0
     """How long after this look the next one is."""
 
-
-Key = tuple[str, str]
 
 _LOOKS = 20
 """The first look at a held branch is after this part of the holder's time, the next ones are further apart."""
@@ -140,13 +137,7 @@ class PhaseTwo:
         self._lanes = {
             name: Lane(finisher, width, spawn, self._finish) for name, finisher in finishers.items()
         }
-        self._later: list[tuple[int, int, Job]] = []
-        self._valid: dict[Key, int] = {}
-        """The one ticket of a branch that counts: asking again must not make two chains of attempts."""
-        self._ticket = itertools.count()
-        self._alarm: asyncio.Event | None = None
-        self._timer: Task | None = None
-        self._timing = False
+        self._later: Later[Job] = Later(clock, spawn, "finish:later", self._due)
         self._inflight: set[Key] = set()
         self._hurried: set[Key] = set()
         """Asked for at once while they were on their way: a look at them must not put them off."""
@@ -157,14 +148,14 @@ class PhaseTwo:
         job = Job(tx_id, effect.branch, effect.commit)
         now_us = self._clock.now_us()
         if effect.held and self._hold_us and effect.branch.resource in self._lanes:
-            if key in self._valid or key in self._inflight:
+            if key in self._later or key in self._inflight:
                 return
             look_us = self._hold_us // _LOOKS
             held = replace(job, held_until_us=now_us + self._hold_us, look_us=look_us * 2)
-            self._postpone(now_us + look_us, key, held)
+            self._later.put(now_us + look_us, key, held)
         elif effect.at_us > now_us:
             if key not in self._inflight:
-                self._postpone(effect.at_us, key, job)
+                self._later.put(effect.at_us, key, job)
         else:
             self._do(key, job)
 
@@ -172,7 +163,7 @@ class PhaseTwo:
         if key in self._inflight:
             self._hurried.add(key)
             return
-        self._valid.pop(key, None)
+        self._later.drop(key)
         lane = self._lanes.get(job.branch.resource)
         if lane is None:
             self._failed(job, f"UNKNOWN_RESOURCE: {job.branch.resource!r} is not configured here")
@@ -187,14 +178,13 @@ class PhaseTwo:
     @property
     def later(self) -> int:
         """How many branches wait for their next attempt."""
-        return len(self._valid)
+        return len(self._later)
 
     def stop(self) -> None:
         """End all workers."""
         for lane in self._lanes.values():
             lane.stop()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._later.stop()
 
     async def _finish(self, job: Job, finisher: Finisher) -> None:
         key = (job.tx_id, job.branch.id)
@@ -249,7 +239,7 @@ class PhaseTwo:
             self._do(key, replace(job, held_until_us=0))
         elif self._wanted(*key):
             now_us = self._clock.now_us()
-            self._postpone(
+            self._later.put(
                 min(now_us + job.look_us, max(now_us, job.held_until_us)),
                 key,
                 replace(job, look_us=job.look_us * 2),
@@ -267,45 +257,6 @@ class PhaseTwo:
         )
         self._tell(job.tx_id, BranchFailed(job.branch.id, reason, self._clock.now_us() + delay))
 
-    def _postpone(self, at_us: int, key: Key, job: Job) -> None:
-        ticket = next(self._ticket)
-        self._valid[key] = ticket
-        heapq.heappush(self._later, (at_us, ticket, job))
-        if not self._timing:
-            self._timing = True
-            self._timer = self._spawn(self._timer_loop(), "finish:later")
-        elif self._alarm is not None and self._later[0][2] is job:
-            self._alarm.set()
-
-    async def _timer_loop(self) -> None:
-        try:
-            while self._later:
-                wait = (self._later[0][0] - self._clock.now_us()) / 1_000_000
-                if wait > 0:
-                    await self._sleep(wait)
-                    continue
-                _, ticket, job = heapq.heappop(self._later)
-                key = (job.tx_id, job.branch.id)
-                if self._valid.get(key) != ticket:
-                    continue
-                del self._valid[key]
-                if not self._wanted(*key):
-                    continue
-                try:
-                    self._do(key, job)
-                except Exception:
-                    log.exception("timer.crashed", tx_id=job.tx_id, branch=job.branch.id)
-        finally:
-            self._timing = False
-
-    async def _sleep(self, seconds: float) -> None:
-        """Until then, or until something is due earlier."""
-        self._alarm = asyncio.Event()
-        sleeper = asyncio.ensure_future(self._clock.sleep(seconds))
-        ring = asyncio.ensure_future(self._alarm.wait())
-        try:
-            await asyncio.wait({sleeper, ring}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            sleeper.cancel()
-            ring.cancel()
-            self._alarm = None
+    def _due(self, key: Key, job: Job) -> None:
+        if self._wanted(*key):
+            self._do(key, job)

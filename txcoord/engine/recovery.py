@@ -14,6 +14,7 @@ from txcoord_client.protocol import xid as xids
 from ..core.errors import Refused
 from ..core.events import OrphanFound
 from ..core.model import (
+    FOREVER_US,
     Branch,
     BranchState,
     Change,
@@ -166,7 +167,11 @@ class Recovery:
         # Most end before half of their lease is over. A row at rest is not among them: it is nobody's.
         now_us, lease_us = c.clock.now_us(), c.settings.lease_us
         soon_us = now_us + max(lease_us // 2, int(self._s.takeover_s * 2_500_000))
-        old = [live for live in c.live if live.logged and live.lease_until_us < soon_us]
+        old = [
+            live
+            for live in c.live
+            if live.logged and live.lease_until_us < soon_us and live.tx.state is not TxState.ACTIVE
+        ]
         await self._renew(old)
         return await self._take_over(all_of_owner=False)
 
@@ -410,7 +415,9 @@ class Recovery:
                 Query(states=_ON_THEIR_WAY, created_before_us=began_before_us, after_tx_id=after)
             )
             for tx in page:
-                before_us = min(before_us, tx.deadline_us - longest_us)
+                # A plan without a deadline may need all markers that it ever made.
+                forever = tx.deadline_us == FOREVER_US
+                before_us = min(before_us, tx.created_us if forever else tx.deadline_us - longest_us)
             if not page:
                 break
             after = page[-1].tx_id

@@ -76,7 +76,7 @@ class Waiting:
             if left <= 0:
                 return tx
             live = c.live.get(tx.tx_id)
-            if live is not None:
+            if live is not None and live.tx.state is not TxState.ACTIVE:
                 tx = live.tx
                 if reached(tx, level):
                     return tx
@@ -240,7 +240,9 @@ class Waiting:
         undecided, unended = [], []
         for tx_id, watchers in self._watched.items():
             waiting = [w for w in watchers if w.polled and not w.future.done()]
-            if waiting and self._c.live.get(tx_id) is None:
+            live = self._c.live.get(tx_id)
+            # What a client decides, and whose steps are run here, may be decided on any node.
+            if waiting and (live is None or live.tx.state is TxState.ACTIVE):
                 if any(not w.ended for w in waiting):
                     undecided.append(tx_id)
                 if any(w.ended for w in waiting):

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ..adapters.calling.grpc_ import GrpcCaller
 from ..adapters.embedded import InProcessLeases, SystemClock, SystemRandomness, Tasks
 from ..adapters.sql.leases import SqlLeases
 from ..adapters.sql.log import SqlLog
@@ -22,7 +24,8 @@ from ..config import Settings, engine_of, microseconds, redacted, split_listen
 from ..core.backoff import Backoff
 from ..core.model import Windows
 from ..engine import failpoints
-from ..engine.coordinator import Coordinator, EngineSettings
+from ..engine.carrier import RETRY, EngineSettings
+from ..engine.coordinator import Coordinator
 from ..engine.recovery import Recovery, RecoverySettings
 from ..observe import logs
 from ..ports import Failpoints, Leases, LogIdentity, LogUnavailable, ResourceStatus, SchemaMismatch
@@ -51,6 +54,7 @@ class Node:
         self.resources = Resources(
             [finisher(settings, name) for name in settings.resources], self.log, self.clock, self._look_at
         )
+        self.caller = GrpcCaller(node=settings.node_name)
         self._failpoints = failpoints_ or _failpoints()
         self._opened = False
         self._log_ids: tuple[str, ...] = ()
@@ -132,12 +136,20 @@ class Node:
                     factor=s.backoff.factor,
                     cap_us=microseconds(s.backoff.cap),
                 ),
+                retry=replace(
+                    RETRY,
+                    first_us=microseconds(s.backoff.first),
+                    factor=s.backoff.factor,
+                    cap_us=microseconds(s.backoff.cap),
+                ),
             ),
             clock=self.clock,
             randomness=SystemRandomness(),
             spawn=self.tasks.spawn,
             failpoints=self._failpoints,
+            caller=self.caller,
         )
+        self.caller.log_id = identity.log_id
         coordinator.identity = identity
         self._coordinator = coordinator
         tolerance_us = microseconds(s.node.clock_tolerance)
@@ -243,6 +255,7 @@ class Node:
             self._recovery.stop()
         if self._coordinator is not None:
             self._coordinator.phase_two.stop()
+            self._coordinator.calls.stop()
 
     async def abandon(self) -> None:
         """End everything now; what is lazy is still flushed."""
@@ -252,6 +265,7 @@ class Node:
             await server.stop(0)
         await self.tasks.stop()
         await self.resources.close()
+        await self.caller.close()
         if self._opened:
             self._opened = False
             with contextlib.suppress(LogUnavailable, TimeoutError):

@@ -25,6 +25,8 @@ from .errors import (
     NoTransaction,
     OutcomeUnknown,
     OverlappingUnits,
+    Pending,
+    Refused,
     Rejected,
     ResourceBusy,
     ResourceMismatch,
@@ -34,6 +36,8 @@ from .errors import (
 )
 from .interceptors import ClientInterceptor, ServerInterceptor
 from .outcome import Outcome, State
+from .participant import Participant
+from .sagas import Saga, saga
 from .transaction import Transaction, XaBlock
 
 __all__ = [
@@ -50,9 +54,13 @@ __all__ = [
     "Outcome",
     "OutcomeUnknown",
     "OverlappingUnits",
+    "Participant",
+    "Pending",
+    "Refused",
     "Rejected",
     "ResourceBusy",
     "ResourceMismatch",
+    "Saga",
     "Scope",
     "ServerInterceptor",
     "State",
@@ -62,4 +70,5 @@ __all__ = [
     "UnknownResource",
     "XaBlock",
     "__version__",
+    "saga",
 ]

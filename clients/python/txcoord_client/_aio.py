@@ -42,9 +42,7 @@ async def gather(calls: Iterable[Callable[[], Coroutine[Any, Any, T]]]) -> list[
 def refuse_wrong_kind(function: Callable[..., Any]) -> None:
     """A decorated function must be asynchronous here. Raises TypeError."""
     if not inspect.iscoroutinefunction(function):
-        raise TypeError(
-            f"@transaction needs an async function, {function!r} is none: see txcoord_client.sync"
-        )
+        raise TypeError(f"an async function is needed here, {function!r} is none: see txcoord_client.sync")
 
 
 class PerLoop(Generic[T]):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from . import _aio, _sources
 from ._admission import Admission
+from ._participants import Participants
 from ._pb import common_pb2 as c
 from ._pb import coordinator_pb2 as pb
 from ._scope import opening_a_branch
@@ -39,7 +40,9 @@ class Runtime:
         *,
         version: str,
         call_timeout: float,
+        participants: Mapping[str, str],
     ) -> None:
+        self.participants = Participants(participants)
         self.namespace = namespace
         self.wire = Wire(address, namespace, version=version)
         self.admission = Admission()
@@ -98,6 +101,7 @@ class Runtime:
         late = [*await self.tasks.drain(_CLOSE_S), *await self.wire.drain(max(until - _aio.now(), 0.1))]
         for name in late:
             log.warning("%s was still under way when the Coordinator was closed", name)
+        await self.participants.close()
         await self.wire.close()
 
     # ---- branches ----

@@ -19,6 +19,7 @@ from ._block import Scope
 from ._carrying import Targets
 from ._nodes import joined
 from ._pb import coordinator_pb2 as pb
+from ._runs import Run, submitted
 from ._runtime import Runtime
 from ._scope import outside_on_purpose
 from ._services import Services
@@ -35,6 +36,7 @@ from .errors import (
 )
 from .outcome import Outcome
 from .protocol import identifiers, reasons
+from .sagas import Saga
 from .transaction import Transaction, XaBlock
 
 P = ParamSpec("P")
@@ -50,7 +52,8 @@ class Coordinator(Services):
     another. ``resources`` names the
     engines and pools whose databases take part. ``timeout`` is how many seconds a transaction may last unless its
     ``begin`` says otherwise; ``call_timeout`` how long one call to the coordinator is tried. ``propagate_to`` names the
-    hosts and gRPC targets to which transactions go along with calls.
+    hosts and gRPC targets to which transactions go along with calls. ``participants`` says by name where the services
+    are whose operations ``g.tcc`` calls, as this process and the coordinator reach them: ``grpc://host:port``.
 
     It opens nothing before its first use, and then a channel for each event loop. Use it as an async context
     manager, or ``await coord.close()`` in the end.
@@ -65,6 +68,7 @@ class Coordinator(Services):
         timeout: Seconds = 30.0,
         call_timeout: Seconds = 5.0,
         propagate_to: str | Iterable[str] = (),
+        participants: Mapping[str, str] | None = None,
     ) -> None:
         if not identifiers.is_name(namespace):
             raise Rejected(
@@ -74,6 +78,7 @@ class Coordinator(Services):
         self.namespace = namespace
         self._resources = Resources(resources or {})
         self._targets = Targets(propagate_to)
+        self._participants = _addresses(participants or {})
         self._timeout = _seconds(timeout, "timeout")
         self._call_timeout = _seconds(call_timeout, "call_timeout")
         self._runtimes: _aio.PerLoop[Runtime] = _aio.PerLoop()
@@ -223,6 +228,41 @@ class Coordinator(Services):
             await _aio.sleep(random.uniform(0.0, 0.05 * 2 ** (attempts - left)))
         raise AssertionError("the last attempt returns or raises")
 
+    async def submit(
+        self,
+        flow: Saga,
+        *,
+        gid: str = "",
+        data: Mapping[str, Any] | None = None,
+        timeout: Seconds | None = None,
+        labels: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Run:
+        """Hand a saga over to the coordinator, which runs it to its end, whatever becomes of this process. Returns when
+        it is durable.
+
+        ``data``: by name what its steps are given; each gets what it has a parameter for. ``timeout``: seconds until it
+        is aborted if not done (default: none). ``gid``: as in :meth:`begin`.
+
+        Raises Rejected for data that do not fit or a participant without an address, AlreadyCommitted, AlreadyAborted
+        or InProgress for a known gid, Unavailable.
+        """
+        if gid and not identifiers.is_gid(gid):
+            raise Rejected(
+                f"gid {gid[:80]!r}: 1 to {identifiers.MAX_GID} characters of [A-Za-z0-9_-]",
+                reason=reasons.BAD_GID,
+            )
+        return await submitted(
+            self._runtime(),
+            flow,
+            gid=gid,
+            data=data or {},
+            timeout=None if timeout is None else _seconds(timeout, "timeout"),
+            labels=labels or {},
+            headers=headers or {},
+            call_timeout=self._call_timeout,
+        )
+
     # ---- context ----
 
     @property
@@ -317,6 +357,7 @@ class Coordinator(Services):
                     self._resources,
                     version=__version__,
                     call_timeout=self._call_timeout,
+                    participants=self._participants,
                 )
             )
         return runtime
@@ -329,6 +370,16 @@ async def _call(function: Callable[..., Awaitable[R]], g: Transaction) -> R:
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)
     ]
     return await (function(g) if takes else function())
+
+
+def _addresses(participants: Mapping[str, str]) -> dict[str, str]:
+    for name, address in participants.items():
+        if not identifiers.is_name(name) or not address.startswith("grpc://"):
+            raise Rejected(
+                f"participants={{{name!r}: {address!r}}}: a name, and an address such as grpc://host:port",
+                reason=reasons.UNKNOWN_PARTICIPANT,
+            )
+    return dict(participants)
 
 
 def _seconds(value: Seconds, what: str) -> float:

@@ -11,6 +11,8 @@
      │   ├─ ResourceMismatch      the engine leads to another database than the coordinator's
      │   ├─ ResourceBusy          the connection pool had no room until the deadline
      │   └─ ForkedAfterUse        the process was forked with a live coordinator
+     ├─ Refused                   a participant said no
+     ├─ Pending                   a participant says: ask me later
      ├─ Aborted                   the transaction was aborted: nothing of it happened
      ├─ AlreadyCommitted          the gid was committed before
      ├─ AlreadyAborted            the gid was aborted before
@@ -107,6 +109,33 @@ class ForkedAfterUse(Rejected):
     """A gRPC channel does not survive a fork: make or first use the Coordinator in the child."""
 
     default_reason = reasons.FORKED_AFTER_USE
+
+
+class Refused(TxcoordError):
+    """A participant's business no: the transaction aborts, and nothing is tried again.
+
+    Raised by a participant's code, ``raise Refused("OUT_OF_STOCK", left=0)``, and by ``g.tcc`` and ``g.saga`` where one
+    has said it. ``reason`` is the participant's own code.
+    """
+
+    default_reason = reasons.BRANCH_REFUSED
+
+    def __init__(self, reason: str = "", message: str = "", **facts: object) -> None:
+        super().__init__(
+            message or "refused", reason=reason, facts={name: str(value) for name, value in facts.items()}
+        )
+
+
+class Pending(TxcoordError):
+    """Raised by a participant's code: not done yet, ask again, after ``retry_after`` seconds if given. What was done in
+    its transaction is rolled back."""
+
+    default_reason = reasons.PENDING
+    default_definite = False
+
+    def __init__(self, message: str = "not done yet", *, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class Aborted(TxcoordError):

@@ -20,6 +20,7 @@ from ...core.model import (
     TxState,
 )
 from ...core.settle import read_back
+from . import actions
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ BRANCH = (
     Col("heuristic", "boolean"),
     Col("payload", "bytea"),
     Col("result", "bytea"),
+    Col("action"),
 )
 HISTORY = (
     Col("tx_id", "uuid"),
@@ -183,6 +185,7 @@ def branch_rows(change: Change) -> Iterable[Row]:
             b.heuristic,
             b.payload,
             b.result,
+            actions.to_text(b),
         )
 
 
@@ -218,6 +221,7 @@ def branch_from(row: Any) -> Branch:
         heuristic=row.heuristic,
         payload=bytes(row.payload),
         result=bytes(row.result),
+        **actions.from_text(row.action),
     )
 
 

@@ -153,7 +153,7 @@ def _beside(table: str, columns: Sequence[m.Col], conflict: str) -> str:
 
 _INSERT = _insert()
 _AMEND = _update(m.AMEND, f"t.version = i.expected AND t.decision IS NULL AND {_NEVER_LATE}")
-_PROGRESS = _update(m.PROGRESS, "t.epoch = i.expected AND t.decision IS NOT NULL")
+_PROGRESS = _update(m.PROGRESS, "t.epoch = i.expected AND (t.decision IS NOT NULL OR t.state = 'running')")
 _RELEASE = (
     "UPDATE {rows} STRAIGHT_JOIN txcoord_tx t ON t.tx_id = UNHEX(i.tx_id) SET t.gid = NULL, t.flush_id = {mark}"
     " WHERE t.version = i.expected AND t.decision = 'abort'"

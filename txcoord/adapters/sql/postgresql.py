@@ -419,7 +419,7 @@ def _statement(present: tuple[bool, ...], relaxed: bool) -> str:
         where = f"t.version = i.expected AND coalesce(t.decision, '') = '' AND {_NEVER_LATE}"
         change("amended", update(m.AMEND, (m.EXPECTED, m.NOT_AFTER), where))
     if progress:
-        where = "t.epoch = i.expected AND t.decision IS NOT NULL"
+        where = "t.epoch = i.expected AND (t.decision IS NOT NULL OR t.state = 'running')"
         change("progressed", update(m.PROGRESS, (m.EXPECTED,), where))
     if release:
         source = arrays((*m.RELEASE, m.EXPECTED))

@@ -328,6 +328,7 @@ def _never_late(columns: Sequence[m.Col]) -> str:
 
 
 _ANY_TIME = "? IS NOT NULL"
+_CARRIED_OUT = "(decision IS NOT NULL OR txcoord_tx.state = 'running')"
 _OVERWRITE = "(tx_id, id) DO UPDATE SET " + ", ".join(f"{c.name} = excluded.{c.name}" for c in m.BRANCH[2:])
 _KEEP = "DO NOTHING"
 
@@ -367,7 +368,7 @@ def _amend(count: int) -> str:
 @lru_cache(maxsize=64)
 def _progress(count: int) -> str:
     every = (*m.PROGRESS, m.EXPECTED)
-    where = f"epoch = i.{_at(every, 'expected')} AND decision IS NOT NULL AND {_ANY_TIME}"
+    where = f"epoch = i.{_at(every, 'expected')} AND {_CARRIED_OUT} AND {_ANY_TIME}"
     return _update(m.PROGRESS, (m.EXPECTED,), count, where)
 
 

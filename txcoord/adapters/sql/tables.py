@@ -87,8 +87,13 @@ class Part:
         return literal_column("due_us" if conn.dialect.name == MARIADB else self.due, BigInteger)
 
 
-UNDECIDED = Part("decision IS NULL", "part = 1", "deadline_us")
-IN_PHASE_TWO = Part("decision IS NOT NULL AND ended_us = 0 AND NOT at_rest", "part = 2", "lease_until_us")
+UNDECIDED = Part("decision IS NULL AND state <> 'running'", "part = 1", "deadline_us")
+CARRIED_OUT = Part(
+    "(decision IS NOT NULL OR state = 'running') AND ended_us = 0 AND NOT at_rest",
+    "part = 2",
+    "lease_until_us",
+)
+"""In phase two, or a plan that runs: a node has it, and sees to its deadline too."""
 WITH_DETAIL = Part("ended_us > 0 AND NOT detail_pruned", "part = 3", "ended_us")
 BARE = Part("detail_pruned", "part = 4", "deadline_us")
 PARKED = Part("parked > 0", "attention IN (1, 3)")
@@ -129,7 +134,7 @@ tx = Table(
     Column("detail_pruned", Boolean, nullable=False),
     _partial("txcoord_tx_gid", "gid IS NOT NULL", "namespace", "gid", unique=True),
     _partial("txcoord_tx_undecided", UNDECIDED, "deadline_us"),
-    _partial("txcoord_tx_phase_two", IN_PHASE_TWO, "lease_until_us"),
+    _partial("txcoord_tx_phase_two", CARRIED_OUT, "lease_until_us"),
     _partial("txcoord_tx_with_detail", WITH_DETAIL, "ended_us"),
     _partial("txcoord_tx_bare", BARE, "deadline_us"),
     _partial("txcoord_tx_parked", PARKED, "tx_id"),
@@ -152,6 +157,7 @@ branch = Table(
     Column("heuristic", Boolean, nullable=False),
     Column("payload", BYTES, nullable=False),
     Column("result", BYTES, nullable=False),
+    Column("action", TEXT, nullable=False, server_default=""),  # JSON: see `actions`
     sqlite_with_rowid=False,  # one tree less to write
 )
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Insert, Select, delete, exists, insert, or_, select, update
+from sqlalchemy import Connection, Insert, Select, case, delete, exists, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ...core.kinds import RULES
-from ...core.model import SETTLED_BRANCH, Kind, Tx, Windows
+from ...core.model import FOREVER_US, SETTLED_BRANCH, Kind, Tx, Windows
 from . import reading, tables
 from .tables import branch, lease, resource, tx
 
@@ -25,12 +25,12 @@ def claim(
     conn: Connection, now_us: int, owner: str, lease_us: int, limit: int, *, all_of_owner: bool
 ) -> list[Tx]:
     """Take over what nobody carries out; those whose lease ended first come first."""
-    due = tables.IN_PHASE_TWO.due_of(conn)
+    due = tables.CARRIED_OUT.due_of(conn)
     free = due < now_us
     ids = _locked(
         conn,
         select(tx.c.tx_id)
-        .where(tables.IN_PHASE_TWO.of(conn), or_(free, tx.c.owner == owner) if all_of_owner else free)
+        .where(tables.CARRIED_OUT.of(conn), or_(free, tx.c.owner == owner) if all_of_owner else free)
         .order_by(due)
         .limit(limit),
     )
@@ -38,7 +38,13 @@ def claim(
         conn.execute(
             update(tx)
             .where(tx.c.tx_id.in_(some))
-            .values(owner=owner, lease_until_us=now_us + lease_us, epoch=tx.c.epoch + 1)
+            .values(
+                owner=owner,
+                lease_until_us=now_us + lease_us,
+                epoch=tx.c.epoch + 1,
+                # Who read an undecided plan before cannot decide it now.
+                version=case((tx.c.decision.is_(None), tx.c.version + 1), else_=tx.c.version),
+            )
         )
     found = reading.read(conn, ids)
     return [found[tx_id] for tx_id in ids]
@@ -47,7 +53,7 @@ def claim(
 def renew(conn: Connection, now_us: int, owner: str, tx_ids: Sequence[str], lease_us: int) -> set[str]:
     """Keep the lease of what this owner still has; which that is."""
     kept: set[str] = set()
-    mine = (tables.IN_PHASE_TWO.of(conn), tx.c.owner == owner)
+    mine = (tables.CARRIED_OUT.of(conn), tx.c.owner == owner)
     for some in reading.chunks(tx_ids):
         ids = [
             row.tx_id
@@ -81,7 +87,9 @@ def prune(conn: Connection, now_us: int, windows: Windows, detail_retention_us: 
     for some in reading.chunks(stripped):
         conn.execute(delete(branch).where(branch.c.tx_id.in_(some)))
         conn.execute(delete(tables.history).where(tables.history.c.tx_id.in_(some)))
-        conn.execute(update(tx).where(tx.c.tx_id.in_(some)).values(detail_pruned=True))
+        # A plan without a deadline is kept as if that had been its end.
+        deadline = case((tx.c.deadline_us == FOREVER_US, tx.c.ended_us), else_=tx.c.deadline_us)
+        conn.execute(update(tx).where(tx.c.tx_id.in_(some)).values(detail_pruned=True, deadline_us=deadline))
     gone = _locked(
         conn,
         select(tx.c.tx_id)

@@ -11,7 +11,8 @@ from txcoord_client.protocol import xid as xids
 
 from ...core.errors import Refusal, Refused
 from ...core.kinds import RULES
-from ...core.model import Branch, BranchState, DecidedBy, Decision, Kind, Tx, TxState
+from ...core.model import FOREVER_US, Branch, BranchState, DecidedBy, Decision, Kind, Tx, TxState
+from . import actions
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,10 @@ class Reader:
         spec: c.TransactionSpec | None,
         branches: Iterable[c.Branch] = (),
         result: bytes = b"",
+        *,
+        may_have_none: bool = False,
     ) -> Tx:
-        """A transaction as a request describes it."""
+        """A transaction as a request describes it. ``may_have_none``: it may be a plan that has no deadline."""
         if not identifiers.is_tx_id(tx_id):
             raise bad(
                 reasons.BAD_TX_ID, f"tx_id {tx_id[:80]!r}: 32 lower-case hex digits of a UUIDv7 are expected"
@@ -121,7 +124,7 @@ class Reader:
             )
         furthest = self._now_us() + self._limits.deadline_max_us
         # Two seconds of slack: the client stamps by its own idea of the log's clock.
-        if deadline_us > furthest + 2_000_000:
+        if deadline_us > furthest + 2_000_000 and not (may_have_none and deadline_us == FOREVER_US):
             raise bad(
                 reasons.DEADLINE_TOO_FAR,
                 f"the deadline is further away than {self._limits.deadline_max_us // 1_000_000} s",
@@ -146,6 +149,12 @@ class Reader:
         if size > self._limits.headers or len(spec.name) > 200:
             raise bad(
                 reasons.TOO_LARGE, f"name, labels and headers: at most {self._limits.headers} bytes together"
+            )
+        if spec.callbacks or spec.HasField("retry"):
+            raise bad(
+                reasons.NOT_SUPPORTED,
+                "callbacks, and a retry policy of the whole, are not carried out yet; branches have policies",
+                "UNIMPLEMENTED",
             )
         if spec.one_phase_resource:
             self.resource(spec.one_phase_resource)
@@ -191,10 +200,18 @@ class Reader:
         kind = _KIND_FROM_PB.get(item.kind)
         if kind is None:
             raise bad(reasons.BAD_BRANCH, f"branch {item.id}: its kind is missing")
+        if kind is Kind.TCC or (kind is Kind.SAGA and not item.action.target):
+            return self._action_branch(item, kind)
+        if kind is Kind.SAGA:
+            raise bad(
+                reasons.NOT_SUPPORTED,
+                f"branch {item.id}: the coordinator runs the steps of a saga: submit them, or enlist them with run",
+                "UNIMPLEMENTED",
+            )
         if kind is not Kind.XA:
             raise bad(
                 reasons.NOT_SUPPORTED,
-                f"branch {item.id}: this server carries out xa branches only, not {kind}",
+                f"branch {item.id}: this server carries out xa, tcc and saga branches, not {kind}",
                 "UNIMPLEMENTED",
             )
         self.resource(item.xa.resource)
@@ -218,6 +235,65 @@ class Reader:
             reason=item.reason[:500],
         )
 
+    def steps(self, items: Iterable[c.Branch]) -> tuple[Branch, ...]:
+        """The steps among branches that are enlisted, to be run at once."""
+        steps = [item for item in items if item.kind == c.KIND_SAGA]
+        if any(item.action.forward for item in steps):
+            raise bad(
+                reasons.NOT_SUPPORTED,
+                "a step that is never undone can only be in a plan that is submitted: here the client decides",
+                "UNIMPLEMENTED",
+            )
+        return self.plan(steps) if steps else ()
+
+    def plan(self, items: Iterable[c.Branch]) -> tuple[Branch, ...]:
+        """The branches of a plan: steps of a saga, and tries that the coordinator runs."""
+        out: dict[str, Branch] = {}
+        for item in items:
+            kind = _KIND_FROM_PB.get(item.kind)
+            if not identifiers.is_branch(item.id) or item.id in out:
+                raise bad(reasons.BAD_BRANCH, f"branch id {item.id[:80]!r}: a path of numbers, each once")
+            if kind not in (Kind.SAGA, Kind.TCC):
+                raise bad(
+                    reasons.NOT_SUPPORTED,
+                    f"branch {item.id}: a plan has saga and tcc branches, not {kind or 'one without a kind'}",
+                    "UNIMPLEMENTED",
+                )
+            if item.vote:
+                raise bad(reasons.BAD_BRANCH, f"branch {item.id}: a plan is run by the coordinator: no votes")
+            read = actions.read(item, self._sized)
+            read["action"] = replace(read["action"], run_first=True)
+            out[item.id] = Branch(item.id, kind, **read)
+            if len(out) > self._limits.branches:
+                raise bad(reasons.TOO_LARGE, f"more than {self._limits.branches} branches")
+        if not out:
+            raise bad(reasons.BAD_REQUEST, "a plan without a step")
+        actions.check_graph(out)
+        return tuple(out.values())
+
+    def _action_branch(self, item: c.Branch, kind: Kind) -> Branch:
+        vote = _VOTED.get(item.vote, BranchState.OPEN)
+        if vote is BranchState.READ_ONLY:
+            raise bad(reasons.BAD_BRANCH, f"branch {item.id}: only an xa branch can be read-only")
+        if vote is BranchState.REFUSED and kind is Kind.SAGA:
+            # It would pass for a step that did nothing, though it may be done.
+            raise bad(
+                reasons.BAD_BRANCH,
+                f"branch {item.id}: the coordinator runs the steps, and knows itself which one said no",
+            )
+        part = item.action
+        self._sized(part.result, f"result of branch {item.id}")
+        said = Branch(
+            item.id,
+            kind,
+            vote,
+            reason=item.reason[:500],
+            result=part.result,
+            result_type=part.result_content_type[:255],
+        )
+        # One that is enlisted already is named by its id and kind.
+        return replace(said, **actions.read(item, self._sized)) if part.target else said
+
     def xid(self, branch: str, part: c.XaPart) -> xids.Xid:
         """The full xid of a branch: its text, and on MariaDB the id of the session that prepared it.
 
@@ -240,7 +316,9 @@ class Reader:
             )
 
 
-_SAYING_SOMETHING = frozenset({BranchState.PARKED, BranchState.SKIPPED, BranchState.RESOLVED})
+_SAYING_SOMETHING = frozenset(
+    {BranchState.REFUSED, BranchState.PARKED, BranchState.SKIPPED, BranchState.RESOLVED}
+)
 
 
 def outcome(tx: Tx, *, pending: bool = False, all_branches: bool = False, named: bool = False) -> c.Outcome:
@@ -250,7 +328,7 @@ def outcome(tx: Tx, *, pending: bool = False, all_branches: bool = False, named:
         reason=tx.reason,
         decided_us=tx.decided_us,
         pending=pending,
-        deadline_us=tx.deadline_us,
+        deadline_us=tx.deadline_us if tx.deadline_us != FOREVER_US else 0,
         ended_us=tx.ended_us,
         version=tx.version,
         result=tx.result,
@@ -272,9 +350,13 @@ def outcome(tx: Tx, *, pending: bool = False, all_branches: bool = False, named:
                 out.parked += 1
             else:
                 out.parked_deliveries += 1
-        if all_branches or b.heuristic or b.state in _SAYING_SOMETHING:
+        if all_branches or b.heuristic or b.state in _SAYING_SOMETHING or _has_result(b):
             out.branches.append(branch_status(b))
     return out
+
+
+def _has_result(b: Branch) -> bool:
+    return b.action is not None and b.action.run_first and bool(b.result)
 
 
 def branch_status(b: Branch) -> c.BranchStatus:
@@ -290,6 +372,8 @@ def branch_status(b: Branch) -> c.BranchStatus:
         next_attempt_us=b.next_attempt_us,
         target=b.resource,
         result=b.result,
+        content_type=b.result_type,
+        name=b.action.name if b.action is not None else "",
     )
 
 
@@ -325,5 +409,7 @@ def transaction(tx: Tx) -> c.Transaction:
         spec = c.Branch(id=b.id, kind=KIND[b.kind])
         if b.kind is Kind.XA:
             spec.xa.CopyFrom(xa_part(b))
+        if b.action is not None:
+            actions.write(spec, b.action, b.resource)
         out.branches.append(c.BranchDetail(spec=spec, status=branch_status(b)))
     return out

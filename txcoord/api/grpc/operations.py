@@ -12,9 +12,10 @@ from txcoord_client._pb import coordinator_pb2 as pb
 from txcoord_client.protocol import identifiers, reasons
 
 from ... import __version__
+from ...core.branches import filled, is_called
 from ...core.errors import Refusal, Refused
-from ...core.events import Begin, Commit, Enlist, HolderReported, OnePhaseDone, Rollback
-from ...core.model import Branch, BranchState, DecidedBy, Decision, Kind, Tx
+from ...core.events import Begin, Commit, Enlist, HolderReported, OnePhaseDone, Rollback, Submit
+from ...core.model import FOREVER_US, Branch, BranchState, DecidedBy, Decision, Kind, Tx
 from ...engine.coordinator import Coordinator, expired
 from ...engine.live import WaitLevel, reached
 from ...ports import ResourceStatus
@@ -73,6 +74,7 @@ class Operations:
             "report": self.report,
             "wait": self.wait,
             "get": self.get,
+            "submit": self.submit,
         }
 
     def leave(self) -> None:
@@ -106,7 +108,7 @@ class Operations:
             log_time_us=self._c.clock.now_us(),
             node=self._c.settings.node,
             version=__version__,
-            features=["session", "batch", "xa"],
+            features=["session", "batch", "xa", "tcc", "saga"],
             limits=pb.Limits(
                 max_payload_bytes=limits.payload,
                 max_message_bytes=limits.message,
@@ -152,11 +154,49 @@ class Operations:
     async def enlist(self, request: pb.EnlistRequest, namespace: str, most_s: float) -> pb.EnlistResponse:
         """Add branches."""
         tx = self._read.tx(namespace, request.tx_id, request.gid, request.deadline_us, request.spec)
-        branches = self._read.branches(request.tx_id, request.deadline_us, request.branches)
+        steps = self._read.steps(request.branches) if request.run else ()
+        ids = {b.id for b in steps}
+        rest = [b for b in request.branches if b.id not in ids]
+        branches = (*steps, *self._read.branches(request.tx_id, request.deadline_us, rest))
+        for branch in branches:
+            if is_called(branch) and branch.action is None:
+                raise bad(reasons.BAD_BRANCH, f"branch {branch.id}: its target is missing")
+            if branch.id not in ids and branch.action is not None and branch.action.run_first:
+                raise bad(
+                    reasons.NOT_SUPPORTED,
+                    f"branch {branch.id}: this server runs no tries but those of a plan: the caller does",
+                    "UNIMPLEMENTED",
+                )
         if not branches:
             raise bad(reasons.BAD_REQUEST, "no branch to enlist")
-        done = await self._c.enlist(Enlist(tx, branches), begun=request.begun)
-        return pb.EnlistResponse(outcome=mapping.outcome(done))
+        done = await self._c.enlist(Enlist(tx, branches, request.run), begun=request.begun)
+        if not ids:
+            return pb.EnlistResponse(outcome=mapping.outcome(done))
+        limit_s = min(request.wait_us, self._limits.wait_max_us) / 1e6
+        done = await self._c.steps(done, ids, min(limit_s, most_s))
+        ready = all(b.state is BranchState.READY for b in done.branches if b.id in ids)
+        pending = done.decision is None and not ready
+        return pb.EnlistResponse(outcome=mapping.outcome(done, pending=pending, all_branches=True))
+
+    async def submit(self, request: pb.SubmitRequest, namespace: str, most_s: float) -> pb.SubmitResponse:
+        """Take a whole plan over."""
+        now_us = self._c.clock.now_us()
+        tx_id = request.tx_id
+        if not tx_id:
+            if not request.gid:
+                raise bad(
+                    reasons.BAD_REQUEST, "without a tx_id a gid is needed, so that the call can be repeated"
+                )
+            tx_id = identifiers.new_tx_id(now_us, self._c.random.getrandbits)
+        deadline_us = request.deadline_us or FOREVER_US
+        tx = self._read.tx(namespace, tx_id, request.gid, deadline_us, request.spec, may_have_none=True)
+        plan = replace(tx, branches=self._read.plan(request.branches), one_phase_resource="")
+        done = await self._c.submit(Submit(plan))
+        if request.wait == c.WAIT_LEVEL_ACCEPTED:
+            most_s = 0.0
+        done = await self._waited(done, request.wait, request.wait_us, most_s)
+        out = mapping.outcome(done, pending=not reached(done, _LEVEL[request.wait]), named=True)
+        return pb.SubmitResponse(outcome=out)
 
     async def vote(self, request: pb.VoteRequest, namespace: str, most_s: float) -> pb.VoteResponse:
         """Report votes: an enlist of what is known already, with its vote."""
@@ -171,9 +211,15 @@ class Operations:
             if branch is None:
                 raise bad(reasons.NOT_FOUND, f"branch {vote.branch[:40]!r} was not enlisted", "NOT_FOUND")
             item = c.Branch(id=branch.id, kind=mapping.KIND[branch.kind], vote=vote.vote, reason=vote.reason)
-            item.xa.CopyFrom(mapping.xa_part(branch))
+            if branch.kind is Kind.XA:
+                item.xa.CopyFrom(mapping.xa_part(branch))
+            else:
+                item.action.result = vote.result
+                item.action.result_content_type = vote.content_type
             voted.append(item)
-        branches = self._read.branches(request.tx_id, request.deadline_us, voted)
+        branches = tuple(
+            filled(b, known[b.id]) for b in self._read.branches(request.tx_id, request.deadline_us, voted)
+        )
         done = await self._c.enlist(Enlist(asked, branches), begun=True)
         return pb.VoteResponse(outcome=mapping.outcome(done))
 
@@ -217,8 +263,9 @@ class Operations:
             tx_id, deadline_us = row.tx_id, row.deadline_us
         for name in request.resources:
             self._read.resource(name)
+        gid = request.gid if row is None else row.gid
         tx = self._read.tx(
-            namespace, tx_id, request.gid if row is None else row.gid, deadline_us, None, request.branches
+            namespace, tx_id, gid, deadline_us, None, request.branches, may_have_none=row is not None
         )
         event = Rollback(
             tx,
@@ -227,7 +274,9 @@ class Operations:
             logged=request.force_log or bool(request.gid) or request.begun,
             resources=tuple(request.resources),
         )
-        done = await self._c.rollback(event, begun=request.begun or bool(request.gid) or row is not None)
+        # What a participant is called for was enlisted, perhaps by another service and at another node.
+        begun = request.begun or bool(request.gid) or row is not None or any(map(is_called, tx.branches))
+        done = await self._c.rollback(event, begun=begun)
         await self._let_go(done, request.branches)
         done = await self._waited(done, request.wait, request.wait_us, most_s)
         return pb.RollbackResponse(outcome=self._outcome(done, request.wait))

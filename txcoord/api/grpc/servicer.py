@@ -61,6 +61,9 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
     async def Commit(self, request: pb.CommitRequest, context: Any) -> Any:
         return await self._unary("commit", request, context)
 
+    async def Submit(self, request: pb.SubmitRequest, context: Any) -> Any:
+        return await self._unary("submit", request, context)
+
     async def Rollback(self, request: pb.RollbackRequest, context: Any) -> Any:
         return await self._unary("rollback", request, context)
 

@@ -35,13 +35,13 @@ has two meanings."""
 
 # The time zone of this one statement, whatever the application has set in its session: MariaDB reads the first
 # comment and skips the second, MySQL the other way round.
-_UTC = "/*M! SET STATEMENT time_zone = '+00:00' FOR */ "
-_UTC_HINT = " /*+ SET_VAR(time_zone = '+00:00') */"
+UTC = "/*M! SET STATEMENT time_zone = '+00:00' FOR */ "
+UTC_HINT = " /*+ SET_VAR(time_zone = '+00:00') */"
 
 READ_SERVER = "SELECT VERSION(), @@version_comment"
 """For :func:`flavour`."""
 READ_CONNECTION_ID = "SELECT CONNECTION_ID()"
-READ_NOW_US = f"{_UTC}SELECT{_UTC_HINT} {NOW_US}"
+READ_NOW_US = f"{UTC}SELECT{UTC_HINT} {NOW_US}"
 READ_DETACH = "SELECT @@SESSION.xa_detach_on_prepare"
 """MySQL: 1 when any session can finish a branch that is prepared in this one."""
 SET_DETACH = "SET SESSION xa_detach_on_prepare = ON"
@@ -95,7 +95,7 @@ def set_identity(identity: str, schema: str = "") -> str:
     if not is_tx_id(identity):
         raise ValueError("an identity is 32 hex digits")
     return (
-        f"{_UTC}INSERT{_UTC_HINT} INTO {_table(schema, marker.IDENTITY_TABLE)} (id, identity, created_us)"
+        f"{UTC}INSERT{UTC_HINT} INTO {_table(schema, marker.IDENTITY_TABLE)} (id, identity, created_us)"
         f" VALUES (1, '{identity}', {NOW_US}) ON DUPLICATE KEY UPDATE id = id"
     )
 
@@ -168,7 +168,7 @@ def insert_marker(
     (A NULL in a NOT NULL column would be refused by a strict session only.)
     """
     return (
-        f"{_UTC}INSERT{_UTC_HINT} INTO {_table(schema, marker.TABLE)} (tx_id, branch, op, state, created_us)"
+        f"{UTC}INSERT{UTC_HINT} INTO {_table(schema, marker.TABLE)} (tx_id, branch, op, state, created_us)"
         f" SELECT X'{checked_tx_id(tx_id)}', '{checked_branch(branch)}', '{checked_op(op)}', {int(state)}, {NOW_US}"
         f" FROM DUAL WHERE {NOW_US} <= {int(not_after_us)}"
     )

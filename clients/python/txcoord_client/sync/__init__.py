@@ -25,6 +25,8 @@ from ..errors import (
     NoTransaction,
     OutcomeUnknown,
     OverlappingUnits,
+    Pending,
+    Refused,
     Rejected,
     ResourceBusy,
     ResourceMismatch,
@@ -35,6 +37,8 @@ from ..errors import (
 from ..outcome import Outcome, State
 from ._block import Scope
 from .coordinator import Coordinator
+from .participant import Participant
+from .sagas import Saga, saga
 from .transaction import Transaction, XaBlock
 
 __all__ = [
@@ -50,9 +54,13 @@ __all__ = [
     "Outcome",
     "OutcomeUnknown",
     "OverlappingUnits",
+    "Participant",
+    "Pending",
+    "Refused",
     "Rejected",
     "ResourceBusy",
     "ResourceMismatch",
+    "Saga",
     "Scope",
     "State",
     "Transaction",
@@ -60,4 +68,5 @@ __all__ = [
     "Unavailable",
     "UnknownResource",
     "XaBlock",
+    "saga",
 ]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from .._pb import common_pb2 as c
@@ -16,6 +16,7 @@ from ..protocol import mariadb, reasons
 from ..protocol.replies import Reply
 from . import _aio, _sources
 from ._admission import Admission
+from ._participants import Participants
 from ._wire import Wire
 from ._xa.branch import Branch
 from ._xa.dialect import Dialect
@@ -40,7 +41,9 @@ class Runtime:
         *,
         version: str,
         call_timeout: float,
+        participants: Mapping[str, str],
     ) -> None:
+        self.participants = Participants(participants)
         self.namespace = namespace
         self.wire = Wire(address, namespace, version=version)
         self.admission = Admission()
@@ -99,6 +102,7 @@ class Runtime:
         late = [*self.tasks.drain(_CLOSE_S), *self.wire.drain(max(until - _aio.now(), 0.1))]
         for name in late:
             log.warning("%s was still under way when the Coordinator was closed", name)
+        self.participants.close()
         self.wire.close()
 
     # ---- branches ----

@@ -15,10 +15,13 @@ from ..errors import NoTransaction, Rejected
 from ..outcome import Outcome
 from ..protocol import identifiers, reasons
 from ..protocol.xid import Xid
-from . import _aio
+from . import _aio, _tries
+from ._enlisting import Enlister
 from ._runtime import Runtime
 from ._xa.branch import Branch, Stage, reason_of
 from ._xa.held import Source
+from .participant import operation_of
+from .sagas import Saga
 
 
 class Transaction:
@@ -62,6 +65,7 @@ class Transaction:
         self._numbers = itertools.count(1)
         self._branches: dict[object, Branch] = {}
         self._remote: dict[str, c.Branch] = {}
+        self._enlister = Enlister(lambda branches: _tries.enlisted(self, branches))
         self._outstanding: dict[str, str] = {}
         self._calls = threading.Lock()
         """A call is sent before the end, and hinders it until its vote is here, or not at all: threads make calls
@@ -131,6 +135,31 @@ class Transaction:
         continue the same branch. The work is prepared when the transaction ends.
         """
         return XaBlock(self, target, resource, read_only)
+
+    def tcc(self, operation: Any, /, *, call_timeout: float = 5.0, **arguments: Any) -> Any:
+        """Reserve: call the try of an operation (a class decorated with ``@participant.tcc``) with these arguments, and
+        give what it returned. It is confirmed when the transaction commits, cancelled when it aborts.
+
+        Raises Refused when the participant says no, Unavailable when it does not answer within ``call_timeout``
+        seconds; both make the transaction rollback-only. Raises Rejected for a participant that has no address.
+        """
+        self._must_be_active()
+        if self.remaining <= 0:
+            raise Rejected("the deadline has passed: no try can begin", reason=reasons.DEADLINE)
+        return _tries.tried(self, operation_of(operation), arguments, call_timeout)
+
+    def saga(self, flow: Saga, /, **data: Any) -> dict[str, Any]:
+        """Run the steps of a saga now; what each returned, by its name. They are compensated, in reverse, when the
+        transaction aborts.
+
+        Raises Refused when a step says no, which aborts the transaction at once, Unavailable when the coordinator does
+        not answer, and Rejected at the deadline, for data that do not fit, a participant without an address, or a step
+        that is never undone.
+        """
+        self._must_be_active()
+        if self.remaining <= 0:
+            raise Rejected("the deadline has passed: no step can begin", reason=reasons.DEADLINE)
+        return _tries.stepped(self, flow, data)
 
     def _enter_xa(self, target: Any, resource: str, read_only: bool = False) -> Branch:
         self._must_be_active()
@@ -256,6 +285,11 @@ class Transaction:
             # It prepared, and failed all the same: the rollback names what is to be undone.
             self._remote.update({branch.id: branch for branch in vote.branches})
         self.set_rollback_only(reasons.VOTE_MISSING, f"{what} failed: {why}")
+
+    def _call_over(self, number: str) -> None:
+        """Its vote is known."""
+        with self._calls:
+            self._outstanding.pop(number, None)
 
     # ---- end: see _finish ----
 

@@ -1,0 +1,116 @@
+"""A participant's call and its answer, without the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+from ._pb import common_pb2 as c
+from ._pb import participant_pb2 as pb
+from .errors import Pending, Refused, TxcoordError
+
+OPS: Mapping[int, str] = {
+    c.BRANCH_OP_TRY: "try",
+    c.BRANCH_OP_CONFIRM: "confirm",
+    c.BRANCH_OP_CANCEL: "cancel",
+    c.BRANCH_OP_ACTION: "action",
+    c.BRANCH_OP_COMPENSATE: "compensate",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a participant is asked to do."""
+
+    tx_id: str
+    branch: str
+    op: str
+    """``try``, ``confirm``, ``cancel``, ``action`` or ``compensate``."""
+    operation: str
+    payload: bytes = b""
+    deadline_us: int = 0
+    """Of the transaction, by the log's clock; 0: none."""
+    attempt: int = 1
+    gid: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    results: Mapping[str, bytes] = field(default_factory=dict)
+    """Of earlier steps, by their names."""
+
+    @property
+    def not_after_us(self) -> int:
+        """A try or action that comes later does nothing, by the database's clock; 0: no limit. What ends it may come
+        at any time."""
+        return self.deadline_us if self.op in ("try", "action") else 0
+
+    @classmethod
+    def from_pb(cls, request: pb.ExecuteRequest, action: pb.BranchAction) -> Self:
+        """One action of a request."""
+        context = request.contexts[action.context]
+        return cls(
+            context.tx_id,
+            action.branch,
+            OPS.get(action.op, ""),
+            action.operation,
+            action.payload,
+            context.deadline_us,
+            action.attempt,
+            context.gid,
+            {**context.headers, **action.headers},
+            {r.name or r.branch: r.result for r in action.results},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a participant answers."""
+
+    kind: c.AnswerKind
+    result: bytes = b""
+    reason: str = ""
+    message: str = ""
+    retry_after_us: int = 0
+    facts: Mapping[str, str] = field(default_factory=dict)
+    repeated: bool = False
+
+    @classmethod
+    def done(cls, result: bytes = b"", *, repeated: bool = False) -> Self:
+        """It is done."""
+        return cls(c.ANSWER_KIND_DONE, result, repeated=repeated)
+
+    @classmethod
+    def refused(cls, error: Refused) -> Self:
+        """A business no."""
+        return cls(c.ANSWER_KIND_REFUSED, reason=error.reason, message=error.message, facts=error.facts)
+
+    @classmethod
+    def pending(cls, error: Pending) -> Self:
+        """Ask again later."""
+        return cls(
+            c.ANSWER_KIND_PENDING,
+            reason=error.reason,
+            message=error.message,
+            retry_after_us=int(error.retry_after * 1e6),
+        )
+
+    @classmethod
+    def failed(cls, error: BaseException) -> Self:
+        """To be tried again."""
+        reason = error.reason if isinstance(error, TxcoordError) else type(error).__name__
+        return cls(c.ANSWER_KIND_FAILED, reason=reason, message=str(error)[:500])
+
+    def to_pb(self, tx_id: str, action: pb.BranchAction) -> c.BranchAnswer:
+        """For the wire."""
+        return c.BranchAnswer(
+            tx_id=tx_id,
+            branch=action.branch,
+            op=action.op,
+            attempt=action.attempt,
+            kind=self.kind,
+            result=self.result,
+            reason=self.reason,
+            message=self.message,
+            retry_after_us=self.retry_after_us,
+            facts=dict(self.facts),
+            repeated_call=self.repeated,
+        )

@@ -1,0 +1,82 @@
+"""Calls of participants by whoever runs a try: the initiator's side.
+
+``sync/_participants.py`` says the same for threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+
+from . import _aio
+from ._pb import common_pb2 as c
+from ._pb import participant_pb2 as pb
+from ._pb import participant_pb2_grpc
+from .errors import Rejected, Unavailable
+from .protocol import reasons
+
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 1.0
+AWAY = (grpc.StatusCode.UNAVAILABLE,)
+
+
+def address_of(addresses: Mapping[str, str], name: str) -> str:
+    """The address of a participant. Raises Rejected."""
+    found = addresses.get(name)
+    if found is None:
+        raise Rejected(
+            f"participant {name!r} has no address: Coordinator(participants={{{name!r}: 'grpc://host:port'}})",
+            reason=reasons.UNKNOWN_PARTICIPANT,
+            facts={"participant": name},
+        )
+    return found
+
+
+class Participants:
+    """Where participants are, and channels to them."""
+
+    def __init__(self, addresses: Mapping[str, str]) -> None:
+        self._addresses = addresses
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    def target(self, name: str) -> str:
+        """The address of a participant. Raises Rejected."""
+        return address_of(self._addresses, name)
+
+    async def run(self, target: str, request: pb.ExecuteRequest, until: float) -> c.BranchAnswer:
+        """Ask for one action until it is answered, again where that may help. Raises Unavailable."""
+        pause = FIRST_PAUSE_S
+        why = "it has not answered in time"
+        while (left := until - _aio.now()) > 0:
+            wait = pause
+            try:
+                async for response in self._stub(target).Execute(request, timeout=left):
+                    answer: c.BranchAnswer
+                    for answer in response.answers:
+                        if answer.kind in (c.ANSWER_KIND_DONE, c.ANSWER_KIND_REFUSED):
+                            return answer
+                        why = f"{answer.reason}: {answer.message}"
+                        wait = max(answer.retry_after_us / 1e6, pause)
+            except grpc.aio.AioRpcError as error:
+                why = f"{error.code().name}: {error.details()}"
+                if error.code() not in AWAY:
+                    break
+            await asyncio.sleep(max(min(wait, until - _aio.now()), 0.0))
+            pause = min(pause * 2, LONGEST_PAUSE_S)
+            request.actions[0].attempt += 1
+        raise Unavailable(f"{target}: {why}", reason=reasons.PARTICIPANT_UNAVAILABLE, definite=False)
+
+    def _stub(self, target: str) -> Any:
+        channel = self._channels.get(target)
+        if channel is None:
+            channel = self._channels[target] = grpc.aio.insecure_channel(target.removeprefix("grpc://"))
+        return participant_pb2_grpc.ParticipantServiceStub(channel)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        channels, self._channels = list(self._channels.values()), {}
+        for channel in channels:
+            await channel.close(None)

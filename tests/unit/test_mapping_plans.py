@@ -1,0 +1,143 @@
+"""Plans at the edge: what is read, and what is refused before anything is written."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from txcoord.api.grpc.mapping import Limits, Reader
+from txcoord.core.action import Action, Retry
+from txcoord.core.errors import Refused
+from txcoord.core.model import FOREVER_US, Branch, Kind
+from txcoord_client._pb import common_pb2 as c
+from txcoord_client.protocol import reasons
+
+READER = Reader(limits=Limits(payload=100, branches=5), log_id="0123456789", resources=(), now_us=lambda: 0)
+
+
+def step(id: str, *after: str, **more: Any) -> c.Branch:
+    part = {"target": "grpc://ship:9", "operation": "ship.pack", **more.pop("part", {})}
+    return c.Branch(id=id, kind=c.KIND_SAGA, after=after, action=c.ActionPart(**part), **more)
+
+
+def test_a_plan_as_it_is_read() -> None:
+    retry = c.RetryPolicy(
+        call_timeout_us=1, initial_us=2, multiplier=3.0, cap_us=4, max_attempts=5, give_up_us=6
+    )
+    one = step("1", name="pack", retry=retry, part={"payload": b"{}", "headers": {"a": "b"}})
+    two = step("2", "1", part={"results_of": ["1"], "forward": True})
+    assert READER.plan([one, two]) == (
+        Branch(
+            "1",
+            Kind.SAGA,
+            resource="grpc://ship:9",
+            payload=b"{}",
+            action=Action(
+                "ship.pack", "pack", run_first=True, headers={"a": "b"}, retry=Retry(1, 2, 3.0, 4, 5, 6)
+            ),
+        ),
+        Branch(
+            "2",
+            Kind.SAGA,
+            resource="grpc://ship:9",
+            action=Action("ship.pack", run_first=True, forward=True, after=("1",), results_of=("1",)),
+        ),
+    )
+
+
+METHOD = {"operation": "/s.Ship/Pack"}
+BAD: dict[str, tuple[str, list[c.Branch]]] = {
+    "nothing": (reasons.BAD_REQUEST, []),
+    "too many": (reasons.TOO_LARGE, [step(str(n)) for n in range(6)]),
+    "twice": (reasons.BAD_BRANCH, [step("1"), step("1")]),
+    "a bad id": (reasons.BAD_BRANCH, [step("x")]),
+    "an xa branch": (reasons.NOT_SUPPORTED, [c.Branch(id="1", kind=c.KIND_XA)]),
+    "a message": (reasons.NOT_SUPPORTED, [c.Branch(id="1", kind=c.KIND_MESSAGE)]),
+    "a vote": (reasons.BAD_BRANCH, [step("1", vote=c.VOTE_PREPARED)]),
+    "after itself": (reasons.BAD_BRANCH, [step("1", "1")]),
+    "after nobody": (reasons.BAD_BRANCH, [step("1", "2")]),
+    "in a circle": (reasons.BAD_BRANCH, [step("1", "2"), step("2", "1")]),
+    "confirmed in a circle": (
+        reasons.BAD_BRANCH,
+        [c.Branch(id=n, kind=c.KIND_TCC, after=[m], action=step("1").action) for n, m in ("12", "21")],
+    ),
+    "results of a later one": (reasons.BAD_BRANCH, [step("1", part={"results_of": ["2"]}), step("2")]),
+    "one name": (reasons.BAD_BRANCH, [step("1", name="a"), step("2", name="a")]),
+    "forward beside": (reasons.BAD_BRANCH, [step("1"), step("2", part={"forward": True})]),
+    "forward before": (reasons.BAD_BRANCH, [step("1", part={"forward": True}), step("2", "1")]),
+    "no target": (reasons.UNKNOWN_PARTICIPANT, [step("1", part={"target": ""})]),
+    "not grpc": (reasons.UNKNOWN_PARTICIPANT, [step("1", part={"target": "file:///etc"})]),
+    "no port": (reasons.UNKNOWN_PARTICIPANT, [step("1", part={"target": "grpc://ship"})]),
+    "a socket": (reasons.UNKNOWN_PARTICIPANT, [step("1", part={"target": "grpc://unix:/run/docker.sock"})]),
+    "a far port": (reasons.UNKNOWN_PARTICIPANT, [step("1", part={"target": "grpc://ship:70000"})]),
+    "an operator's method": (
+        reasons.BAD_BRANCH,
+        [step("1", part={"operation": "/txcoord.v1.AdminService/Skip", "no_undo": True})],
+    ),
+    "no operation": (reasons.BAD_BRANCH, [step("1", part={"operation": ""})]),
+    "no method": (reasons.BAD_BRANCH, [step("1", part={"operation": "/etc"})]),
+    "no compensation": (reasons.BAD_BRANCH, [step("1", part=METHOD)]),
+    "mixed names": (reasons.BAD_BRANCH, [step("1", part={"abort_operation": "/s.Ship/Undo"})]),
+    "large": (reasons.TOO_LARGE, [step("1", part={"payload": b"x" * 101})]),
+    "headers": (reasons.TOO_LARGE, [step("1", part={"headers": {"a": "x" * 9_000}})]),
+    "a callback": (reasons.NOT_SUPPORTED, [step("1", callback=c.Callback(id="x"))]),
+    "long times": (reasons.BAD_BRANCH, [step("1", retry=c.RetryPolicy(schedule_us=[1, 1 << 62]))]),
+    "results of nobody": (reasons.BAD_BRANCH, [step("1", part={"results_of": ["7"]})]),
+    "in a larger circle": (
+        reasons.BAD_BRANCH,
+        [step("1"), step("2", "1", "4"), step("3", "2"), step("4", "3")],
+    ),
+    "times": (reasons.BAD_BRANCH, [step("1", retry=c.RetryPolicy(initial_us=-1))]),
+    "multiplier": (reasons.BAD_BRANCH, [step("1", retry=c.RetryPolicy(multiplier=0.5))]),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_plans(what: str) -> None:
+    reason, branches = BAD[what]
+    with pytest.raises(Refused) as error:
+        READER.plan(branches)
+    assert error.value.refusal.reason == reason
+
+
+def test_methods_of_its_own() -> None:
+    [branch] = READER.plan([step("1", part={**METHOD, "abort_operation": "/s.Ship/Unpack"})])
+    assert branch.action is not None
+    assert branch.action.abort_operation == "/s.Ship/Unpack"
+    [branch] = READER.plan([step("1", part={**METHOD, "no_undo": True})])
+    assert branch.action is not None
+    assert branch.action.no_undo
+
+
+def test_inside_a_transaction_no_step_is_never_undone() -> None:
+    with pytest.raises(Refused) as error:
+        READER.steps([step("1", part={"forward": True})])
+    assert error.value.refusal.reason == reasons.NOT_SUPPORTED
+    assert READER.steps([c.Branch(id="1", kind=c.KIND_TCC)]) == ()
+
+
+def test_addresses() -> None:
+    for target in ("grpc://ship_1.local-net:9", "grpc://10.0.0.7:50051", "grpc://[::1]:65535"):
+        [branch] = READER.plan([step("1", part={"target": target})])
+        assert branch.resource == target
+
+
+def test_a_large_graph_is_checked_at_once() -> None:
+    many = Reader(limits=Limits(), log_id="0123456789", resources=(), now_us=lambda: 0)
+    steps = [step(str(n), *(str(m) for m in range(max(1, n - 9), n))) for n in range(1, 1_001)]
+    began = time.process_time()
+    assert len(many.plan(steps)) == 1_000
+    assert time.process_time() - began < 2.0
+    with pytest.raises(Refused) as error:
+        many.plan([*steps[:-1], step("1000", *(str(n) for n in range(1, 1_000)), *["1"] * 1_000)])
+    assert error.value.refusal.reason == reasons.TOO_LARGE
+
+
+def test_only_a_plan_has_no_deadline() -> None:
+    tx_id = "0190" + "0" * 8 + "7" + "0" * 3 + "8" + "0" * 15
+    with pytest.raises(Refused) as error:
+        READER.tx("shop", tx_id, "", FOREVER_US, None)
+    assert error.value.refusal.reason == reasons.DEADLINE_TOO_FAR
+    assert READER.tx("shop", tx_id, "", FOREVER_US, None, may_have_none=True).deadline_us == FOREVER_US

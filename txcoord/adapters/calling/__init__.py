@@ -1,0 +1,1 @@
+"""Calling participants: over gRPC, with the SDK there or without."""

@@ -1,0 +1,50 @@
+"""The column ``action`` of a branch: JSON of what only branches with a participant have, empty for the others."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Any
+
+from ...core.action import Action, Retry
+from ...core.model import Branch
+
+_ACTION = {f.name: f.default for f in fields(Action)}
+_RETRY = {f.name: f.default for f in fields(Retry)}
+_BESIDE = ("result_type", "failures", "since_us")
+
+
+def to_text(branch: Branch) -> str:
+    """What is written. What is as it is by default is left out, so that older rows can be read for ever."""
+    action = branch.action
+    if action is None:
+        return ""
+    out: dict[str, Any] = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, default in _ACTION.items()
+        if name not in ("retry", "headers") and (value := getattr(action, name)) != default
+    }
+    if action.headers:
+        out["headers"] = dict(action.headers)
+    retry = {
+        name: value for name, default in _RETRY.items() if (value := getattr(action.retry, name)) != default
+    }
+    if retry:
+        out["retry"] = retry
+    out.update({name: value for name in _BESIDE if (value := getattr(branch, name))})
+    return json.dumps(out, ensure_ascii=False, separators=(",", ":"))
+
+
+def from_text(text: str) -> dict[str, Any]:
+    """The fields of a branch that are kept there."""
+    if not text:
+        return {}
+    found: dict[str, Any] = json.loads(text)
+    beside = {name: found.pop(name) for name in _BESIDE if name in found}
+    retry = found.pop("retry", {})
+    if "schedule_us" in retry:
+        retry["schedule_us"] = tuple(retry["schedule_us"])
+    for name in ("after", "results_of"):
+        if name in found:
+            found[name] = tuple(found[name])
+    return {"action": Action(**found, retry=Retry(**retry)), **beside}

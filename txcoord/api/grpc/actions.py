@@ -1,0 +1,191 @@
+"""The participant's part of a branch, between the wire and the core."""
+
+from __future__ import annotations
+
+import graphlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from txcoord_client._pb import common_pb2 as c
+from txcoord_client.protocol import identifiers, reasons
+
+from ...core.action import Action, Retry
+from ...core.errors import Refusal, Refused
+from ...core.model import Branch, Kind
+
+_MOST_HEADERS = 8 * 1024
+_METHOD = re.compile(r"/[A-Za-z_][\w.]*/[A-Za-z_]\w*", re.ASCII)
+_OURS = ("/txcoord.", "/grpc.")
+"""A coordinator calls no coordinator: whoever may submit a plan is no operator."""
+_TARGET = re.compile(r"grpc://([A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.]+\]):([1-9][0-9]{0,4})", re.ASCII)
+_MOST_EDGES = 10_000
+"""In a plan: each answer looks at all of them."""
+_MOST_ATTEMPTS = 1_000_000
+_LONGEST_CALL_US = 600_000_000
+_LONGEST_US = 366 * 86_400_000_000
+
+
+def bad(
+    item: c.Branch, message: str, reason: str = reasons.BAD_BRANCH, code: str = "INVALID_ARGUMENT"
+) -> Refused:
+    """A refusal of a branch: nothing was written."""
+    return Refused(Refusal(code, reason, f"branch {item.id}: {message}", True))
+
+
+def read(item: c.Branch, sized: Callable[[bytes, str], None]) -> dict[str, Any]:
+    """The fields of a branch with a participant. Raises Refused."""
+    part = item.action
+    sized(part.payload, f"payload of branch {item.id}")
+    if not _is_target(part.target):
+        raise bad(
+            item,
+            f"target {part.target[:120]!r}: an address such as grpc://host:port is needed",
+            reasons.UNKNOWN_PARTICIPANT,
+        )
+    if not part.operation or len(part.operation) > 200:
+        raise bad(item, "its operation has a name of 1 to 200 characters")
+    specials = (part.first_operation, part.commit_operation, part.abort_operation)
+    if part.operation.startswith("/"):
+        _check_methods(item)
+    elif any(specials):
+        raise bad(
+            item, "operations of their own are gRPC methods, such as /shop.Stock/Reserve, or none at all"
+        )
+    if item.HasField("callback"):
+        raise bad(
+            item, "completion callbacks are not carried out yet", reasons.NOT_SUPPORTED, "UNIMPLEMENTED"
+        )
+    size = sum(len(k) + len(v) for k, v in part.headers.items())
+    if size > _MOST_HEADERS or len(item.name) > 200 or len(part.content_type) > 255:
+        raise bad(item, f"name, content type or headers ({size} bytes) are too long", reasons.TOO_LARGE)
+    if item.id in item.after or not all(map(identifiers.is_branch, [*item.after, *part.results_of])):
+        raise bad(item, "after and results_of name other branches")
+    action = Action(
+        operation=part.operation,
+        name=item.name,
+        content_type=part.content_type,
+        first_operation=part.first_operation,
+        commit_operation=part.commit_operation,
+        abort_operation=part.abort_operation,
+        run_first=part.run_first,
+        forward=part.forward,
+        no_undo=part.no_undo,
+        after=tuple(item.after),
+        results_of=tuple(part.results_of),
+        aborted_means_refused=part.aborted_means_refused,
+        headers=dict(part.headers),
+        retry=_retry(item),
+    )
+    return {"resource": part.target, "payload": part.payload, "action": action}
+
+
+def _check_methods(item: c.Branch) -> None:
+    """Any unary method is an operation: a participant without the SDK has one for each thing that it does."""
+    part = item.action
+    needed = [part.operation]
+    if item.kind == c.KIND_TCC:
+        needed.append(part.commit_operation)
+    if not part.no_undo and not part.forward:
+        needed.append(part.abort_operation)
+    for method in (
+        *needed,
+        *filter(None, [part.first_operation, part.commit_operation, part.abort_operation]),
+    ):
+        if len(method) > 200 or not _METHOD.fullmatch(method) or method.startswith(_OURS):
+            raise bad(
+                item, f"method {method[:80]!r}: /package.Service/Method is needed, for confirm and cancel too"
+            )
+
+
+def _is_target(text: str) -> bool:
+    # Nothing else that a gRPC channel takes for an address, such as a socket's path.
+    found = _TARGET.fullmatch(text) if len(text) <= 250 else None
+    return found is not None and int(found[2]) < 65_536
+
+
+def _retry(item: c.Branch) -> Retry:
+    r = item.retry
+    times = (r.call_timeout_us, r.initial_us, r.cap_us, r.give_up_us, *r.schedule_us)
+    if not all(0 <= t <= _LONGEST_US for t in times) or r.call_timeout_us > _LONGEST_CALL_US:
+        raise bad(item, "times of its retry policy: from 0 to a year, a call at most 10 minutes")
+    if r.multiplier and not 1.0 <= r.multiplier <= 100.0:
+        raise bad(item, "multiplier of its retry policy: from 1 to 100")
+    if r.max_attempts > _MOST_ATTEMPTS or len(r.schedule_us) > 100:
+        raise bad(item, "its retry policy is too long")
+    return Retry(
+        r.call_timeout_us,
+        r.initial_us,
+        r.multiplier,
+        r.cap_us,
+        r.max_attempts,
+        r.give_up_us,
+        tuple(r.schedule_us),
+    )
+
+
+def write(out: c.Branch, action: Action, target: str) -> None:
+    """A branch for people: without its payload."""
+    out.name = action.name
+    out.after.extend(action.after)
+    out.action.target = target
+    out.action.operation = action.operation
+    out.action.content_type = action.content_type
+    out.action.run_first = action.run_first
+    out.action.forward = action.forward
+    out.action.no_undo = action.no_undo
+
+
+def check_graph(branches: Mapping[str, Branch]) -> None:
+    """Steps come after steps that are there, in no circle; a step that is never undone comes after all that are. Raises
+    Refused."""
+    edges = sum(
+        len(b.action.after) + len(b.action.results_of) for b in branches.values() if b.action is not None
+    )
+    if edges > _MOST_EDGES:
+        text = f"its branches name others {edges} times; at most {_MOST_EDGES}"
+        raise Refused(Refusal("INVALID_ARGUMENT", reasons.TOO_LARGE, text, True))
+    after = {b.id: _after(b) for b in branches.values()}
+    for b in branches.values():
+        if not after[b.id] <= branches.keys():
+            raise _of(b, "it comes after a branch that is not there")
+    order = _in_order(branches, after)
+    # Else none of them would ever be confirmed, or cancelled.
+    _in_order(branches, {b.id: _confirmed_after(b) & branches.keys() for b in branches.values()})
+    # Sets of branches as bits: all that come before each are found in one pass.
+    bit = {name: 1 << n for n, name in enumerate(branches)}
+    before: dict[str, int] = {}
+    for name in order:
+        before[name] = 0
+        for earlier in after[name]:
+            before[name] |= bit[earlier] | before[earlier]
+    names = [b.action.name for b in branches.values() if b.action is not None and b.action.name]
+    if len(names) != len(set(names)):
+        raise _of(next(iter(branches.values())), "two steps have one name")
+    undone = sum(bit[b.id] for b in branches.values() if b.action is not None and not b.action.forward)
+    for b in branches.values():
+        assert b.action is not None
+        if not all(bit.get(name, 0) & before[b.id] for name in b.action.results_of):
+            raise _of(b, "it is given the results of branches that come before it only")
+        if b.action.forward and (b.kind is not Kind.SAGA or undone & ~before[b.id]):
+            raise _of(b, "a step that is never undone comes after all that may be")
+
+
+def _in_order(branches: Mapping[str, Branch], after: Mapping[str, set[str]]) -> list[str]:
+    try:
+        return list(graphlib.TopologicalSorter(after).static_order())
+    except graphlib.CycleError as error:
+        raise _of(branches[error.args[1][0]], "it comes after itself") from None
+
+
+def _confirmed_after(b: Branch) -> set[str]:
+    return set(b.action.after) if b.action is not None and b.kind is Kind.TCC else set()
+
+
+def _after(b: Branch) -> set[str]:
+    # A tcc branch names those whose confirm comes before: its try waits for none.
+    return set(b.action.after) if b.action is not None and b.kind is Kind.SAGA else set()
+
+
+def _of(b: Branch, message: str) -> Refused:
+    return Refused(Refusal("INVALID_ARGUMENT", reasons.BAD_BRANCH, f"branch {b.id}: {message}", True))

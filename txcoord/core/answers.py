@@ -1,0 +1,128 @@
+"""What a participant's answer means for its branch, and for the whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from . import plans, settle
+from .action import Answer, AnswerKind, Op, Retry
+from .calling import calls_of, op_of, pause_us, spent
+from .events import Alarm, Answered, Call, Effect, Settled, Verdict
+from .lifecycle import BranchEvent, next_branch
+from .model import Branch, BranchState, Change, ChangeKind, HistoryEntry, Tx, TxState
+
+_FIRST = (Op.TRY, Op.ACTION)
+_LONGEST_PAUSE_US = 30 * 86_400_000_000
+"""A participant that says when it wants to be asked again is not believed beyond that."""
+_ASK_AGAIN_US = 1_000_000
+"""After *pending*, where the participant does not say when."""
+
+
+def answered(tx: Tx, event: Answered, now_us: int) -> Verdict:
+    """A participant has answered, or failed to. Repeats and late news change nothing."""
+    branch = tx.branch(event.branch_id)
+    if branch is None or tx.ended or op_of(branch) is not event.op:
+        return Verdict(tx)
+    # That it is done is a fact, whichever attempt says so; of the others only the latest counts. Earlier ones may have
+    # been forgotten, with the node that made them, or by an operator's order: then it is later than the next one.
+    if event.answer.kind is not AnswerKind.DONE and event.attempt <= branch.attempts:
+        return Verdict(tx)
+    moved, effects, history = _moved(tx, branch, event, now_us)
+    new = settle.close(plans.started(settle.with_branch(tx, moved)), now_us)
+    if tx.decision is None:
+        changed = tuple(b for b in new.branches if b != tx.branch(b.id))
+        # Those that are on their way are not asked for again; this one is.
+        before = [b.id for b in tx.branches if b.id != moved.id and plans.runs(tx, b)]
+        effects = tuple(
+            e for e in plans.effects_of(new) if not isinstance(e, Call) or e.branch.id not in before
+        )
+        # Lazy: what is lost is run again. In an active transaction its caller's commit says all of it.
+        change = Change(ChangeKind.PROGRESS, new, changed, tx.epoch, tx.epoch, forced=False, history=history)
+        return Verdict(new, change if tx.state is TxState.RUNNING else None, effects)
+    effects = (*effects, *_next_calls(tx, new, moved))
+    if new.ended and not tx.ended:
+        new = replace(new, epoch=tx.epoch + 1)  # As for the other kinds: see settle.progress.
+        effects = (*effects, *settle.effects_of(new))
+    elif new.shown_parked:
+        effects = (*effects, Settled())
+    return Verdict(new, settle.lazy(tx, new, moved, history), effects)
+
+
+def _next_calls(old: Tx, new: Tx, moved: Branch) -> tuple[Effect, ...]:
+    """What may be called now and could not before, and this one again."""
+    before = {call.branch.id for call in calls_of(old)} - {moved.id}
+    return tuple(call for call in calls_of(new) if call.branch.id not in before)
+
+
+def _moved(
+    tx: Tx, branch: Branch, event: Answered, now_us: int
+) -> tuple[Branch, tuple[Effect, ...], tuple[HistoryEntry, ...]]:
+    answer, first = event.answer, event.op in _FIRST
+    if answer.kind is AnswerKind.DONE:
+        moved = replace(
+            branch,
+            state=_next(branch, BranchEvent.VOTE_YES if first else BranchEvent.FINISHED),
+            next_attempt_us=0,
+        )
+        if first:
+            moved = replace(moved, result=answer.result, result_type=answer.content_type)
+        said = (HistoryEntry(now_us, "branch.finished", branch.id),) if branch.attempts else ()
+        return moved, (), said
+    forward = first and branch.action is not None and branch.action.forward
+    if answer.kind is AnswerKind.REFUSED and not forward:
+        reason = answer.reason or "BRANCH_REFUSED"
+        if first:
+            no = BranchEvent.VOTE_NO if _only_attempt(tx, branch) else _GIVEN_UP[event.op]
+            moved = replace(branch, state=_next(branch, no), reason=reason)
+            return moved, (), (HistoryEntry(now_us, "branch.refused", branch.id, reason=reason),)
+        return _parked(branch, f"REFUSED_IN_PHASE_TWO: {reason}", now_us)
+    tried = replace(
+        branch,
+        attempts=branch.attempts + 1,
+        since_us=branch.since_us or now_us,
+        failures=branch.failures + 1 if answer.kind is not AnswerKind.PENDING else 0,
+        reason=answer.reason or ("PENDING" if answer.kind is AnswerKind.PENDING else "FAILED"),
+    )
+    if not forward and spent(tried, event.defaults, now_us):
+        reason = f"RETRIES_SPENT: after {tried.attempts} attempts: {tried.reason}"
+        if not first:
+            return _parked(tried, reason, now_us)
+        moved = replace(tried, state=_next(branch, _GIVEN_UP[event.op]), reason=reason)
+        return moved, (), (HistoryEntry(now_us, "branch.given_up", branch.id, reason=reason),)
+    due_us = now_us + _pause_us(tried, answer, event.defaults, event.draw)
+    moved = replace(tried, state=_next(branch, BranchEvent.FAILED), next_attempt_us=due_us)
+    what = "branch.pending" if answer.kind is AnswerKind.PENDING else "branch.failed"
+    return moved, (), (HistoryEntry(now_us, what, branch.id, reason=tried.reason),)
+
+
+def _only_attempt(tx: Tx, branch: Branch) -> bool:
+    """Is this the only attempt of a first phase that was ever made? Another one may be on its way still, or be made by
+    another node, and come through: its action has to be compensated though it was refused here."""
+    return not branch.attempts and tx.state is TxState.RUNNING and tx.epoch == 0
+
+
+_GIVEN_UP = {
+    Op.TRY: BranchEvent.VOTE_NO,
+    # It may have run: parked, not refused, so that it is compensated.
+    Op.ACTION: BranchEvent.PARK,
+}
+
+
+def _pause_us(branch: Branch, answer: Answer, defaults: Retry, draw: float) -> int:
+    asked_us = min(answer.retry_after_us, _LONGEST_PAUSE_US)
+    if answer.kind is AnswerKind.PENDING:
+        return asked_us or _ASK_AGAIN_US
+    own = branch.action.retry if branch.action is not None else Retry()
+    return max(asked_us, pause_us(own, defaults, branch.failures, draw))
+
+
+def _parked(
+    branch: Branch, reason: str, now_us: int
+) -> tuple[Branch, tuple[Effect, ...], tuple[HistoryEntry, ...]]:
+    moved = replace(branch, state=_next(branch, BranchEvent.PARK), reason=reason)
+    entry = HistoryEntry(now_us, "branch.parked", branch.id, reason=reason)
+    return moved, (Alarm("parked", branch.id, reason),), (entry,)
+
+
+def _next(branch: Branch, event: BranchEvent) -> BranchState:
+    return next_branch(branch.kind, branch.state, event)

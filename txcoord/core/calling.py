@@ -1,0 +1,61 @@
+"""Which participants are to be called now, with what, and when again."""
+
+from __future__ import annotations
+
+from .action import Op, Retry
+from .backoff import Backoff
+from .events import Call
+from .model import Branch, BranchState, Kind, Tx
+
+_OPS = {
+    (Kind.TCC, BranchState.RUNNING): Op.TRY,
+    (Kind.TCC, BranchState.FINISHING): Op.CONFIRM,
+    (Kind.TCC, BranchState.UNDOING): Op.CANCEL,
+    (Kind.SAGA, BranchState.RUNNING): Op.ACTION,
+    (Kind.SAGA, BranchState.UNDOING): Op.COMPENSATE,
+}
+
+
+def op_of(branch: Branch) -> Op | None:
+    """What its participant is to do for it now, if anything."""
+    return _OPS.get((branch.kind, branch.state))
+
+
+def call_of(branch: Branch) -> Call | None:
+    """The call that it needs now."""
+    op = op_of(branch)
+    return Call(branch, op, branch.attempts + 1, branch.next_attempt_us) if op is not None else None
+
+
+def calls_of(tx: Tx) -> tuple[Call, ...]:
+    """All calls that may be made now; asking twice asks for the same."""
+    if tx.ended:
+        return ()
+    found = (call_of(b) for b in tx.branches if op_of(b) is not None and tx.may_go(b))
+    return tuple(call for call in found if call is not None)
+
+
+def pause_us(own: Retry, defaults: Retry, failures: int, draw: float) -> int:
+    """How long to wait after so many failures in a row; ``draw`` is uniform in [0, 1)."""
+    if own.schedule_us:
+        return own.schedule_us[min(failures, len(own.schedule_us)) - 1]
+    backoff = Backoff(
+        own.first_us or defaults.first_us,
+        own.factor or defaults.factor,
+        own.cap_us or defaults.cap_us,
+    )
+    return backoff.delay_us(failures, draw)
+
+
+def spent(branch: Branch, defaults: Retry, now_us: int) -> bool:
+    """Is its budget of attempts used up?"""
+    own = branch.action.retry if branch.action is not None else Retry()
+    # A first phase has no limit of its own but what was asked for: its deadline ends it.
+    running = branch.state is BranchState.RUNNING
+    most = own.max_attempts or (0 if running else defaults.max_attempts)
+    until = own.give_up_us or (0 if running else defaults.give_up_us)
+    if most and branch.failures >= most:
+        return True
+    if own.schedule_us and branch.failures > len(own.schedule_us):
+        return True
+    return bool(until and branch.since_us and now_us - branch.since_us >= until)

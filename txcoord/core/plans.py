@@ -1,0 +1,90 @@
+"""Plans: steps that the coordinator runs before anything is decided, and that decide."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .calling import calls_of
+from .events import Decide, Effect
+from .kinds import RULES
+from .lifecycle import BranchEvent, TxEvent, next_branch, next_tx
+from .model import Branch, BranchState, Tx, TxState
+
+_NO = (BranchState.REFUSED, BranchState.PARKED)
+_FACTS = (BranchState.READY, *_NO)
+
+
+def is_step(branch: Branch) -> bool:
+    """Does the coordinator run its first phase?"""
+    return branch.action is not None and branch.action.run_first
+
+
+def sealed(tx: Tx) -> Tx:
+    """A plan as it begins."""
+    return started(replace(tx, state=next_tx(tx.state, TxEvent.SEAL)))
+
+
+def started(tx: Tx) -> Tx:
+    """Start the steps before which everything has happened."""
+    if tx.decision is not None:
+        return tx
+    return replace(tx, branches=tuple(_started(tx, b) for b in tx.branches))
+
+
+def _started(tx: Tx, branch: Branch) -> Branch:
+    if branch.state is not BranchState.OPEN or not is_step(branch):
+        return branch
+    running = replace(branch, state=next_branch(branch.kind, branch.state, BranchEvent.START))
+    return running if tx.may_go(running) else branch
+
+
+def runs(tx: Tx, branch: Branch) -> bool:
+    """Is its first phase being called?"""
+    return branch.state is BranchState.RUNNING and tx.may_go(branch)
+
+
+def as_read(tx: Tx) -> Tx:
+    """An undecided transaction as the log has it. What its steps do is written lazily, or not at all: any of them may
+    have been started since, so that an abort has to undo it. Running it again is harmless."""
+    if tx.decision is not None:
+        return tx
+    return replace(
+        tx,
+        branches=tuple(
+            replace(b, state=BranchState.RUNNING) if b.state is BranchState.OPEN and is_step(b) else b
+            for b in tx.branches
+        ),
+    )
+
+
+def joined(row: Tx, own: Tx) -> Tx:
+    """The row of an active transaction that others have changed, with what is known here of its steps."""
+    facts = {b.id: b for b in own.branches if is_step(b) and b.state in _FACTS}
+    return replace(row, branches=tuple(facts.get(b.id, b) if is_step(b) else b for b in row.branches))
+
+
+def only_forward(tx: Tx) -> bool:
+    """Has a step begun, or may it have, that is never undone? Then the plan cannot be aborted any more."""
+    begun = (BranchState.RUNNING, BranchState.READY)
+    return tx.state is TxState.RUNNING and any(
+        b.action is not None and b.action.forward and b.state in begun for b in tx.branches
+    )
+
+
+def no_of(tx: Tx) -> Branch | None:
+    """The step that has said no, or that was given up."""
+    return next((b for b in tx.branches if is_step(b) and b.state in _NO), None)
+
+
+def all_done(tx: Tx) -> bool:
+    """Is the first phase of all its branches done?"""
+    return all(b.state is BranchState.READY for b in tx.branches if RULES[b.kind].first_phase)
+
+
+def effects_of(tx: Tx) -> tuple[Effect, ...]:
+    """What is to be done for the steps of an undecided transaction. Once one has said no, nothing more is begun."""
+    if tx.decision is not None:
+        return ()
+    if no_of(tx) is not None or (tx.state is TxState.RUNNING and all_done(tx)):
+        return (Decide(),)
+    return calls_of(tx)

@@ -1,0 +1,206 @@
+"""Calls of participants, each target in a lane of its own: one that hangs delays only its own branches.
+
+Calls of one target that are due together travel together, and each answer counts as soon as it is there. A lane has
+room for some such calls at a time; while all are on their way the next one fills.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ..core.action import Answer, AnswerKind, Op, Retry
+from ..core.calling import op_of
+from ..core.events import Answered, Call, Event
+from ..core.model import Tx
+from ..observe import logs
+from ..ports import Caller, CallRequest, Clock, Failpoints, Randomness, Spawn, Task
+from .later import Key, Later
+
+log = logs.get("txcoord.calls")
+
+_MOST = 200
+"""Branches in one call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Call the participant of this branch."""
+
+    key: Key
+    target: str
+    op: Op
+    attempt: int
+    timeout_us: int
+
+
+class Calls:
+    """Carries ``Call`` effects out and says what was answered.
+
+    ``look`` gives the transaction as it stands when the turn of a call has come: it may not be wanted any more.
+    """
+
+    def __init__(
+        self,
+        caller: Caller | None,
+        *,
+        clock: Clock,
+        randomness: Randomness,
+        spawn: Spawn,
+        failpoints: Failpoints,
+        defaults: Retry,
+        tell: Callable[[str, Event], None],
+        look: Callable[[str], Tx | None],
+        width: int = 16,
+    ) -> None:
+        self._caller = caller
+        self._clock = clock
+        self._random = randomness
+        self._spawn = spawn
+        self._failpoints = failpoints
+        self._defaults = defaults
+        self._tell = tell
+        self._look = look
+        self._width = width
+        self._due: dict[str, deque[Job]] = {}
+        self._workers: dict[str, set[Task]] = {}
+        self._later: Later[Job] = Later(clock, spawn, "call:later", lambda _, job: self._do(job))
+        self._under_way: dict[Key, Job] = {}
+        self._after: dict[Key, Job] = {}
+        """What else is to be done for a branch once the call that is on its way has ended."""
+
+    def carry_out(self, tx_id: str, call: Call) -> None:
+        """Call now, or when it is due. Asking again while it is on its way changes nothing."""
+        own = call.branch.action.retry if call.branch.action is not None else Retry()
+        job = Job(
+            (tx_id, call.branch.id),
+            call.branch.resource,
+            call.op,
+            call.attempt,
+            own.call_timeout_us or self._defaults.call_timeout_us,
+        )
+        under_way = self._under_way.get(job.key)
+        if under_way is not None:
+            if (under_way.op, under_way.attempt) != (job.op, job.attempt):
+                self._after[job.key] = job
+        elif call.at_us > self._clock.now_us():
+            self._later.put(call.at_us, job.key, job)
+        else:
+            self._do(job)
+
+    def depth(self) -> Mapping[str, int]:
+        """How many calls are due and not made, by target."""
+        return {target: len(due) for target, due in self._due.items()}
+
+    @property
+    def later(self) -> int:
+        """How many branches wait for their next attempt."""
+        return len(self._later)
+
+    def stop(self) -> None:
+        """End all calls."""
+        self._later.stop()
+        for workers in self._workers.values():
+            for worker in workers:
+                worker.cancel()
+
+    # ---- lanes ----
+
+    def _do(self, job: Job) -> None:
+        if job.key in self._under_way:
+            return
+        self._later.drop(job.key)
+        self._under_way[job.key] = job
+        due = self._due.setdefault(job.target, deque())
+        due.append(job)
+        workers = {w for w in self._workers.get(job.target, ()) if not w.done()}
+        if len(workers) < self._width:
+            workers.add(self._spawn(self._work(job.target, due), f"call:{job.target}"))
+        self._workers[job.target] = workers
+
+    async def _work(self, target: str, due: deque[Job]) -> None:
+        while due:
+            timeout_us = due[0].timeout_us
+            jobs: list[Job] = []
+            while due and len(jobs) < _MOST and due[0].timeout_us == timeout_us:
+                jobs.append(due.popleft())
+            await self._call(target, jobs, timeout_us)
+        if self._due.get(target) is due:
+            del self._due[target]  # What comes now has a lane of its own.
+
+    async def _call(self, target: str, jobs: list[Job], timeout_us: int) -> None:
+        open_ = {job.key: job for job in jobs}
+        why = "NO_ANSWER: the call ended without an answer"
+        try:
+            requests = [r for job in jobs if (r := self._request(job)) is not None]
+            wanted = {(r.tx.tx_id, r.branch.id) for r in requests}
+            for key in [key for key in open_ if key not in wanted]:
+                self._over(open_.pop(key))
+            if not requests:
+                return
+            await self._failpoints.reach("call.before")
+            if self._caller is None:
+                raise NotImplementedError("this node calls no participants")
+            timeout_s = timeout_us / 1_000_000
+            async with asyncio.timeout(timeout_s):
+                async for request, answer in self._caller.call(target, requests, timeout_s):
+                    await self._failpoints.reach("call.after")
+                    job = open_.pop((request.tx.tx_id, request.branch.id), None)
+                    if job is not None:
+                        self._answered(job, answer)
+        except TimeoutError:
+            why = f"TIMED_OUT: no answer within {timeout_us / 1_000_000:g} s"
+        except Exception as error:
+            # Whatever one call brings about: its branches are tried again, and seen.
+            log.exception("call.crashed", target=target)
+            why = f"OTHER: {type(error).__name__}: {error}"
+        finally:
+            # Also when this worker ends: whoever asks again must not be told "on its way".
+            for job in open_.values():
+                self._under_way.pop(job.key, None)
+        for job in open_.values():
+            self._answered(job, Answer(AnswerKind.FAILED, reason=why))
+
+    def _request(self, job: Job) -> CallRequest | None:
+        tx = self._look(job.key[0])
+        branch = tx.branch(job.key[1]) if tx is not None else None
+        if tx is None or branch is None or op_of(branch) is not job.op or not tx.may_go(branch):
+            return None
+        return CallRequest(tx, branch, job.op, job.attempt, self._clock.now_us() + job.timeout_us)
+
+    def _answered(self, job: Job, answer: Answer) -> None:
+        self._under_way.pop(job.key, None)
+        if answer.kind is not AnswerKind.DONE:
+            log.warning(
+                f"branch.{answer.kind}",
+                tx_id=job.key[0],
+                branch=job.key[1],
+                target=job.target,
+                op=str(job.op),
+                attempt=job.attempt,
+                reason=answer.reason,
+            )
+        try:
+            self._tell(
+                job.key[0],
+                Answered(job.key[1], job.op, job.attempt, answer, self._random.random(), self._defaults),
+            )
+        finally:
+            # What was told may have begun its next call already: that one is under way.
+            self._next(job)
+
+    def _over(self, job: Job) -> None:
+        self._under_way.pop(job.key, None)
+        self._next(job)
+
+    def _next(self, job: Job) -> None:
+        after = self._after.pop(job.key, None)
+        # Another attempt was asked for by whoever had forgotten this one; if this one's answer counted, it is seen to.
+        seen_to = job.key in self._under_way or job.key in self._later
+        if after is not None and (after.op is not job.op or not seen_to):
+            self._do(after)
+
+
+__all__ = ["Calls"]

@@ -1,0 +1,306 @@
+"""What a coordinator carries out: branches of decided transactions, and news of them.
+
+The commands are in :mod:`.coordinator`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from ..core.action import Retry
+from ..core.backoff import Backoff
+from ..core.events import (
+    Alarm,
+    Answered,
+    BranchFailed,
+    BranchFinished,
+    Call,
+    Decide,
+    Effect,
+    Event,
+    Finish,
+    HeuristicSeen,
+    HolderReported,
+)
+from ..core.machine import decide, resume
+from ..core.model import BranchState, Change, ChangeKind, Tx, TxState, Windows, WriteResult, Written
+from ..observe import logs
+from ..ports import (
+    Caller,
+    Clock,
+    Failpoints,
+    Finisher,
+    Log,
+    LogIdentity,
+    LogUnavailable,
+    Randomness,
+    Spawn,
+)
+from .calls import Calls
+from .live import LiveSet
+from .one_phase import Prober
+from .phase_two import PhaseTwo
+from .strays import Strays
+from .waiting import Waiting
+
+log = logs.get("txcoord.coordinator")
+
+
+RETRY = Retry(5_000_000, 500_000, 2.0, 60_000_000, give_up_us=86_400_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What the engine needs to know. Durations in microseconds."""
+
+    node: str
+    windows: Windows = field(default_factory=Windows)
+    lease_us: int = 10_000_000
+    backoff: Backoff = field(default_factory=Backoff)
+    retry: Retry = RETRY
+    """When participants are called again, and when that is given up, where a branch says nothing else."""
+    call_width: int = 16
+    """How many calls of one participant are on their way at a time, each for many branches."""
+    finish_width: int = 8
+    hold_us: int = 2_000_000
+    """How long the session that prepared a branch has, from the decision on, before it is ended."""
+    watch_interval_s: float = 0.15
+    """Between two looks into the log for those who wait for what other nodes do."""
+    shared: bool = True
+    """May other nodes use this log?"""
+    probe_interval_s: float = 0.2
+
+
+@dataclass(slots=True)
+class _Held:
+    """News that wait."""
+
+    by: int = 0
+    news: list[Event] = field(default_factory=list)
+
+
+class Carrier:
+    """Carries out what is decided."""
+
+    def __init__(
+        self,
+        log_: Log,
+        finishers: Mapping[str, Finisher],
+        *,
+        settings: EngineSettings,
+        clock: Clock,
+        randomness: Randomness,
+        spawn: Spawn,
+        failpoints: Failpoints,
+        caller: Caller | None = None,
+    ) -> None:
+        self.log = log_
+        self.finishers = dict(finishers)
+        self.settings = settings
+        self.clock = clock
+        self.random = randomness
+        self.live = LiveSet()
+        self.alarms: dict[str, int] = {}
+        self.identity: LogIdentity | None = None
+        self._spawn = spawn
+        self._failpoints = failpoints
+        self._rows: OrderedDict[str, Tx] = OrderedDict()
+        self._held_news: dict[str, _Held] = {}
+        self._prober = Prober(
+            self.finishers,
+            windows=settings.windows,
+            clock=clock,
+            failpoints=failpoints,
+            interval_s=settings.probe_interval_s,
+        )
+        self._strays = Strays(
+            self.finishers, spawn=spawn, alarm=self.alarm, clock=clock, hold_us=settings.hold_us
+        )
+        self.waiting = Waiting(
+            self, spawn=spawn, interval_s=settings.watch_interval_s, shared=settings.shared
+        )
+        self.phase_two = PhaseTwo(
+            finishers,
+            clock=clock,
+            randomness=randomness,
+            spawn=spawn,
+            failpoints=failpoints,
+            backoff=settings.backoff,
+            tell=self.tell,
+            wanted=self._wanted,
+            width=settings.finish_width,
+            hold_us=settings.hold_us,
+        )
+        self.calls = Calls(
+            caller,
+            clock=clock,
+            randomness=randomness,
+            spawn=spawn,
+            failpoints=failpoints,
+            defaults=settings.retry,
+            tell=self.tell,
+            look=self._as_it_stands,
+            width=settings.call_width,
+        )
+
+    async def _pick_up(self, written: Tx) -> None:
+        """Carry a decision out if it is in the log as this node has tried to write it."""
+        # After that the row is taken over like any other.
+        while self.clock.now_us() < written.lease_until_us:
+            try:
+                row = (await self.log.read([written.tx_id])).get(written.tx_id)
+            except LogUnavailable:
+                row = None
+            if row is not None and row.decision is not None:
+                ours = (row.owner, row.epoch, row.decided_us, row.decided_by)
+                if ours == (written.owner, written.epoch, written.decided_us, written.decided_by):
+                    self.adopt(row)
+                return
+            await self.clock.sleep(self.settings.watch_interval_s)
+
+    async def get(self, tx_id: str) -> Tx | None:
+        """A transaction as it stands: what this node carries out is ahead of the log by its lazy writes."""
+        live = self.live.get(tx_id)
+        if live is not None and live.logged and live.tx.state is not TxState.ACTIVE:
+            return live.tx
+        await self.log.settle()
+        row = (await self.log.read([tx_id])).get(tx_id)
+        live = self.live.get(tx_id)
+        if live is None or not live.logged or live.tx.state is not TxState.ACTIVE:
+            return row if live is None or not live.logged else live.tx
+        if row is None or row.decision is None:
+            return live.tx
+        # Its client went to another node to decide it: that one has it from then on.
+        self.live.drop(tx_id)
+        return row
+
+    def leased(self, tx: Tx) -> Tx:
+        """As it is to be written: with a lease from now on. An old one would hand the row to another node."""
+        return replace(tx, lease_until_us=self.clock.now_us() + self.settings.lease_us)
+
+    # ---- phase two ----
+
+    def adopt(self, tx: Tx) -> None:
+        """Carry on with a transaction that was read from the log and is ours now."""
+        self._adopt(tx, resume(tx))
+
+    def _adopt(self, tx: Tx, effects: tuple[Effect, ...], *, logged: bool = True) -> None:
+        if tx.decision is not None:
+            self.waiting.decided(tx, logged=logged)
+        live = self.live.get(tx.tx_id)
+        if live is not None and live.logged and (not logged or live.tx.epoch >= tx.epoch):
+            return
+        if tx.ended or tx.shown_parked:
+            # Nothing runs: the log alone knows it from now on.
+            if live is not None:
+                self.live.put(tx)
+                self.live.drop(tx.tx_id)
+            return
+        self.live.put(tx, logged=logged)
+        self._carry_out(tx, effects)
+
+    def _carry_out(self, tx: Tx, effects: tuple[Effect, ...]) -> None:
+        for effect in effects:
+            if isinstance(effect, Finish):
+                self.phase_two.carry_out(tx.tx_id, effect)
+            elif isinstance(effect, Call):
+                self.calls.carry_out(tx.tx_id, effect)
+            elif isinstance(effect, Decide):
+                self._spawn(self._steps_settled(tx.tx_id), f"decide:{tx.tx_id}")
+
+    async def _steps_settled(self, tx_id: str) -> None:
+        raise NotImplementedError
+
+    def _as_it_stands(self, tx_id: str) -> Tx | None:
+        live = self.live.get(tx_id)
+        return live.tx if live is not None else None
+
+    def _wanted(self, tx_id: str, branch_id: str) -> bool:
+        live = self.live.get(tx_id)
+        branch = live.tx.branch(branch_id) if live is not None else None
+        return branch is not None and branch.state in (BranchState.FINISHING, BranchState.UNDOING)
+
+    @contextmanager
+    def _holding_news(self, tx_id: str) -> Iterator[None]:
+        """News of this transaction wait until this is over, and all others that hold them too."""
+        held = self._held_news.setdefault(tx_id, _Held())
+        held.by += 1
+        try:
+            yield
+        finally:
+            held.by -= 1
+            if not held.by:
+                del self._held_news[tx_id]
+                for event in held.news:
+                    self.tell(tx_id, event)
+
+    def tell(self, tx_id: str, event: Event) -> None:
+        """News of a branch from phase two. Nothing waits between reading and replacing the row: none is lost."""
+        live = self.live.get(tx_id)
+        if live is None:
+            return
+        if tx_id in self._held_news:
+            self._held_news[tx_id].news.append(event)
+            return
+        assert isinstance(event, BranchFinished | BranchFailed | HeuristicSeen | HolderReported | Answered)
+        verdict = decide(live.tx, event, self.clock.now_us(), self.settings.windows)
+        self._raise_alarms(verdict.tx, verdict.effects)
+        tx, change = verdict.tx, verdict.change
+        if change is not None and not live.logged and change.forced:
+            # It was to stay unlogged, but this is for a person to see.
+            tx = replace(self.leased(tx), owner=self.settings.node, version=1, created_us=tx.decided_us)
+            limit = self.settings.windows.abort_until(tx.deadline_us)
+            change = Change(ChangeKind.INSERT, tx, tx.branches, not_after_us=limit, history=change.history)
+            live.logged = True
+        elif change is not None and not tx.ended:
+            tx = self.leased(tx)
+            change = replace(change, tx=tx)
+        self.live.put(tx)
+        if change is not None and live.logged:
+            if change.forced:
+                self._spawn(self._write_forced(change), f"write:{tx_id}")
+            else:
+                self.log.write_lazily(change, self._after_write(change))
+        if tx.ended:
+            self.live.drop(tx_id)
+        self._carry_out(tx, verdict.effects)
+
+    async def _write_forced(self, change: Change) -> None:
+        while True:
+            try:
+                result = await self.log.write(change)
+            except LogUnavailable as error:
+                log.error("log.unavailable", tx_id=change.tx.tx_id, reason=str(error))
+                await self.clock.sleep(0.5)
+                continue
+            self._after_write(change)(result)
+            return
+
+    def _after_write(self, change: Change) -> Callable[[WriteResult], None]:
+        def written(result: WriteResult) -> None:
+            self.clock.observe(result.now_us)
+            live = self.live.get(change.tx.tx_id)
+            if result.written is Written.OK:
+                if live is not None and live.tx is change.tx and live.tx.shown_parked:
+                    # At rest until an operator comes, to this node or to another: the log alone knows it.
+                    self.live.drop(change.tx.tx_id)
+            elif live is None or live.tx.epoch <= max(change.expected_epoch, change.tx.epoch):
+                # Another node has taken the row over: what we know is old. Whoever waits reads again.
+                # (Otherwise our own newer claim, or an operator's order here, went past it.)
+                log.warning("tx.stale_epoch", tx_id=change.tx.tx_id, epoch=change.expected_epoch)
+                self.live.drop(change.tx.tx_id)
+
+        return written
+
+    def _raise_alarms(self, tx: Tx, effects: tuple[Effect, ...]) -> None:
+        for effect in effects:
+            if isinstance(effect, Alarm):
+                self.alarm(effect.kind, tx.tx_id, effect.branch_id, effect.detail)
+
+    def alarm(self, kind: str, tx_id: str, branch: str = "", detail: str = "") -> None:
+        """Something that a person must see."""
+        self.alarms[kind] = self.alarms.get(kind, 0) + 1
+        log.error(f"alarm.{kind}", tx_id=tx_id, branch=branch, detail=detail)
