@@ -12,6 +12,7 @@ async with coord.begin("transfer", gid="order-42") as g:
 """
 
 from ._block import Scope
+from ._runs import Run
 from ._version import __version__
 from .coordinator import Coordinator
 from .errors import (
@@ -60,6 +61,7 @@ __all__ = [
     "Rejected",
     "ResourceBusy",
     "ResourceMismatch",
+    "Run",
     "Saga",
     "Scope",
     "ServerInterceptor",

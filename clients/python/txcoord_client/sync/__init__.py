@@ -36,6 +36,7 @@ from ..errors import (
 )
 from ..outcome import Outcome, State
 from ._block import Scope
+from ._runs import Run
 from .coordinator import Coordinator
 from .participant import Participant
 from .sagas import Saga, saga
@@ -60,6 +61,7 @@ __all__ = [
     "Rejected",
     "ResourceBusy",
     "ResourceMismatch",
+    "Run",
     "Saga",
     "Scope",
     "State",
