@@ -4,8 +4,8 @@
 
 Each module named here is read from `txcoord_client`, its words are replaced, and it is written under the same name
 below `txcoord_client/sync`. What cannot be said in both ways is in modules written by hand on either side
-(`_aio`, `_wire`, `_admission`, `_enlisting`, `_participants`, `_serving`, `_xa/sa`, `_xa/kinds`); the others are
-shared.
+(`_aio`, `_wire`, `_admission`, `_enlisting`, `_participants`, `_serving` and how it is reached, `_xa/sa`,
+`_xa/kinds`); the others are shared.
 """
 
 from __future__ import annotations

@@ -18,9 +18,10 @@ Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 
 
 @asynccontextmanager
-async def serving_asgi(app: Any) -> AsyncIterator[str]:
-    """uvicorn in this loop; the URL where it is."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_level="critical", ws="none"))
+async def serving_asgi(app: Any, *, leave: bool = False, **options: Any) -> AsyncIterator[str]:
+    """uvicorn in this loop; the URL where it is. ``leave``: in the end, whatever is still on its way."""
+    options = {"port": 0, "lifespan": "off", "log_level": "critical", "ws": "none", **options}
+    server = uvicorn.Server(uvicorn.Config(app, **options))
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     server.capture_signals = _no_signals  # type: ignore[method-assign]
     serving = asyncio.ensure_future(server.serve())
@@ -30,9 +31,10 @@ async def serving_asgi(app: Any) -> AsyncIterator[str]:
             serving.result()
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"{'https' if 'ssl_certfile' in options else 'http'}://127.0.0.1:{port}"
     finally:
         server.should_exit = True
+        server.force_exit = leave
         await serving
 
 

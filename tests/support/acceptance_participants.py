@@ -10,15 +10,17 @@ import asyncio
 import inspect
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from fastapi import FastAPI
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from tests.support.acceptance import INSERT, Db, Site
+from tests.support.acceptance_http import serving_asgi
 from txcoord_client import Coordinator, Participant, Pending, Refused
 
 Step = Callable[[], Any]
@@ -193,10 +195,31 @@ class Shop:
         return self.stock.notes(body), self.coupons.notes(body)
 
 
+class WebShop(Shop):
+    """Both, in one application of FastAPI."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._stack = AsyncExitStack()
+
+    async def serve(self) -> None:
+        app = FastAPI()
+        app.include_router(self.stock.participant.fastapi(others=[self.coupons.participant]), prefix="/shop")
+        url = await self._stack.enter_async_context(serving_asgi(app, port=self.port, leave=True))
+        self.port = int(url.rpartition(":")[2])
+
+    async def leave(self) -> None:
+        await self._stack.aclose()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}/shop"
+
+
 @asynccontextmanager
-async def shop_on(site: Site) -> AsyncIterator[Shop]:
+async def shop_on(site: Site, kind: type[Shop] = Shop) -> AsyncIterator[Shop]:
     """Both services, closed in the end."""
-    shop = Shop(site)
+    shop = kind(site)
     await shop.serve()
     try:
         yield shop

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ..adapters.calling.grpc_ import GrpcCaller
+from ..adapters.calling.any_ import AnyCaller
 from ..adapters.embedded import InProcessLeases, SystemClock, SystemRandomness, Tasks
 from ..adapters.sql.leases import SqlLeases
 from ..adapters.sql.log import SqlLog
@@ -54,7 +54,7 @@ class Node:
         self.resources = Resources(
             [finisher(settings, name) for name in settings.resources], self.log, self.clock, self._look_at
         )
-        self.caller = GrpcCaller(node=settings.node_name)
+        self.caller = AnyCaller(node=settings.node_name)
         self._failpoints = failpoints_ or _failpoints()
         self._opened = False
         self._log_ids: tuple[str, ...] = ()
@@ -149,7 +149,7 @@ class Node:
             failpoints=self._failpoints,
             caller=self.caller,
         )
-        self.caller.log_id = identity.log_id
+        self.caller.knows_log(identity.log_id)
         coordinator.identity = identity
         self._coordinator = coordinator
         tolerance_us = microseconds(s.node.clock_tolerance)

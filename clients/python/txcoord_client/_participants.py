@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from . import _aio
+from ._http_tries import AsyncHttp, NoAnswer, is_http
 from ._pb import common_pb2 as c
 from ._pb import participant_pb2 as pb
 from ._pb import participant_pb2_grpc
@@ -28,7 +29,8 @@ def address_of(addresses: Mapping[str, str], name: str) -> str:
     found = addresses.get(name)
     if found is None:
         raise Rejected(
-            f"participant {name!r} has no address: Coordinator(participants={{{name!r}: 'grpc://host:port'}})",
+            f"participant {name!r} has no address: Coordinator(participants={{{name!r}: 'grpc://host:port'}}), or "
+            "'http://host:port'",
             reason=reasons.UNKNOWN_PARTICIPANT,
             facts={"participant": name},
         )
@@ -41,6 +43,7 @@ class Participants:
     def __init__(self, addresses: Mapping[str, str]) -> None:
         self._addresses = addresses
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._http: AsyncHttp | None = None
 
     def target(self, name: str) -> str:
         """The address of a participant. Raises Rejected."""
@@ -53,21 +56,39 @@ class Participants:
         while (left := until - _aio.now()) > 0:
             wait = pause
             try:
-                async for response in self._stub(target).Execute(request, timeout=left):
-                    answer: c.BranchAnswer
-                    for answer in response.answers:
-                        if answer.kind in (c.ANSWER_KIND_DONE, c.ANSWER_KIND_REFUSED):
-                            return answer
-                        why = f"{answer.reason}: {answer.message}"
-                        wait = max(answer.retry_after_us / 1e6, pause)
-            except grpc.aio.AioRpcError as error:
-                why = f"{error.code().name}: {error.details()}"
-                if error.code() not in AWAY:
+                answer = await self._ask(target, request, left)
+            except NoAnswer as error:
+                why = str(error)
+                if not error.again:
                     break
+            else:
+                if answer is not None:
+                    if answer.kind in (c.ANSWER_KIND_DONE, c.ANSWER_KIND_REFUSED):
+                        return answer
+                    why = f"{answer.reason}: {answer.message}"
+                    wait = max(answer.retry_after_us / 1e6, pause)
             await asyncio.sleep(max(min(wait, until - _aio.now()), 0.0))
             pause = min(pause * 2, LONGEST_PAUSE_S)
             request.actions[0].attempt += 1
         raise Unavailable(f"{target}: {why}", reason=reasons.PARTICIPANT_UNAVAILABLE, definite=False)
+
+    async def _ask(self, target: str, request: pb.ExecuteRequest, left: float) -> c.BranchAnswer | None:
+        if is_http(target):
+            if self._http is None:
+                self._http = AsyncHttp()
+            try:
+                async with asyncio.timeout(left):
+                    return await self._http.ask(target, request, left)
+            except TimeoutError:
+                return None
+        try:
+            async for response in self._stub(target).Execute(request, timeout=left):
+                for answer in response.answers:
+                    found: c.BranchAnswer = answer
+                    return found
+        except grpc.aio.AioRpcError as error:
+            raise NoAnswer(f"{error.code().name}: {error.details()}", again=error.code() in AWAY) from error
+        return None
 
     def _stub(self, target: str) -> Any:
         channel = self._channels.get(target)
@@ -80,3 +101,6 @@ class Participants:
         channels, self._channels = list(self._channels.values()), {}
         for channel in channels:
             await channel.close(None)
+        http, self._http = self._http, None
+        if http is not None:
+            await http.close()

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from . import interceptors
+from ._asgi_types import Application
 from ._carrying import Targets
-from .asgi import Application, AsyncDoor, Middleware
+from .asgi import AsyncDoor, Middleware
 from .errors import Rejected
 
 if TYPE_CHECKING:

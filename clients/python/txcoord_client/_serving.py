@@ -1,18 +1,21 @@
-"""``ParticipantService`` on a server of ``grpc.aio``."""
+"""What a participant is asked, run side by side; how it is asked is in ``_serving_grpc`` and ``_serving_http``.
+
+``sync/_serving.py`` says the same for threads.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, MutableMapping, Sequence
 from typing import Any, Protocol
-
-import grpc
 
 from ._answers import Answer, Call
 from ._pb import participant_pb2 as pb
-from ._pb import participant_pb2_grpc
 from .errors import Rejected
 from .protocol import reasons
+
+Begin = Callable[[pb.ExecuteRequest], MutableMapping["asyncio.Future[Answer]", pb.BranchAction]]
+"""Begins all actions of a request."""
 
 
 class Participant(Protocol):
@@ -25,48 +28,57 @@ class Participant(Protocol):
     async def execute(self, call: Call) -> Answer: ...
 
 
-class Servicer(participant_pb2_grpc.ParticipantServiceServicer):
-    """Runs what is asked side by side, and sends each answer as soon as it is there."""
+class Runner:
+    """Runs actions of several participants, of each so many at a time as it has room for."""
 
     def __init__(self, participants: Sequence[Participant]) -> None:
-        self._by_operation = {name: p for p in participants for name in p._operations}
+        self._participants = tuple(participants)
         self._room = {p.name: asyncio.Semaphore(p.concurrency) for p in participants}
 
-    async def Execute(
-        self, request: pb.ExecuteRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[pb.ExecuteResponse]:
-        """Many actions of many transactions."""
-        left = {
+    def begin(self, request: pb.ExecuteRequest) -> dict[asyncio.Future[Answer], pb.BranchAction]:
+        """Begin all that is asked."""
+        return {
             asyncio.ensure_future(self._one(Call.from_pb(request, action))): action
             for action in request.actions
             if action.context < len(request.contexts)
         }
-        try:
-            while left:
-                done, _ = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
-                response = pb.ExecuteResponse()
-                for task in done:
-                    action = left.pop(task)
-                    tx_id = request.contexts[action.context].tx_id
-                    response.answers.append(task.result().to_pb(tx_id, action))
-                yield response
-        finally:
-            # Nobody waits any more. What runs is rolled back, or asked for again.
-            for task in left:
-                task.cancel()
-
-    async def QueryBack(
-        self, request: pb.QueryBackRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> pb.QueryBackResponse:
-        """Of messages, which this version does not carry out."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no messages are sent by this service")
-        raise AssertionError("abort raises")
 
     async def _one(self, call: Call) -> Answer:
-        participant = self._by_operation.get(call.operation)
+        # What is declared after it was mounted counts too.
+        participant = next((p for p in self._participants if call.operation in p._operations), None)
         if participant is None:
-            return Answer.failed(
-                Rejected(f"there is no operation {call.operation!r} here", reason=reasons.UNKNOWN_OPERATION)
-            )
+            return nobody(call)
         async with self._room[participant.name]:
             return await participant.execute(call)
+
+
+def nobody(call: Call) -> Answer:
+    """Nobody here does that."""
+    return Answer.failed(
+        Rejected(f"there is no operation {call.operation!r} here", reason=reasons.UNKNOWN_OPERATION)
+    )
+
+
+async def answers(
+    begin: Begin, request: pb.ExecuteRequest
+) -> AsyncGenerator[tuple[pb.ExecuteResponse, bool], None]:
+    """Run what is asked; each answer as soon as it is there, and whether it is the last."""
+    left = begin(request)
+    try:
+        while left:
+            done, _ = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+            yield response_of(request, [(task.result(), left.pop(task)) for task in done]), not left
+    finally:
+        # Nobody waits any more. What runs is rolled back, or asked for again.
+        for task in left:
+            task.cancel()
+
+
+def response_of(
+    request: pb.ExecuteRequest, done: Iterable[tuple[Answer, pb.BranchAction]]
+) -> pb.ExecuteResponse:
+    """What was answered."""
+    response = pb.ExecuteResponse()
+    for answer, action in done:
+        response.answers.append(answer.to_pb(request.contexts[action.context].tx_id, action))
+    return response

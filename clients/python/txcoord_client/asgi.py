@@ -8,22 +8,16 @@ cannot be prepared, or is not to be, is undone, and the caller is told so.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 from . import _carrying, _joining
+from ._asgi_types import Application, Message, Receive, Scope, Send
 from ._carrying import Problem
 from ._pb import common_pb2 as c
 from ._xa.branch import reason_of
 from .errors import Rejected, TxcoordError
 from .protocol import reasons
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _CONTEXT = _carrying.CONTEXT_HEADER.lower().encode()
 _VOTE = _carrying.VOTE_HEADER.lower().encode()

@@ -374,9 +374,10 @@ async def _call(function: Callable[..., Awaitable[R]], g: Transaction) -> R:
 
 def _addresses(participants: Mapping[str, str]) -> dict[str, str]:
     for name, address in participants.items():
-        if not identifiers.is_name(name) or not address.startswith("grpc://"):
+        if not identifiers.is_name(name) or not address.startswith(("grpc://", "http://", "https://")):
             raise Rejected(
-                f"participants={{{name!r}: {address!r}}}: a name, and an address such as grpc://host:port",
+                f"participants={{{name!r}: {address!r}}}: a name, and an address such as grpc://host:port or "
+                "http://host:port",
                 reason=reasons.UNKNOWN_PARTICIPANT,
             )
     return dict(participants)

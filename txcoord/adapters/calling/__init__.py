@@ -1,1 +1,1 @@
-"""Calling participants: over gRPC, with the SDK there or without."""
+"""Calling participants: over gRPC or HTTP, with the SDK there or without."""

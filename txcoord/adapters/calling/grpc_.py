@@ -12,7 +12,7 @@ from txcoord_client._pb import participant_pb2_grpc
 
 from ...core.action import Answer, AnswerKind
 from ...ports import CallRequest
-from . import execute, plain
+from . import execute, grpc_plain, plain
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
@@ -42,15 +42,7 @@ class GrpcCaller:
         self, target: str, requests: Sequence[CallRequest], timeout_s: float
     ) -> AsyncIterator[tuple[CallRequest, Answer]]:
         """One call of ``Execute``; for methods of its own, one call for each branch."""
-        scheme, _, address = target.partition("://")
-        if scheme != "grpc" or not address:
-            answer = Answer(
-                AnswerKind.FAILED, reason=f"UNKNOWN_PARTICIPANT: {target[:200]!r} cannot be called"
-            )
-            for request in requests:
-                yield request, answer
-            return
-        channel = self._channel(address)
+        channel = self._channel(target.removeprefix("grpc://"))
         answered: Queue = asyncio.Queue()
         own = [r for r in requests if plain.method_of(r)]
         others = [r for r in requests if not plain.method_of(r)]
@@ -83,7 +75,7 @@ class GrpcCaller:
                         if asked is not None:
                             answered.put_nowait((asked, execute.answer_of(said)))
         except grpc.aio.AioRpcError as error:
-            why = plain.failure_of(error, timeout_s)
+            why = grpc_plain.failure_of(error, timeout_s)
         except Exception as error:
             why = f"OTHER: {type(error).__name__}: {error}"
         finally:
@@ -100,11 +92,11 @@ class GrpcCaller:
             method = raw.unary_unary(plain.method_of(request))
             self.messages += 2
             reply = await method(
-                request.branch.payload, timeout=timeout_s, metadata=plain.metadata_of(request)
+                request.branch.payload, timeout=timeout_s, metadata=grpc_plain.metadata_of(request)
             )
-            answer = plain.done(bytes(reply))
+            answer = plain.done(bytes(reply), "application/octet-stream")
         except grpc.aio.AioRpcError as error:
-            answer = plain.answer_of(error, request, timeout_s)
+            answer = grpc_plain.answer_of(error, request, timeout_s)
         except Exception as error:
             answer = Answer(AnswerKind.FAILED, reason=f"OTHER: {type(error).__name__}: {error}")
         answered.put_nowait((request, answer))

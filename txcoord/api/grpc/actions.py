@@ -13,12 +13,12 @@ from txcoord_client.protocol import identifiers, reasons
 from ...core.action import Action, Retry
 from ...core.errors import Refusal, Refused
 from ...core.model import Branch, Kind
+from ...core.targets import Target, is_path
 
 _MOST_HEADERS = 8 * 1024
 _METHOD = re.compile(r"/[A-Za-z_][\w.]*/[A-Za-z_]\w*", re.ASCII)
 _OURS = ("/txcoord.", "/grpc.")
 """A coordinator calls no coordinator: whoever may submit a plan is no operator."""
-_TARGET = re.compile(r"grpc://([A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.]+\]):([1-9][0-9]{0,4})", re.ASCII)
 _MOST_EDGES = 10_000
 """In a plan: each answer looks at all of them."""
 _MOST_ATTEMPTS = 1_000_000
@@ -37,21 +37,26 @@ def read(item: c.Branch, sized: Callable[[bytes, str], None]) -> dict[str, Any]:
     """The fields of a branch with a participant. Raises Refused."""
     part = item.action
     sized(part.payload, f"payload of branch {item.id}")
-    if not _is_target(part.target):
+    target = Target.parse(part.target)
+    if target is None:
         raise bad(
             item,
-            f"target {part.target[:120]!r}: an address such as grpc://host:port is needed",
+            f"target {part.target[:120]!r}: an address such as grpc://host:port or http://host:port/path is needed",
             reasons.UNKNOWN_PARTICIPANT,
         )
     if not part.operation or len(part.operation) > 200:
         raise bad(item, "its operation has a name of 1 to 200 characters")
     specials = (part.first_operation, part.commit_operation, part.abort_operation)
     if part.operation.startswith("/"):
-        _check_methods(item)
+        _check_methods(item, target)
     elif any(specials):
         raise bad(
-            item, "operations of their own are gRPC methods, such as /shop.Stock/Reserve, or none at all"
+            item,
+            "operations of their own are gRPC methods, such as /shop.Stock/Reserve, or paths, such as /reserve, or "
+            "none at all",
         )
+    if part.http_method not in ("", "POST"):
+        raise bad(item, f"http_method {part.http_method[:20]!r}: POST only", reasons.NOT_SUPPORTED)
     if item.HasField("callback"):
         raise bad(
             item, "completion callbacks are not carried out yet", reasons.NOT_SUPPORTED, "UNIMPLEMENTED"
@@ -80,28 +85,32 @@ def read(item: c.Branch, sized: Callable[[bytes, str], None]) -> dict[str, Any]:
     return {"resource": part.target, "payload": part.payload, "action": action}
 
 
-def _check_methods(item: c.Branch) -> None:
-    """Any unary method is an operation: a participant without the SDK has one for each thing that it does."""
+def _check_methods(item: c.Branch, target: Target) -> None:
+    """Any unary method, or path, is an operation: a participant without the SDK has one for each thing that it does."""
     part = item.action
     needed = [part.operation]
     if item.kind == c.KIND_TCC:
         needed.append(part.commit_operation)
     if not part.no_undo and not part.forward:
         needed.append(part.abort_operation)
-    for method in (
-        *needed,
-        *filter(None, [part.first_operation, part.commit_operation, part.abort_operation]),
-    ):
-        if len(method) > 200 or not _METHOD.fullmatch(method) or method.startswith(_OURS):
+    specials = (part.first_operation, part.commit_operation, part.abort_operation)
+    for method in (*needed, *filter(None, specials)):
+        if target.is_http:
+            if not is_path(method):
+                raise bad(
+                    item, f"path {method[:80]!r}: one such as /reserve is needed, for confirm and cancel too"
+                )
+        elif len(method) > 200 or not _METHOD.fullmatch(method) or method.startswith(_OURS):
             raise bad(
                 item, f"method {method[:80]!r}: /package.Service/Method is needed, for confirm and cancel too"
             )
-
-
-def _is_target(text: str) -> bool:
-    # Nothing else that a gRPC channel takes for an address, such as a socket's path.
-    found = _TARGET.fullmatch(text) if len(text) <= 250 else None
-    return found is not None and int(found[2]) < 65_536
+    if part.results_of:
+        raise bad(
+            item,
+            "results of other steps are given to participants with the SDK only",
+            reasons.NOT_SUPPORTED,
+            "UNIMPLEMENTED",
+        )
 
 
 def _retry(item: c.Branch) -> Retry:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wsgiref.types import WSGIApplication
 
 from .. import asgi, wsgi
+from .._asgi_types import Application
 from .._carrying import Targets
 from .._pb import common_pb2 as c
 from .._services import chosen
@@ -73,7 +74,7 @@ class Services:
         iterable is drained and closed, and its work is prepared, and has the vote."""
         return wsgi.Middleware(app, Door(self))
 
-    def asgi(self: Any, app: asgi.Application) -> asgi.Middleware:
+    def asgi(self: Any, app: Application) -> asgi.Middleware:
         """ASGI middleware for applications that work with their databases in threads, as FastAPI does for ``def``
         endpoints; to be the outermost one. See the asynchronous Coordinator."""
         return asgi.Middleware(app, ThreadDoor(self))

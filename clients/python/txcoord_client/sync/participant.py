@@ -9,14 +9,14 @@ class Reserve:
     def confirm(self, db, hold: Hold): ...
     def cancel(self, db, hold: Hold): ...
 
-participant_pb2_grpc.add_ParticipantServiceServicer_to_server(stock.grpc_servicer(), server)
+stock.add_to(grpc_server)  # or app.include_router(stock.fastapi()), …
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -154,9 +154,40 @@ class Participant:
     def add_to(self, server: Any, *others: Participant) -> None:
         """Serve it, and others with it, on a gRPC server: ``stock.add_to(server)``. Once for each server."""
         from .._pb import participant_pb2_grpc
-        from ._serving import Servicer
+        from ._serving_grpc import Servicer
 
         participant_pb2_grpc.add_ParticipantServiceServicer_to_server(Servicer([self, *others]), server)
+
+    def asgi(self, app: Any = None, *, others: Iterable[Participant] = ()) -> Any:
+        """An ASGI application that serves it, and ``others`` with it: to be mounted, ``app.mount("/stock",
+        stock.asgi())``, its address then being ``http://host:port/stock``; or around another application, ``app =
+        stock.asgi(app)``, its address then being ``http://host:port``."""
+        from . import _serving_http
+
+        return _serving_http.asgi([self, *others], app)
+
+    def fastapi(self, *, others: Iterable[Participant] = ()) -> Any:
+        """A router of FastAPI that serves it, and ``others`` with it: ``app.include_router(stock.fastapi())``. What the
+        router is given (``prefix``, ``dependencies``) holds for it; its address is ``http://host:port`` and the
+        prefix."""
+        from . import _serving_http
+
+        return _serving_http.fastapi([self, *others])
+
+    def wsgi(self, app: Any = None, *, others: Iterable[Participant] = ()) -> Any:
+        """A WSGI application that serves it, and ``others`` with it, around another one: ``app.wsgi_app =
+        stock.wsgi(app.wsgi_app)`` with Flask. Its address is ``http://host:port``. Only for participants of
+        ``txcoord_client.sync``. Raises Rejected."""
+        from . import _serving_http
+
+        return _serving_http.wsgi([self, *others], app)
+
+    def django_urls(self, *, others: Iterable[Participant] = ()) -> list[Any]:
+        """URL patterns of Django that serve it, and ``others`` with it: ``urlpatterns = [*stock.django_urls()]``. Its
+        address is ``http://host:port`` and what they are included below."""
+        from . import _serving_http
+
+        return _serving_http.django_urls([self, *others])
 
     @contextmanager
     def guard(self, db: Any, call: Call) -> Iterator[bool]:

@@ -1,0 +1,110 @@
+"""A try over HTTP: what the coordinator does, for the caller. Both for loops and for threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from ._pb import common_pb2 as c
+from ._pb import participant_pb2 as pb
+from .errors import Rejected
+from .protocol import over_http, reasons
+
+AWAY = frozenset({429, 502, 503, 504})
+"""Who answers so may be back soon."""
+_HEADERS = {"content-type": over_http.REQUEST_TYPE, "accept": over_http.REQUEST_TYPE}
+
+
+class NoAnswer(Exception):
+    """There was none."""
+
+    def __init__(self, why: str, *, again: bool) -> None:
+        super().__init__(why)
+        self.again = again
+        """May asking again help?"""
+
+
+class AsyncHttp:
+    """Asks participants for one action at a time."""
+
+    def __init__(self) -> None:
+        self._httpx = _httpx()
+        self._client: Any = self._httpx.AsyncClient()
+
+    async def ask(self, target: str, request: pb.ExecuteRequest, timeout: float) -> c.BranchAnswer | None:
+        """The answer; None where the participant had none. Raises NoAnswer."""
+        try:
+            reply = await self._client.post(
+                _url(target), content=request.SerializeToString(), headers=_HEADERS, timeout=timeout
+            )
+        except self._httpx.HTTPError as error:
+            raise _failed(self._httpx, error) from error
+        return _answer(reply)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._client.aclose()
+
+
+class Http:
+    """The same for threads."""
+
+    def __init__(self) -> None:
+        self._httpx = _httpx()
+        self._client: Any = self._httpx.Client()
+
+    def ask(self, target: str, request: pb.ExecuteRequest, timeout: float) -> c.BranchAnswer | None:
+        """The answer; None where the participant had none. Raises NoAnswer."""
+        try:
+            reply = self._client.post(
+                _url(target), content=request.SerializeToString(), headers=_HEADERS, timeout=timeout
+            )
+        except self._httpx.HTTPError as error:
+            raise _failed(self._httpx, error) from error
+        return _answer(reply)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._client.close()
+
+
+def is_http(target: str) -> bool:
+    """Is it reached over HTTP?"""
+    return target.startswith(("http://", "https://"))
+
+
+def _httpx() -> Any:
+    try:
+        import httpx
+    except ImportError as error:
+        raise Rejected(
+            "participants over HTTP are called with httpx: pip install 'txcoord-client[httpx]'",
+            reason=reasons.NOT_SUPPORTED,
+        ) from error
+    return httpx
+
+
+def _url(target: str) -> str:
+    return target.rstrip("/") + over_http.PATH
+
+
+def _failed(httpx: Any, error: Exception) -> NoAnswer:
+    return NoAnswer(f"{type(error).__name__}: {error}", again=isinstance(error, httpx.TransportError))
+
+
+def _answer(reply: Any) -> c.BranchAnswer | None:
+    kind = reply.headers.get("content-type", "")
+    if reply.status_code != 200:
+        text = f"it answered {reply.status_code}: {reply.text[:200]}"
+        raise NoAnswer(text, again=reply.status_code in AWAY)
+    if over_http.media_type(kind) != over_http.REQUEST_TYPE:
+        raise NoAnswer(f"it answered with {kind[:100]!r}: is the participant mounted there?", again=False)
+    try:
+        for frame in over_http.Frames().feed(reply.content):
+            for answer in pb.ExecuteResponse.FromString(frame).answers:
+                found: c.BranchAnswer = answer
+                return found
+    except (over_http.BadFrame, DecodeError) as error:
+        raise NoAnswer(f"this is no answer: {error}", again=False) from error
+    return None

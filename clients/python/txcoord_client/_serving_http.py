@@ -1,0 +1,59 @@
+"""A participant behind HTTP: ASGI, FastAPI and Django's asynchronous views.
+
+``sync/_serving_http.py`` says the same for threads, and for WSGI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from ._asgi_types import Application
+from ._pb import participant_pb2 as pb
+from ._serving import Participant, Runner, answers
+from ._serving_asgi import Endpoint, Mount, Problem, check, fastapi_router, parsed
+from .errors import Rejected
+from .protocol import over_http, reasons
+
+
+def asgi(participants: Sequence[Participant], app: Application | None) -> Mount:
+    """An ASGI application with the endpoint, before ``app`` if there is one."""
+    return Mount(Endpoint(Runner(participants).begin), app)
+
+
+def fastapi(participants: Sequence[Participant]) -> Any:
+    """A router of FastAPI."""
+    return fastapi_router(Endpoint(Runner(participants).begin))
+
+
+def wsgi(participants: Sequence[Participant], app: Any) -> Any:
+    """Not of this kind of participants. Raises Rejected."""
+    raise Rejected(
+        "WSGI works with threads: declare the participant with txcoord_client.sync",
+        reason=reasons.NOT_SUPPORTED,
+    )
+
+
+def django_urls(participants: Sequence[Participant]) -> list[Any]:
+    """URL patterns of Django with an asynchronous view."""
+    from django.http import HttpResponse, StreamingHttpResponse
+    from django.urls import path
+    from django.views.decorators.csrf import csrf_exempt
+
+    begin = Runner(participants).begin
+
+    async def frames(asked: pb.ExecuteRequest) -> AsyncIterator[bytes]:
+        async with aclosing(answers(begin, asked)) as found:
+            async for response, _ in found:
+                yield over_http.frame(response.SerializeToString())
+
+    async def execute(request: Any) -> Any:
+        try:
+            check(request.method, request.content_type, request.headers.get("Content-Length", ""))
+            asked = parsed(request.read(over_http.MOST_REQUEST + 1))
+        except Problem as problem:
+            return HttpResponse(str(problem), status=problem.status, content_type="text/plain; charset=utf-8")
+        return StreamingHttpResponse(frames(asked), content_type=over_http.REPLY_TYPE)
+
+    return [path(over_http.PATH[1:], csrf_exempt(execute), name="txcoord")]
