@@ -56,6 +56,9 @@ class Participants:
             if r.op in (Op.TRY, Op.ACTION) and r.op not in self.effects[tx_id, branch]:
                 return Answer(AnswerKind.REFUSED, reason="DECIDED")
             return Answer(AnswerKind.DONE, b'"again"')
+        forward = r.branch.action is not None and r.branch.action.forward
+        if r.op in (Op.TRY, Op.ACTION) and self._now_us() > r.tx.deadline_us and not forward:
+            return Answer(AnswerKind.REFUSED, reason="DEADLINE")
         self._seen.add((tx_id, branch, r.op))
         first = UNDOES.get(r.op)
         if (

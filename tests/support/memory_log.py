@@ -44,8 +44,14 @@ class Storage:
     resources: dict[str, str] = field(default_factory=dict)
     leases: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     down: bool = False
+    durable: dict[str, Tx] = field(default_factory=dict)
+    """The rows as the last forced write has left them."""
     written: list[tuple[Change, Written]] = field(default_factory=list)
     """Every change that was tried, for tests to look at."""
+
+    def lose_unforced(self) -> None:
+        """Its database crashes: what no forced write has brought to disk is gone."""
+        self.rows = dict(self.durable)
 
     def check(self) -> None:
         if self.down:
@@ -172,7 +178,7 @@ class MemoryLog:
         if self._dead:
             return
         queue, self._queue = self._queue, []
-        forced = sum(isinstance(done, asyncio.Future) for _, done in queue)
+        forced = sum(isinstance(done, asyncio.Future) and change.forced for change, done in queue)
         self.forced_flushes += forced > 0
         self.lazy_flushes += bool(queue) and not forced
         for change, done in queue:
@@ -192,6 +198,8 @@ class MemoryLog:
                     done.set_exception(LogUnavailable("the reply was lost"))
                 else:
                     done.set_result(result)
+        if forced and not self.storage.down:
+            self.storage.durable = dict(self.storage.rows)
         if self._queue:
             self._arm()
 
@@ -269,6 +277,7 @@ class MemoryLog:
                 epoch=row.epoch + 1,
                 version=row.version + (row.decision is None),
             )
+        self.storage.durable = dict(self.storage.rows)
         taken = sorted(free, key=lambda row: row.lease_until_us)[:limit]
         return [self.storage.row(row.tx_id) for row in taken]
 

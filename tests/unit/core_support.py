@@ -145,7 +145,8 @@ def _check_write(world: World, new: Tx) -> None:
             must(new.ended or not old.ended, "what has ended stays so")
     if new.decision is not None and (old is None or old.decision is None):
         if new.decision is Decision.COMMIT and new.decided_by is not DecidedBy.DATABASE:
-            must(world.now <= DEADLINE, "no COMMIT is written after the deadline")
+            in_time = world.now <= DEADLINE or (old is not None and old.in_doubt)
+            must(in_time, "no COMMIT is written after the deadline")
             must(world.marker != "tomb" or not world.one_phase or world.commit_sent, "commit after tombstone")
         elif new.decision is Decision.ABORT and new.decided_by is DecidedBy.CLIENT:
             must(world.now <= W, "no requested ABORT is written after W")

@@ -150,6 +150,7 @@ def test_all_done_and_the_steps_decide() -> None:
     end = ask(last.tx, StepsSettled())
     assert (end.tx.state, end.tx.decided_by) == (TxState.COMMITTED, DecidedBy.BRANCH)
     assert [b.state for b in end.tx.branches] == [B.DONE, B.DONE]
+    assert not end.change.forced
 
 
 def test_one_said_no_and_what_was_done_is_undone_in_reverse() -> None:
@@ -184,7 +185,13 @@ def test_a_plan_that_was_read_may_have_gone_further_than_its_row() -> None:
     read = read_back(row)
     assert [b.state for b in read.branches] == [B.RUNNING] * 3
     assert calls(resume(read)) == [("1", Op.ACTION), ("2", Op.ACTION)]
-    aborted = ask(read, Rollback(replace(TX, branches=())))
+    # It may have been committed: it is taken over, and its steps say.
+    asked = ask(read, Rollback(replace(TX, branches=())))
+    assert (asked.tx.decision, asked.change.forced) == (None, True)
+    assert calls(asked.effects) == [("1", Op.ACTION), ("2", Op.ACTION)]
+    no = said(said(asked.tx, "1", K.DONE).tx, "2", K.REFUSED)
+    assert no.effects == (Decide(),)
+    aborted = ask(no.tx, StepsSettled())
     assert calls(aborted.effects) == [("3", Op.COMPENSATE)]
 
 

@@ -201,6 +201,7 @@ def test_a_step_that_ran_before_the_crash_is_undone_though_the_log_never_heard_o
             await eventually(lambda: any(c[2] == "3" for c in place.participants.calls))
             await place.kill(node)
             await asyncio.sleep(10)  # Nobody is there at its deadline.
+            del place.participants.held["3", Op.ACTION]
             await place.node("n2")
             await eventually(lambda: place.storage.row(tx.tx_id).ended)
             assert place.storage.row(tx.tx_id).state is TxState.ABORTED
@@ -274,10 +275,16 @@ def test_another_node_aborts_a_plan() -> None:
             await submit(node, tx, step("1"), step("2", "1"))
             await eventually(lambda: bool(place.participants.calls))
             done = await other.rollback(tx, begun=True)
+            # For all that this one knows it may have been committed. Its steps say.
+            assert (done.state, done.in_doubt) == (TxState.RUNNING, True)
+            await asyncio.sleep(0.1)
             gate.set()
-            assert (await other.ended(done)).state is TxState.ABORTED
+            ended = await other.ended(done)
+            # The node that had it may have done the last step before it heard of that.
+            assert ended.decision is not None
+            wanted = Op.ACTION if ended.decision is Decision.COMMIT else Op.COMPENSATE
             await eventually(lambda: node.coordinator.live.get(tx.tx_id) is None)
-            assert {ops[-1] for ops in place.effects(tx).values()} <= {Op.COMPENSATE}
+            assert {ops[-1] for ops in place.effects(tx).values()} <= {wanted}
 
     run(main())
 
@@ -293,8 +300,7 @@ def test_forced_writes() -> None:
                 before = node.log.forced_flushes
                 steps = [step(str(n), *([str(n - 1)] if n > 1 else [])) for n in range(1, count + 1)]
                 await node.ended(await submit(node, place.tx(), *steps))
-                # Submitted, and the decision: whoever is told COMMITTED must find it so after any crash.
-                assert node.log.forced_flushes - before == 2
+                assert node.log.forced_flushes - before == 1  # Submitted.
 
     run(main())
 

@@ -9,7 +9,7 @@ from .action import Answer, AnswerKind, Op, Retry
 from .calling import calls_of, op_of, pause_us, spent
 from .events import Alarm, Answered, Call, Effect, Settled, Verdict
 from .lifecycle import BranchEvent, next_branch
-from .model import Branch, BranchState, Change, ChangeKind, HistoryEntry, Tx, TxState
+from .model import Branch, BranchState, Change, ChangeKind, DecidedBy, HistoryEntry, Tx, TxState
 
 _FIRST = (Op.TRY, Op.ACTION)
 _LONGEST_PAUSE_US = 30 * 86_400_000_000
@@ -28,6 +28,14 @@ def answered(tx: Tx, event: Answered, now_us: int) -> Verdict:
     if event.answer.kind is not AnswerKind.DONE and event.attempt <= branch.attempts:
         return Verdict(tx)
     moved, effects, history = _moved(tx, branch, event, now_us)
+    if (
+        tx.in_doubt
+        and tx.unwanted is None
+        and op_of(moved) is event.op
+        and spent(moved, event.defaults, now_us)
+    ):
+        # Given up; but it may have been done before. Its participant still knows that.
+        tx = replace(tx, unwanted=(DecidedBy.BRANCH, "RETRIES_SPENT"))
     new = settle.close(plans.started(settle.with_branch(tx, moved)), now_us)
     if tx.decision is None:
         changed = tuple(b for b in new.branches if b != tx.branch(b.id))
@@ -83,7 +91,7 @@ def _moved(
         failures=branch.failures + 1 if answer.kind is not AnswerKind.PENDING else 0,
         reason=answer.reason or ("PENDING" if answer.kind is AnswerKind.PENDING else "FAILED"),
     )
-    if not forward and spent(tried, event.defaults, now_us):
+    if not forward and not tx.in_doubt and spent(tried, event.defaults, now_us):
         reason = f"RETRIES_SPENT: after {tried.attempts} attempts: {tried.reason}"
         if not first:
             return _parked(tried, reason, now_us)
@@ -98,7 +106,7 @@ def _moved(
 def _only_attempt(tx: Tx, branch: Branch) -> bool:
     """Is this the only attempt of a first phase that was ever made? Another one may be on its way still, or be made by
     another node, and come through: its action has to be compensated though it was refused here."""
-    return not branch.attempts and tx.state is TxState.RUNNING and tx.epoch == 0
+    return not branch.attempts and tx.state is TxState.RUNNING and tx.epoch == 0 and not tx.in_doubt
 
 
 _GIVEN_UP = {

@@ -53,6 +53,8 @@ def decided(tx: Tx, decision: Decision, by: DecidedBy, reason: str, now_us: int)
         reason=reason,
         decided_us=now_us,
         epoch=tx.epoch + 1,
+        in_doubt=False,
+        unwanted=None,
         branches=tuple(_obeying(b, branch_event) for b in tx.branches),
     )
     return settle.close(new, now_us)

@@ -164,18 +164,24 @@ def _submit(tx: Tx | None, event: Submit, now_us: int, windows: Windows) -> Verd
 def _steps_settled(tx: Tx, now_us: int, windows: Windows) -> Verdict:
     if tx.decision is not None:
         return Verdict(tx)
-    if now_us > tx.deadline_us and not plans.only_forward(tx):
+    if now_us > tx.deadline_us and not plans.only_forward(tx) and not tx.in_doubt:
         return write(tx, tx, Decision.ABORT, DecidedBy.DEADLINE, "DEADLINE", now_us, None)
     no = plans.no_of(tx)
     if no is not None:
-        reason = no.reason.split(":", 1)[0] or "BRANCH_REFUSED"
-        return write(tx, tx, Decision.ABORT, DecidedBy.BRANCH, reason, now_us, None)
+        by, reason = DecidedBy.BRANCH, no.reason.split(":", 1)[0] or "BRANCH_REFUSED"
+        if tx.in_doubt and reason == "DEADLINE":
+            # It was asked as if it were over, or it is.
+            by, reason = tx.unwanted or (DecidedBy.DEADLINE, reason)
+        return write(tx, tx, Decision.ABORT, by, reason, now_us, None)
     if tx.state is not TxState.RUNNING or not plans.all_done(tx):
         return Verdict(tx)
     verdict = write(tx, tx, Decision.COMMIT, DecidedBy.BRANCH, "", now_us, windows)
-    if plans.only_forward(tx) and verdict.change is not None:
-        verdict = replace(verdict, change=replace(verdict.change, not_after_us=None))
-    return verdict
+    change = verdict.change
+    assert change is not None
+    # In doubt it may have been decided, and told, in time.
+    limit = None if plans.only_forward(tx) or tx.in_doubt else change.not_after_us
+    change = replace(change, not_after_us=limit, forced=not plans.may_be_lost(tx), soon=True)
+    return replace(verdict, change=change)
 
 
 def _content(tx: Tx) -> tuple[object, ...]:
@@ -375,6 +381,8 @@ def _rollback(tx: Tx | None, event: Rollback, now_us: int, windows: Windows) -> 
         return refuse(tx, "FAILED_PRECONDITION", "ONLY_FORWARD", text)
     if now_us > windows.abort_until(asked.deadline_us):
         return too_late(tx or asked)
+    if tx is not None and tx.in_doubt:
+        return _find_out(tx, event)
     if not event.sealed and not event.probed:
         probe = _probe_needed(tx, event.resources)
         if probe is not None:
@@ -390,6 +398,16 @@ def _rollback(tx: Tx | None, event: Rollback, now_us: int, windows: Windows) -> 
         return Verdict(undone, effects=settle.effects_of(undone), unlogged=True)
     base = asked if tx is None else replace(tx, branches=union(tx.branches, said)[0])
     return write(tx, base, Decision.ABORT, by, event.reason, now_us, windows)
+
+
+def _find_out(tx: Tx, event: Rollback) -> Verdict:
+    """Somebody wants a plan aborted that may have been committed: take it over, so that nobody else decides it, and
+    ask its steps."""
+    if tx.unwanted is not None:
+        return Verdict(tx)
+    new = plans.unwanted(tx, event.by, event.reason)
+    new = replace(new, version=tx.version + 1, epoch=tx.epoch + 1)
+    return Verdict(new, Change(ChangeKind.AMEND, new, expected_version=tx.version), plans.effects_of(new))
 
 
 def _probe_needed(tx: Tx | None, resources: tuple[str, ...]) -> Probe | None:
@@ -435,7 +453,7 @@ def _one_phase_done(tx: Tx | None, event: OnePhaseDone, now_us: int, windows: Wi
 
 
 def _deadline(tx: Tx, event: DeadlinePassed, now_us: int) -> Verdict:
-    if tx.decision is not None or now_us <= tx.deadline_us or plans.only_forward(tx):
+    if tx.decision is not None or now_us <= tx.deadline_us or plans.only_forward(tx) or tx.in_doubt:
         return Verdict(tx)
     if tx.one_phase_resource and not event.probed:
         return Verdict(tx, effects=(Probe((tx.one_phase_resource,)),))

@@ -174,6 +174,10 @@ class Tx:
     """What the caller stored with its commit."""
     branches: tuple[Branch, ...] = ()
     detail_pruned: bool = False
+    in_doubt: bool = field(default=False, compare=False)
+    """A running plan that was read from the log, and may have been COMMITTED and told so before: see *plans*."""
+    unwanted: tuple[DecidedBy, str] | None = field(default=None, compare=False)
+    """In doubt: who wants it aborted, and why, if its steps leave that open."""
 
     @property
     def ended(self) -> bool:
@@ -275,6 +279,8 @@ class Change:
     """The writing statement itself refuses after this time of the log's clock."""
     forced: bool = True
     """Must be on disk before anything acts on it. False: it may ride on a later flush."""
+    soon: bool = False
+    """Somebody waits for it: it goes with the next flush, though that need not be synced for its sake."""
     history: tuple[HistoryEntry, ...] = ()
     audit: Audit | None = None
 

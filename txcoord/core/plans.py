@@ -1,4 +1,10 @@
-"""Plans: steps that the coordinator runs before anything is decided, and that decide."""
+"""Plans: steps that the coordinator runs before anything is decided, and that decide.
+
+The COMMIT of a submitted saga is what its steps have done, no more: so it is not forced. A crash of the log's database
+may lose it after a client was told COMMITTED; the row is a running plan again then. Hence, whoever *reads* a running
+plan is *in doubt*: it aborts only when a step has said no, which a step that was done never does. To get there an
+unwanted plan is asked on as if its deadline had passed: then a step that was done says so, and any other one says no.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +14,9 @@ from .calling import calls_of
 from .events import Decide, Effect
 from .kinds import RULES
 from .lifecycle import BranchEvent, TxEvent, next_branch, next_tx
-from .model import Branch, BranchState, Tx, TxState
+from .model import Branch, BranchState, DecidedBy, Kind, Tx, TxState
 
+_LONG_AGO_US = 1
 _NO = (BranchState.REFUSED, BranchState.PARKED)
 _FACTS = (BranchState.READY, *_NO)
 
@@ -50,6 +57,7 @@ def as_read(tx: Tx) -> Tx:
         return tx
     return replace(
         tx,
+        in_doubt=tx.state is TxState.RUNNING and no_of(tx) is None,
         branches=tuple(
             replace(b, state=BranchState.RUNNING) if b.state is BranchState.OPEN and is_step(b) else b
             for b in tx.branches
@@ -69,6 +77,28 @@ def only_forward(tx: Tx) -> bool:
     return tx.state is TxState.RUNNING and any(
         b.action is not None and b.action.forward and b.state in begun for b in tx.branches
     )
+
+
+def unwanted(tx: Tx, by: DecidedBy, reason: str) -> Tx:
+    """A plan in doubt that is to be aborted if it was not committed: its steps are asked at once."""
+    return replace(
+        tx,
+        unwanted=(by, reason),
+        branches=tuple(
+            replace(b, next_attempt_us=0) if is_step(b) and b.state is BranchState.RUNNING else b
+            for b in tx.branches
+        ),
+    )
+
+
+def as_asked(tx: Tx) -> Tx:
+    """As its participants see it: a step of a plan that is unwanted must not begin any more."""
+    return replace(tx, deadline_us=_LONG_AGO_US) if tx.unwanted is not None and tx.decision is None else tx
+
+
+def may_be_lost(tx: Tx) -> bool:
+    """Is its COMMIT found again by asking its steps again, and does nothing else come of it?"""
+    return all(b.kind is Kind.SAGA and is_step(b) for b in tx.branches)
 
 
 def no_of(tx: Tx) -> Branch | None:

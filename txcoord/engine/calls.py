@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ..core import plans
 from ..core.action import Answer, AnswerKind, Op, Retry
 from ..core.calling import op_of
 from ..core.events import Answered, Call, Event
@@ -168,7 +169,9 @@ class Calls:
         branch = tx.branch(job.key[1]) if tx is not None else None
         if tx is None or branch is None or op_of(branch) is not job.op or not tx.may_go(branch):
             return None
-        return CallRequest(tx, branch, job.op, job.attempt, self._clock.now_us() + job.timeout_us)
+        return CallRequest(
+            plans.as_asked(tx), branch, job.op, job.attempt, self._clock.now_us() + job.timeout_us
+        )
 
     def _answered(self, job: Job, answer: Answer) -> None:
         self._under_way.pop(job.key, None)

@@ -243,10 +243,14 @@ class Coordinator(Carrier):
             except (LogUnavailable, asyncio.CancelledError):
                 live = self.live.get(tx_id)
                 asked_again = isinstance(event, StepsSettled)
-                if live is not None and live.tx.state is TxState.RUNNING and not asked_again:
-                    # It may be decided, by what was known now. No step may begin any more: when its lease is over,
-                    # the plan is taken over as after a crash.
-                    self.live.drop(tx_id)
+                if live is not None and live.tx.state is TxState.RUNNING:
+                    if asked_again:
+                        # Other nodes may have read it, and told it, before it was lost.
+                        self.live.put(replace(live.tx, in_doubt=plans.no_of(live.tx) is None))
+                    else:
+                        # It may be decided, by what was known now. No step may begin any more: when its lease is over,
+                        # the plan is taken over as after a crash.
+                        self.live.drop(tx_id)
                 raise
 
     async def _settle_now(self, event: Event, tx: Tx | None, gid: str) -> Tx:

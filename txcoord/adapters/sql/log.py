@@ -119,7 +119,7 @@ class SqlLog:
             raise LogUnavailable("the log is not open")
         future: asyncio.Future[WriteResult] = asyncio.get_running_loop().create_future()
         self._waiting.add(future)
-        self.gate.add(Item(change, next(self._ordinals), future), urgent=change.forced)
+        self.gate.add(Item(change, next(self._ordinals), future), urgent=change.forced or change.soon)
         try:
             return await future
         finally:

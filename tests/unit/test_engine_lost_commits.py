@@ -1,0 +1,130 @@
+"""A saga's COMMIT that the log's database loses, in the engine: see ADR 0011."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from tests.support.virtual import eventually, run
+from txcoord.core.action import Answer, AnswerKind, Op, Retry
+from txcoord.core.model import DecidedBy, Kind, TxState
+
+from .test_engine_calls import a_place, step, submit
+
+
+def test_it_is_lost_after_it_was_told_and_found_again_whoever_wants_it_aborted() -> None:
+    async def main() -> None:
+        for way in ("nobody asks", "another node is told to abort", "its deadline has passed"):
+            async with a_place() as place:
+                node, other = await place.node(), await place.node("n2")
+                tx = place.tx(deadline_s=5.0)
+                done = await node.ended(await submit(node, tx, step("1"), step("2", "1")))
+                assert done.state is TxState.COMMITTED
+                place.storage.lose_unforced()
+                assert place.storage.row(tx.tx_id).decision is None
+                if way == "another node is told to abort":
+                    asked = await other.rollback(tx, begun=True)
+                    assert (await other.ended(asked)).state is TxState.COMMITTED
+                await asyncio.sleep(30)
+                row = place.storage.row(tx.tx_id)
+                assert (row.state, place.effects(tx)) == (
+                    TxState.COMMITTED,
+                    {n: [Op.ACTION] for n in "12"},
+                ), way
+
+    run(main())
+
+
+def test_a_budget_that_is_spent_after_the_loss_gives_nothing_up() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            tx = place.tx()
+            once = Retry(max_attempts=1)
+            await node.ended(await submit(node, tx, step("1", retry=once), step("2", "1", retry=once)))
+            place.storage.lose_unforced()
+            place.participants.script["2", Op.ACTION] = [Answer(AnswerKind.FAILED, reason="BUSY")] * 3
+            await asyncio.sleep(60)
+            assert place.storage.row(tx.tx_id).state is TxState.COMMITTED
+            assert len(place.participants.calls) == 2 + 1 + 4
+
+    run(main())
+
+
+def test_a_budget_that_is_spent_after_a_take_over_ends_what_was_not_done() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            place.participants.held["2", Op.ACTION] = asyncio.Event()
+            tx = place.tx()
+            await submit(node, tx, step("1"), step("2", "1", retry=Retry(max_attempts=2)), step("3", "2"))
+            await eventually(lambda: any(c[2] == "2" for c in place.participants.calls))
+            await place.kill(node)
+            del place.participants.held["2", Op.ACTION]
+            place.participants.script["2", Op.ACTION] = [Answer(AnswerKind.FAILED, reason="BUSY")] * 2
+            await place.node("n2")
+            await eventually(lambda: place.storage.row(tx.tx_id).ended)
+            row = place.storage.row(tx.tx_id)
+            assert (row.state, row.reason) == (TxState.ABORTED, "RETRIES_SPENT")
+            assert place.effects(tx) == {"1": [Op.ACTION, Op.COMPENSATE]}
+
+    run(main())
+
+
+def test_nothing_begins_any_more_once_an_abort_was_asked_for_at_another_node() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            place.participants.held["2", Op.ACTION] = asyncio.Event()
+            tx = place.tx()
+            await submit(node, tx, step("1"), step("2", "1"), step("3", "2"))
+            await eventually(lambda: any(c[2] == "2" for c in place.participants.calls))
+            await place.kill(node)
+            del place.participants.held["2", Op.ACTION]
+            other = await place.node("n2")
+            asked = await other.rollback(tx, begun=True)
+            again = await other.rollback(tx, begun=True)
+            assert {asked.state, again.state} <= {TxState.RUNNING, TxState.ABORTING}
+            row = await other.ended(again)
+            assert (row.state, row.decided_by) == (TxState.ABORTED, DecidedBy.CLIENT)
+            assert place.effects(tx) == {"1": [Op.ACTION, Op.COMPENSATE]}
+
+    run(main())
+
+
+def test_the_node_that_does_not_know_whether_it_has_committed_is_in_doubt() -> None:
+    """Another one may have read it, and told it; then the database has lost it."""
+
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            gate = place.participants.held["1", Op.ACTION] = asyncio.Event()
+            tx = place.tx()
+            await submit(node, tx, step("1"))
+            await eventually(lambda: bool(place.participants.calls))
+            node.log.lose_replies = 1
+            gate.set()
+            await eventually(lambda: place.storage.row(tx.tx_id).ended)
+            place.storage.lose_unforced()
+            live = node.coordinator.live.get(tx.tx_id)
+            assert live is not None
+            await eventually(lambda: live.tx.in_doubt)
+            assert (await node.rollback(tx, begun=True)).state is not TxState.ABORTING
+            assert (await node.ended(tx)).state is TxState.COMMITTED
+
+    run(main())
+
+
+def test_a_commit_that_confirms_tries_is_forced() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            for count in (1, 5, 20):
+                before = node.log.forced_flushes
+                steps = [step(str(n)) for n in range(1, count)]
+                one = replace(step(str(count)), kind=Kind.TCC)
+                done = await node.ended(await submit(node, place.tx(), *steps, one))
+                assert done.state is TxState.COMMITTED
+                assert node.log.forced_flushes - before == 2
+
+    run(main())
