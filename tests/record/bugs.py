@@ -408,5 +408,20 @@ BUGS = (
         ),
         "tests/unit/test_engine_recovery.py -k while_another_branch_waits",
     ),
+    Bug(
+        "budget-of-what-undoes",
+        "A step of a saga was to be tried again once, and then given up. The same budget held for its compensation: two "
+        "failures within a second, and it was parked, half undone, until a person came.",
+        SIMULATION,
+        "Saga: a step's retries are of its action; its compensation is asked for until it is done",
+        (
+            Edit(
+                "txcoord/core/calling.py",
+                "most = own.max_attempts if running or not firsts else 0",
+                "most = own.max_attempts",
+            ),
+        ),
+        "tests/unit/test_core_sagas.py -k was_given_up",
+    ),
 )
 BY_NAME = {bug.name: bug for bug in BUGS}

@@ -178,6 +178,12 @@ def test_a_step_that_was_given_up_may_have_run() -> None:
     end = ask(twice.tx, StepsSettled())
     assert end.tx.reason == "RETRIES_SPENT"
     assert calls(end.effects) == [("1", Op.COMPENSATE)]
+    # Its budget was for the action: what undoes it is asked for until it is done.
+    undoing = end.tx
+    for _ in range(5):
+        failed = said(undoing, "1", K.FAILED, Op.COMPENSATE)
+        undoing = failed.tx
+        assert calls(failed.effects) == [("1", Op.COMPENSATE)]
 
 
 def test_a_plan_that_was_read_may_have_gone_further_than_its_row() -> None:

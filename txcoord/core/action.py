@@ -51,7 +51,8 @@ class Retry:
     factor: float = 0.0
     cap_us: int = 0
     max_attempts: int = 0
-    """So many failures in a row: then a first phase counts as refused, and anything else is parked."""
+    """So many failures in a row: then a first phase counts as refused, and anything else is parked. Of a branch whose
+    first phase the coordinator runs, it is the budget of that alone."""
     give_up_us: int = 0
     """The same happens so long after the first attempt."""
     schedule_us: tuple[int, ...] = ()

@@ -52,7 +52,10 @@ def spent(branch: Branch, defaults: Retry, now_us: int) -> bool:
     own = branch.action.retry if branch.action is not None else Retry()
     # A first phase has no limit of its own but what was asked for: its deadline ends it.
     running = branch.state is BranchState.RUNNING
-    most = own.max_attempts or (0 if running else defaults.max_attempts)
+    # Where the coordinator runs the action, a short budget is for that: what undoes it must come to its end.
+    firsts = branch.action is not None and branch.action.run_first
+    most = own.max_attempts if running or not firsts else 0
+    most = most or (0 if running else defaults.max_attempts)
     until = own.give_up_us or (0 if running else defaults.give_up_us)
     if most and branch.failures >= most:
         return True
