@@ -10,13 +10,13 @@ import asyncpg
 import pytest
 
 from tests.support.databases import PG17, PG18, Databases
-from tests.support.memory_log import Storage
 from tests.support.node import Node
 from tests.support.resource import Resource, new_xid, now_us
 from tests.support.virtual import eventually
 from txcoord.adapters.embedded.clock import SystemClock
 from txcoord.core.model import Branch, BranchState, DecidedBy, Decision, Kind, Tx, TxState, Windows
 from txcoord.engine.recovery import RecoverySettings
+from txcoord.testing.memory_log import Storage
 from txcoord.testing.postgres import PostgresServer
 from txcoord_client.protocol import marker
 from txcoord_client.protocol.xid import Xid

@@ -8,7 +8,6 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tests.support.memory_log import LOG_ID, MemoryLeases, MemoryLog, Storage
 from txcoord.core.events import Begin, Commit, Enlist, OnePhaseDone, Rollback
 from txcoord.core.model import Branch, BranchState, Kind, Tx, Windows
 from txcoord.engine.coordinator import Coordinator, EngineSettings
@@ -16,6 +15,7 @@ from txcoord.engine.failpoints import Switchboard
 from txcoord.engine.live import WaitLevel
 from txcoord.engine.recovery import Recovery, RecoverySettings
 from txcoord.ports import Caller, Clock, Finisher
+from txcoord.testing.memory_log import LOG_ID, MemoryLeases, MemoryLog, Storage
 from txcoord_client.protocol import identifiers
 from txcoord_client.protocol.xid import Xid
 

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
-from tests.support.memory_log import LOG_ID
 from tests.support.node import tx_id_at
 from txcoord.adapters.xa.postgresql import PostgresFinisher
 from txcoord.core.model import Windows
+from txcoord.testing.memory_log import LOG_ID
 from txcoord_client.protocol import marker
 from txcoord_client.protocol import postgresql as pg
 from txcoord_client.protocol.xid import Xid

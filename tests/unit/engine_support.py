@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from tests.support.fake_database import FakeDatabase
-from tests.support.memory_log import Storage
 from tests.support.node import Node, new_tx, xa
 from tests.support.virtual import VirtualClock
 from txcoord.core.errors import Refused
 from txcoord.core.model import Branch, Tx, Windows
+from txcoord.testing.memory_log import Storage
 
 WINDOWS = Windows()
 

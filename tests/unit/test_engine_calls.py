@@ -10,7 +10,6 @@ from itertools import pairwise
 from typing import Any
 
 from tests.support.fake_participant import Participants
-from tests.support.memory_log import Storage
 from tests.support.node import Node, new_tx
 from tests.support.virtual import VirtualClock, eventually, run
 from txcoord.api.grpc.mapping import Limits
@@ -19,6 +18,7 @@ from txcoord.core.action import Action, Answer, AnswerKind, Op, Retry
 from txcoord.core.events import Enlist, Submit
 from txcoord.core.model import Branch, BranchState, Decision, Kind, Tx, TxState, Windows
 from txcoord.ports import LogUnavailable
+from txcoord.testing.memory_log import Storage
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client._pb import coordinator_pb2 as pb
 

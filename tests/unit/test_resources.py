@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from tests.support.memory_log import MemoryLog, Storage
 from txcoord.adapters.xa.postgresql import PostgresFinisher
+from txcoord.testing.memory_log import MemoryLog, Storage
 from txcoord.wiring.resources import ManagedResource, Seen
 from txcoord_client.protocol import reasons
 

@@ -19,6 +19,9 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+# Child processes are started while gRPC's threads run; its fork handlers can crash the child before it execs.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 # Told to die with its parent by a launcher, not by a preexec_fn: that would fork, and a process with live gRPC
 # threads must not. 1 is PR_SET_PDEATHSIG (Linux; elsewhere nothing is asked for).
 _LAUNCHER = """

@@ -27,6 +27,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, ClassVar, Final, Self
 
+# Child processes are started while gRPC's threads run; its fork handlers can crash the child before it execs.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 log = logging.getLogger(__name__)
 
 START_TIMEOUT: Final = 90.0

@@ -32,6 +32,11 @@ _OPTIONS = (
 )
 
 
+def open_channel(address: str) -> grpc.aio.Channel:
+    """The transport seam: tests put a coordinator in process here."""
+    return grpc.aio.insecure_channel(address, options=_OPTIONS)
+
+
 def joined(address: str | Iterable[str]) -> str:
     """One text of one address or several; ``grpc://host:port`` is forgiven. Raises Rejected."""
     given = [address] if isinstance(address, str) else list(address)
@@ -46,7 +51,7 @@ class Node:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self.channel = open_channel(address)
         self.stub: Any = rpc.CoordinatorServiceStub(self.channel)
         self.hello: pb.HelloResponse | None = None
         """What it has said since it was chosen."""

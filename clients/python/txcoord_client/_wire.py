@@ -50,6 +50,9 @@ _LOG_AWAY_S = 1.0
 class _Lost(Exception):
     """The stream broke: whether the operation was done is unknown."""
 
+    retry_after = 0.0
+    """Seconds, where the coordinator has said it."""
+
 
 class Wire:
     """The connection of one process and event loop to the coordinator, or to one of several."""
@@ -231,7 +234,7 @@ class Wire:
         try:
             return await item.future
         except _Lost as lost:
-            raise Unavailable(str(lost), definite=False) from None
+            raise Unavailable(str(lost), definite=False, retry_after=lost.retry_after) from None
         finally:
             timer.cancel()
 
@@ -418,15 +421,19 @@ class Wire:
         """The stream is gone: whoever waits for an answer sends again."""
         text = "the stream to the coordinator ended"
         refusal: grpc.aio.AioRpcError | None = None
+        retry_after = 0.0
         if isinstance(error, grpc.aio.AioRpcError):
             text = _refusals.text_of(error)
+            retry_after = getattr(_refusals.error_of_call(error), "retry_after", 0.0)
             if error.code() is grpc.StatusCode.FAILED_PRECONDITION and not self._nodes.several:
                 # Another log than the one that Hello told of: what is open was meant for that one.
                 self._hello = None
                 refusal = error
         for item in stream.sent.values():
             if not item.future.done():
-                item.future.set_exception(_Lost(text) if refusal is None else _refused(refusal))
+                lost = _Lost(text)
+                lost.retry_after = retry_after
+                item.future.set_exception(lost if refusal is None else _refused(refusal))
                 item.future.exception()  # Its caller may have gone.
 
     async def drain(self, seconds: float) -> list[str]:

@@ -1,0 +1,99 @@
+"""The pytest plugin in a project of somebody else: with pytest-asyncio, anyio, threads, and under xdist."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+_PROJECT = """
+import pytest
+from txcoord_client import Coordinator, Participant, sync
+
+stock = Participant("stock")
+coord = Coordinator("dns:///txcoord:7070")
+
+
+@stock.tcc
+class Reserve:
+    async def attempt(self, db): ...
+    async def confirm(self, db): ...
+    async def cancel(self, db): ...
+
+
+async def checkout(gid):
+    async with coord.begin(gid=gid) as g:
+        await g.tcc(Reserve)
+
+
+@pytest.fixture(autouse=True)
+def stubs(txcoord):
+    txcoord.stub("stock")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("n", range(4))
+async def test_asyncio(txcoord, n):
+    txcoord.crash_after("decision")
+    await checkout("the-same-gid")  # each test has a log of its own
+    txcoord.assert_committed()
+
+
+@pytest.mark.anyio
+async def test_anyio(txcoord, anyio_backend_name):
+    txcoord.fail("stock.confirm", times=3)
+    await checkout("the-same-gid")
+    await txcoord.settle("1h")
+    txcoord.assert_committed()
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+def test_threads(txcoord):
+    with sync.Coordinator().begin(gid="the-same-gid"):
+        pass
+    txcoord.assert_committed("the-same-gid")
+
+
+@pytest.mark.asyncio
+async def test_that_fails(txcoord):
+    await checkout("a-gid")
+    assert txcoord.state() == "ABORTED"
+
+
+@pytest.mark.asyncio
+async def test_whose_fault_never_comes(txcoord):
+    txcoord.fail("stock.cancel")
+    await checkout("a-gid")
+"""
+
+
+def test_a_project_under_xdist(pytester: pytest.Pytester) -> None:
+    pytester.makepyprojecttoml("[tool.pytest.ini_options]\nasyncio_default_fixture_loop_scope = 'function'\n")
+    pytester.makepyfile(_PROJECT)
+    result = pytester.runpytest_subprocess("-n", "2", "-p", "no:cacheprovider", "-W", "error")
+    result.assert_outcomes(passed=7, failed=1, errors=1)
+    result.stdout.fnmatch_lines(["E*AssertionError: never came to pass: txcoord.fail('stock.cancel')"])
+    result.stdout.fnmatch_lines(
+        [
+            "*AssertionError: assert 'COMMITTED' == 'ABORTED'*",
+            "*-- txcoord --*",
+            "a-gid is COMMITTED: commit was decided by client",
+            "*stock.Reserve confirm: done",
+        ]
+    )
+
+
+def test_pytest_starts_without_txcoord_where_nobody_asks_for_it(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_nothing_was_imported():
+            assert not [m for m in sys.modules if m.startswith(("txcoord_client", "grpc", "txcoord.engine"))]
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:asyncio").assert_outcomes(passed=1)
