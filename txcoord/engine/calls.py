@@ -1,6 +1,8 @@
-"""Calls of participants, each target in a lane of its own: one that hangs delays only its own branches.
+"""Calls of participants, each namespace's calls of a target in a lane of their own.
 
-Calls of one target that are due together travel together, and each answer counts as soon as it is there. A lane has
+So one that hangs delays only its own branches, and one tenant's slow calls delay no other tenant's.
+
+Calls of one lane that are due together travel together, and each answer counts as soon as it is there. A lane has
 room for some such calls at a time; while all are on their way the next one fills.
 """
 
@@ -22,6 +24,8 @@ from .later import Key, Later
 
 log = logs.get("txcoord.calls")
 
+Lane = tuple[str, str]
+"""Namespace and target."""
 _MOST = 200
 """Branches in one call."""
 
@@ -31,7 +35,7 @@ class Job:
     """Call the participant of this branch."""
 
     key: Key
-    target: str
+    lane: Lane
     op: Op
     attempt: int
     timeout_us: int
@@ -65,19 +69,19 @@ class Calls:
         self._tell = tell
         self._look = look
         self._width = width
-        self._due: dict[str, deque[Job]] = {}
-        self._workers: dict[str, set[Task]] = {}
+        self._due: dict[Lane, deque[Job]] = {}
+        self._workers: dict[Lane, set[Task]] = {}
         self._later: Later[Job] = Later(clock, spawn, "call:later", lambda _, job: self._do(job))
         self._under_way: dict[Key, Job] = {}
         self._after: dict[Key, Job] = {}
         """What else is to be done for a branch once the call that is on its way has ended."""
 
-    def carry_out(self, tx_id: str, call: Call) -> None:
+    def carry_out(self, tx: Tx, call: Call) -> None:
         """Call now, or when it is due. Asking again while it is on its way changes nothing."""
         own = call.branch.action.retry if call.branch.action is not None else Retry()
         job = Job(
-            (tx_id, call.branch.id),
-            call.branch.resource,
+            (tx.tx_id, call.branch.id),
+            (tx.namespace, call.branch.resource),
             call.op,
             call.attempt,
             own.call_timeout_us or self._defaults.call_timeout_us,
@@ -93,7 +97,10 @@ class Calls:
 
     def depth(self) -> Mapping[str, int]:
         """How many calls are due and not made, by target."""
-        return {target: len(due) for target, due in self._due.items()}
+        found: dict[str, int] = {}
+        for (_, target), due in self._due.items():
+            found[target] = found.get(target, 0) + len(due)
+        return found
 
     @property
     def later(self) -> int:
@@ -114,22 +121,26 @@ class Calls:
             return
         self._later.drop(job.key)
         self._under_way[job.key] = job
-        due = self._due.setdefault(job.target, deque())
+        due = self._due.setdefault(job.lane, deque())
         due.append(job)
-        workers = {w for w in self._workers.get(job.target, ()) if not w.done()}
+        workers = self._workers.setdefault(job.lane, set())
         if len(workers) < self._width:
-            workers.add(self._spawn(self._work(job.target, due), f"call:{job.target}"))
-        self._workers[job.target] = workers
+            workers.add(self._spawn(self._work(job.lane, due, workers), f"call:{job.lane[1]}"))
 
-    async def _work(self, target: str, due: deque[Job]) -> None:
-        while due:
-            timeout_us = due[0].timeout_us
-            jobs: list[Job] = []
-            while due and len(jobs) < _MOST and due[0].timeout_us == timeout_us:
-                jobs.append(due.popleft())
-            await self._call(target, jobs, timeout_us)
-        if self._due.get(target) is due:
-            del self._due[target]  # What comes now has a lane of its own.
+    async def _work(self, lane: Lane, due: deque[Job], workers: set[Task]) -> None:
+        try:
+            while due:
+                timeout_us = due[0].timeout_us
+                jobs: list[Job] = []
+                while due and len(jobs) < _MOST and due[0].timeout_us == timeout_us:
+                    jobs.append(due.popleft())
+                await self._call(lane[1], jobs, timeout_us)
+            if self._due.get(lane) is due:
+                del self._due[lane]  # What comes now has a queue of its own.
+        finally:
+            workers.discard(asyncio.current_task())
+            if not workers and self._workers.get(lane) is workers:
+                del self._workers[lane]  # Targets come and go.
 
     async def _call(self, target: str, jobs: list[Job], timeout_us: int) -> None:
         open_ = {job.key: job for job in jobs}
@@ -180,7 +191,7 @@ class Calls:
                 f"branch.{answer.kind}",
                 tx_id=job.key[0],
                 branch=job.key[1],
-                target=job.target,
+                target=job.lane[1],
                 op=str(job.op),
                 attempt=job.attempt,
                 reason=answer.reason,

@@ -207,7 +207,7 @@ class Carrier:
             if isinstance(effect, Finish):
                 self.phase_two.carry_out(tx.tx_id, effect)
             elif isinstance(effect, Call):
-                self.calls.carry_out(tx.tx_id, effect)
+                self.calls.carry_out(tx, effect)
             elif isinstance(effect, Decide):
                 self._spawn(self._steps_settled(tx.tx_id), f"decide:{tx.tx_id}")
 

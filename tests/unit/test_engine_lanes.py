@@ -1,0 +1,32 @@
+"""Lanes of calls in the engine, on virtual time: who may hold whom up."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from tests.support.virtual import run
+from tests.unit.test_engine_calls import a_place, tcc, tried
+from txcoord.core.action import Op
+from txcoord.core.model import TxState
+
+
+def test_one_tenants_hung_calls_hold_no_other_tenant_up() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            for number in range(40):  # More calls than a lane has room for, each on its own.
+                branch = f"9{number}"
+                place.participants.held[branch, Op.CONFIRM] = asyncio.Event()
+                await tried(node, replace(place.tx(), namespace="slow"), tcc(branch))
+                await asyncio.sleep(0.01)
+            for _ in range(20):
+                done = await node.ended(
+                    await tried(node, replace(place.tx(), namespace="well"), tcc("1")), timeout_s=1
+                )
+                assert done.state is TxState.COMMITTED
+            for gate in place.participants.held.values():
+                gate.set()
+            await asyncio.wait_for(node.coordinator.live.drained(), 300)
+
+    run(main())
