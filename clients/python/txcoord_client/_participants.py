@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
 
 import grpc
 
@@ -16,6 +15,7 @@ from ._http_tries import AsyncHttp, NoAnswer, is_http
 from ._pb import common_pb2 as c
 from ._pb import participant_pb2 as pb
 from ._pb import participant_pb2_grpc
+from ._together import Asked, Together
 from .errors import Rejected, Unavailable
 from .protocol import reasons
 
@@ -44,6 +44,7 @@ class Participants:
         self._addresses = addresses
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._http: AsyncHttp | None = None
+        self._together: dict[str, Together] = {}
 
     def target(self, name: str) -> str:
         """The address of a participant. Raises Rejected."""
@@ -53,14 +54,20 @@ class Participants:
         """Ask for one action until it is answered, again where that may help. Raises Unavailable."""
         pause = FIRST_PAUSE_S
         why = "it has not answered in time"
-        while (left := until - _aio.now()) > 0:
+        alone = False
+        while until - _aio.now() > 0:
             wait = pause
+            asked = Asked(request, until, alone=alone)
             try:
-                answer = await self._ask(target, request, left)
+                answer = await self._ask(target, asked)
             except NoAnswer as error:
                 why = str(error)
                 if not error.again:
-                    break
+                    if asked.alone:
+                        break
+                    # It may be the fault of another one that travelled along.
+                    alone = True
+                    wait = 0.0
             else:
                 if answer is not None:
                     if answer.kind in (c.ANSWER_KIND_DONE, c.ANSWER_KIND_REFUSED):
@@ -72,33 +79,35 @@ class Participants:
             request.actions[0].attempt += 1
         raise Unavailable(f"{target}: {why}", reason=reasons.PARTICIPANT_UNAVAILABLE, definite=False)
 
-    async def _ask(self, target: str, request: pb.ExecuteRequest, left: float) -> c.BranchAnswer | None:
+    async def _ask(self, target: str, asked: Asked) -> c.BranchAnswer | None:
         if is_http(target):
             if self._http is None:
                 self._http = AsyncHttp()
+            asked.alone = True
+            left = asked.until - _aio.now()
             try:
                 async with asyncio.timeout(left):
-                    return await self._http.ask(target, request, left)
+                    return await self._http.ask(target, asked.request, left)
             except TimeoutError:
                 return None
         try:
-            async for response in self._stub(target).Execute(request, timeout=left):
-                for answer in response.answers:
-                    found: c.BranchAnswer = answer
-                    return found
+            return await self._at(target).ask(asked)
         except grpc.aio.AioRpcError as error:
             raise NoAnswer(f"{error.code().name}: {error.details()}", again=error.code() in AWAY) from error
-        return None
 
-    def _stub(self, target: str) -> Any:
-        channel = self._channels.get(target)
-        if channel is None:
-            channel = self._channels[target] = grpc.aio.insecure_channel(target.removeprefix("grpc://"))
-        return participant_pb2_grpc.ParticipantServiceStub(channel)
+    def _at(self, target: str) -> Together:
+        found = self._together.get(target)
+        if found is None:
+            channel = grpc.aio.insecure_channel(target.removeprefix("grpc://"))
+            self._channels[target] = channel
+            stub = participant_pb2_grpc.ParticipantServiceStub(channel)
+            found = self._together[target] = Together(stub)
+        return found
 
     async def close(self) -> None:
         """Disconnect."""
         channels, self._channels = list(self._channels.values()), {}
+        self._together = {}
         for channel in channels:
             await channel.close(None)
         http, self._http = self._http, None

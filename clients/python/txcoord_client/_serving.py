@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, MutableMapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from ._answers import Answer, Call
@@ -26,6 +27,32 @@ class Participant(Protocol):
     _operations: Any
 
     async def execute(self, call: Call) -> Answer: ...
+
+
+class _Cancelled(Exception):
+    """The operation was cancelled, and not by whoever asked for it."""
+
+
+class _Answered:
+    """Answers on their way out: while a message is being sent, the next one fills."""
+
+    def __init__(self) -> None:
+        self._there: list[tuple[pb.BranchAction, asyncio.Future[Answer]]] = []
+        self._waiting: asyncio.Future[None] | None = None
+
+    def put(self, action: pb.BranchAction, task: asyncio.Future[Answer]) -> None:
+        """It is answered."""
+        self._there.append((action, task))
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    async def take(self) -> list[tuple[pb.BranchAction, asyncio.Future[Answer]]]:
+        """All that are there, waiting for the first."""
+        while not self._there:
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
+        there, self._there = self._there, []
+        return there
 
 
 class Runner:
@@ -63,14 +90,21 @@ async def answers(
     begin: Begin, request: pb.ExecuteRequest
 ) -> AsyncGenerator[tuple[pb.ExecuteResponse, bool], None]:
     """Run what is asked; each answer as soon as it is there, and whether it is the last."""
+    answered = _Answered()
     left = begin(request)
+    for task, action in left.items():
+        task.add_done_callback(partial(answered.put, action))
     try:
         while left:
-            done, _ = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
-            yield response_of(request, [(task.result(), left.pop(task)) for task in done]), not left
+            done = []
+            for action, task in await answered.take():
+                del left[task]
+                # One that has cancelled itself is no reason to leave the others without an answer.
+                done.append((Answer.failed(_Cancelled()) if task.cancelled() else task.result(), action))
+            yield response_of(request, done), not left
     finally:
         # Nobody waits any more. What runs is rolled back, or asked for again.
-        for task in left:
+        for task in list(left):
             task.cancel()
 
 
