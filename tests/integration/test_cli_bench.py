@@ -1,4 +1,5 @@
-"""`txcoord bench xa` in short: it works with each pair of databases, each driver and each log. Time proves nothing."""
+"""`txcoord bench` in short: xa works with each pair of databases, each driver and each log; tcc and saga end without an
+error. Time proves nothing."""
 
 from __future__ import annotations
 
@@ -27,6 +28,23 @@ def test_two_contenders_without_an_error(
     rows = Desk(tmp_path).json("bench", "xa", *options)
     assert [(row["kind"], row["errors"]) for row in rows] == [("xa", 0), ("bare-2pc", 0)]
     assert {(row["databases"], row["drivers"], row["log"]) for row in rows} == {(databases, used, log)}
+
+
+@pytest.mark.parametrize(("kind", "callers"), [("tcc", [1, 64]), ("saga", [64])])
+def test_participants_that_only_answer_are_called_without_an_error(
+    tmp_path: Path, kind: str, callers: list[int]
+) -> None:
+    concurrency = ",".join(map(str, callers))
+    rows = Desk(tmp_path).json("bench", kind, "--seconds", "0.5", "--concurrency", concurrency)
+    assert [(row["kind"], row["concurrency"], row["errors"]) for row in rows] == [
+        (contender, count, 0) for count in callers for contender in (kind, "bare-grpc")
+    ]
+    of_xa = {"kind", "concurrency", "tps", "p50_ms", "p99_ms", "errors", "ratio", "log"}
+    for row in rows:
+        assert row.keys() >= of_xa
+        assert row["tps"] > 0
+        assert row["cpu_ms"].keys() == {"callers", "coordinator", "participants"}
+    assert all(row["ratio"] == 1.0 for row in rows[1::2])
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json as _json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import console, settings
+
+Callers = Annotated[
+    list[str] | None, typer.Option(help="Callers at once; repeatable, or 1,16,64. Default 16.")
+]
+Log = Annotated[str, typer.Option(help="The log's database: sqlite, postgresql or mariadb.")]
+Profile = Annotated[Path | None, typer.Option(help="File for a cProfile dump of the coordinator.")]
 
 app = typer.Typer(no_args_is_help=True, help="Measure on this machine, on throw-away databases.")
 
@@ -20,9 +27,7 @@ def _group() -> None:
 
 @app.command()
 def xa(
-    concurrency: Annotated[
-        list[str] | None, typer.Option(help="Callers at once; repeatable, or 1,16,64. Default 16.")
-    ] = None,
+    concurrency: Callers = None,
     seconds: Annotated[float, typer.Option(min=0.5, help="For each contender.")] = 6.0,
     databases: Annotated[
         str, typer.Option(help="The two databases, each postgres or mariadb, as in postgres,mariadb.")
@@ -34,17 +39,15 @@ def xa(
             "event loop; psycopg and pymysql in threads, on the synchronous SDK. Default asyncpg and asyncmy."
         ),
     ] = None,
-    log: Annotated[str, typer.Option(help="The log's database: sqlite, postgresql or mariadb.")] = "sqlite",
-    profile: Annotated[Path | None, typer.Option(help="File for a cProfile dump of the coordinator.")] = None,
+    log: Log = "sqlite",
+    profile: Profile = None,
     json: settings.Json = False,
 ) -> None:
     """Global transactions over two databases, against a bare two-phase-commit loop."""
     callers = _numbers(concurrency or ["16"])
-    from ..testing.servers import ServerError
     from . import bench
 
-    if log not in bench.LOGS:
-        console.fail(console.USAGE, f"--log {log}: {', '.join(bench.LOGS)}")
+    _check_log(log)
     kinds = [{"postgresql": "postgres"}.get(kind, kind) for kind in _parts([databases])]
     if len(kinds) != 2 or not set(kinds) <= set(bench.DATABASES):
         console.fail(console.USAGE, f"--databases {databases}: two of {', '.join(bench.DATABASES)}")
@@ -53,21 +56,69 @@ def xa(
     except bench.WrongDrivers as error:
         console.fail(console.USAGE, f"--driver {error}")
 
+    dump = profile.absolute() if profile else None
+    _run(lambda tell: bench.xa(kinds, drivers, callers, seconds, log, dump, tell), json)
+
+
+@app.command()
+def tcc(
+    concurrency: Callers = None,
+    seconds: Annotated[float, typer.Option(min=0.5, help="For each contender.")] = 6.0,
+    log: Log = "sqlite",
+    profile: Profile = None,
+    json: settings.Json = False,
+) -> None:
+    """TCC transactions of two branches with participants that only answer, against bare gRPC calls of them."""
+    _called("tcc", concurrency, seconds, log, profile, json)
+
+
+@app.command()
+def saga(
+    concurrency: Callers = None,
+    seconds: Annotated[float, typer.Option(min=0.5, help="For each contender.")] = 6.0,
+    log: Log = "sqlite",
+    profile: Profile = None,
+    json: settings.Json = False,
+) -> None:
+    """Sagas of two steps with participants that only answer, against bare gRPC calls of them."""
+    _called("saga", concurrency, seconds, log, profile, json)
+
+
+def _called(
+    kind: str, concurrency: list[str] | None, seconds: float, log: str, profile: Path | None, json: bool
+) -> None:
+    callers = _numbers(concurrency or ["16"])
+    from . import bench
+
+    _check_log(log)
+    dump = profile.absolute() if profile else None
+    _run(lambda tell: bench.called(kind, callers, seconds, log, dump, tell), json)
+
+
+def _check_log(log: str) -> None:
+    from . import bench
+
+    if log not in bench.LOGS:
+        console.fail(console.USAGE, f"--log {log}: {', '.join(bench.LOGS)}")
+
+
+def _run(work: Callable[[Callable[[str], None]], int], json: bool) -> None:
+    from ..testing.servers import ServerError
+
     def tell(line: str) -> None:
         if json:
             console.out(line)
             return
         row = _json.loads(line)
-        ratio = f"  {row['ratio']:.2f} of the bare loop" if row["kind"] == "xa" and row["ratio"] else ""
+        bare = row["kind"].startswith("bare")
+        ratio = f"  {row['ratio']:.2f} of the bare loop" if not bare and row["ratio"] else ""
         console.out(
-            f"{row['kind']:<9}{row['concurrency']:>4} callers  {row['tps']:>8} tx/s  p50 {row['p50_ms']} ms  "
+            f"{row['kind']:<9}{row['concurrency']:>5} callers  {row['tps']:>8} tx/s  p50 {row['p50_ms']} ms  "
             f"p99 {row['p99_ms']} ms  errors {row['errors']}{ratio}"
         )
 
     try:
-        errors = bench.xa(
-            kinds, drivers, callers, seconds, log, profile.absolute() if profile else None, tell
-        )
+        errors = work(tell)
     except ServerError as error:
         console.fail(console.UNAVAILABLE, f"a throw-away server: {error}")
     if errors:

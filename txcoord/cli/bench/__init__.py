@@ -17,10 +17,11 @@ from pathlib import Path
 from ...testing.mariadb import MariaDBServer
 from ...testing.postgres import PostgresServer
 from ...testing.processes import Managed, coordinator, run_txcoord
+from .calling import run as called
 from .drivers import DATABASES, Drivers, WrongDrivers
 from .match import ACCOUNTS, Row
 
-__all__ = ["DATABASES", "LOGS", "Drivers", "WrongDrivers", "xa"]
+__all__ = ["DATABASES", "LOGS", "Drivers", "WrongDrivers", "called", "xa"]
 
 LOGS = ("sqlite", "postgresql", "mariadb")
 NAMES = ("accounts", "ledger")

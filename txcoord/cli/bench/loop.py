@@ -35,7 +35,7 @@ async def compare(
         once = {XA: bench.txcoord, BARE: bench.bare}
         match = Match(seconds)
         for turn in match.turns():
-            await _measure(once[turn.kind], callers, turn)
+            await measure(once[turn.kind], callers, turn)
         return match.rows(callers)
 
 
@@ -69,7 +69,8 @@ class _Bench:
             await asyncio.gather(first.commit(), second.commit())
 
 
-async def _measure(once: Once, callers: int, turn: Turn) -> None:
+async def measure(once: Once, callers: int, turn: Turn) -> None:
+    """So many callers at once do it again and again, as long as the turn lasts."""
     clock = time.perf_counter
     begun = clock()
     until = begun + turn.seconds

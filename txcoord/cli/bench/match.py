@@ -60,27 +60,29 @@ class Turn:
 class Match:
     """Who works when. ``seconds`` for each contender, in slices."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, ours: str = XA, bare: str = BARE) -> None:
         self._seconds = seconds
-        self._samples = {XA: Sample(), BARE: Sample()}
+        self._ours, self._bare = ours, bare
+        self.samples = {ours: Sample(), bare: Sample()}
         self._ratios: list[float] = []
 
     def turns(self) -> Iterator[Turn]:
         """To be carried out one after the other."""
-        for kind in (BARE, XA):  # connections, caches, code
+        ours, bare = self._ours, self._bare
+        for kind in (bare, ours):  # connections, caches, code
             yield Turn(kind, min(_WARM_UP_S, self._seconds), Sample(), 0)
         for number in range(_SLICES):
-            before = {kind: len(sample.durations) for kind, sample in self._samples.items()}
-            for kind in (BARE, XA) if number % 2 == 0 else (XA, BARE):
-                yield Turn(kind, self._seconds / _SLICES, self._samples[kind], number * 1_000_003)
-            done = {kind: len(sample.durations) - before[kind] for kind, sample in self._samples.items()}
-            if done[BARE]:
-                self._ratios.append(done[XA] / done[BARE])
+            before = {kind: len(sample.durations) for kind, sample in self.samples.items()}
+            for kind in (bare, ours) if number % 2 == 0 else (ours, bare):
+                yield Turn(kind, self._seconds / _SLICES, self.samples[kind], number * 1_000_003)
+            done = {kind: len(sample.durations) - before[kind] for kind, sample in self.samples.items()}
+            if done[bare]:
+                self._ratios.append(done[ours] / done[bare])
 
     def rows(self, callers: int) -> list[Row]:
         """What came of it."""
-        xa, bare = (self._samples[kind].row(kind, callers) for kind in (XA, BARE))
-        xa["ratio"] = round(xa["tps"] / bare["tps"], 3) if bare["tps"] else None
-        xa["ratio_of_slices"] = [round(ratio, 2) for ratio in self._ratios]
+        ours, bare = (self.samples[kind].row(kind, callers) for kind in (self._ours, self._bare))
+        ours["ratio"] = round(ours["tps"] / bare["tps"], 3) if bare["tps"] else None
+        ours["ratio_of_slices"] = [round(ratio, 2) for ratio in self._ratios]
         bare["ratio"] = 1.0
-        return [xa, bare]
+        return [ours, bare]
