@@ -1,14 +1,17 @@
-"""`txcoord bench` in short: xa works with each pair of databases, each driver and each log; tcc and saga end without an
-error. Time proves nothing."""
+"""`txcoord bench` in short: xa works with each pair of databases, each driver and each log; tcc, saga and hung
+end without an error. Time proves nothing."""
 
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.integration.cli_support import Desk
+from txcoord.cli import bench
 from txcoord.cli.bench.drivers import Drivers, WrongDrivers
 
 
@@ -30,21 +33,34 @@ def test_two_contenders_without_an_error(
     assert {(row["databases"], row["drivers"], row["log"]) for row in rows} == {(databases, used, log)}
 
 
-@pytest.mark.parametrize(("kind", "callers"), [("tcc", [1, 64]), ("saga", [64])])
-def test_participants_that_only_answer_are_called_without_an_error(
-    tmp_path: Path, kind: str, callers: list[int]
-) -> None:
-    concurrency = ",".join(map(str, callers))
-    rows = Desk(tmp_path).json("bench", kind, "--seconds", "0.5", "--concurrency", concurrency)
+OF_XA = {"kind", "concurrency", "tps", "p50_ms", "p99_ms", "errors", "ratio", "log"}
+
+
+def test_tcc_with_participants_that_only_answer(tmp_path: Path) -> None:
+    rows = Desk(tmp_path).json("bench", "tcc", "--seconds", "0.5", "--concurrency", "1,64")
     assert [(row["kind"], row["concurrency"], row["errors"]) for row in rows] == [
-        (contender, count, 0) for count in callers for contender in (kind, "bare-grpc")
+        (contender, callers, 0) for callers in (1, 64) for contender in ("tcc", "bare-grpc")
     ]
-    of_xa = {"kind", "concurrency", "tps", "p50_ms", "p99_ms", "errors", "ratio", "log"}
     for row in rows:
-        assert row.keys() >= of_xa
+        assert row.keys() >= OF_XA
         assert row["tps"] > 0
         assert row["cpu_ms"].keys() == {"callers", "coordinator", "participants"}
     assert all(row["ratio"] == 1.0 for row in rows[1::2])
+
+
+def test_sagas_with_participants_that_only_answer() -> None:
+    rows: list[Any] = []
+    assert bench.called("saga", [64], 0.5, "sqlite", None, lambda line: rows.append(json.loads(line))) == 0
+    assert [(row["kind"], row["errors"]) for row in rows] == [("saga", 0), ("bare-grpc", 0)]
+    assert all(row.keys() >= OF_XA and row["tps"] > 0 for row in rows)
+
+
+def test_beside_participants_that_hang_nothing_fails() -> None:
+    rows: list[Any] = []
+    assert bench.hung(4, [2], 0.5, "sqlite", lambda line: rows.append(json.loads(line))) == 0
+    assert [(row["kind"], row["errors"]) for row in rows] == [("beside-hung", 0), ("alone", 0)]
+    assert (rows[0]["hung"], rows[0]["waiting"]) == (4, 200)
+    assert rows[0]["ratio"] > 0
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,22 @@ def saga(
     _called("saga", concurrency, seconds, log, profile, json)
 
 
+@app.command()
+def hung(
+    participants: Annotated[int, typer.Option(min=1, max=500, help="How many hang.")] = 20,
+    concurrency: Callers = None,
+    seconds: Annotated[float, typer.Option(min=0.5, help="For each contender.")] = 6.0,
+    log: Log = "sqlite",
+    json: settings.Json = False,
+) -> None:
+    """TCC transactions with participants that are well, alone and beside others that never answer."""
+    callers = _numbers(concurrency or ["16"])
+    from . import bench
+
+    _check_log(log)
+    _run(lambda tell: bench.hung(participants, callers, seconds, log, tell), json, "p99 {:.2f} of alone")
+
+
 def _called(
     kind: str, concurrency: list[str] | None, seconds: float, log: str, profile: Path | None, json: bool
 ) -> None:
@@ -102,7 +118,9 @@ def _check_log(log: str) -> None:
         console.fail(console.USAGE, f"--log {log}: {', '.join(bench.LOGS)}")
 
 
-def _run(work: Callable[[Callable[[str], None]], int], json: bool) -> None:
+def _run(
+    work: Callable[[Callable[[str], None]], int], json: bool, compared: str = "{:.2f} of the bare loop"
+) -> None:
     from ..testing.servers import ServerError
 
     def tell(line: str) -> None:
@@ -110,10 +128,10 @@ def _run(work: Callable[[Callable[[str], None]], int], json: bool) -> None:
             console.out(line)
             return
         row = _json.loads(line)
-        bare = row["kind"].startswith("bare")
-        ratio = f"  {row['ratio']:.2f} of the bare loop" if not bare and row["ratio"] else ""
+        bare = row["kind"].startswith(("bare", "alone"))
+        ratio = "  " + compared.format(row["ratio"]) if not bare and row["ratio"] else ""
         console.out(
-            f"{row['kind']:<9}{row['concurrency']:>5} callers  {row['tps']:>8} tx/s  p50 {row['p50_ms']} ms  "
+            f"{row['kind']:<11}{row['concurrency']:>5} callers  {row['tps']:>8} tx/s  p50 {row['p50_ms']} ms  "
             f"p99 {row['p99_ms']} ms  errors {row['errors']}{ratio}"
         )
 

@@ -19,9 +19,10 @@ from ...testing.postgres import PostgresServer
 from ...testing.processes import Managed, coordinator, run_txcoord
 from .calling import run as called
 from .drivers import DATABASES, Drivers, WrongDrivers
+from .hung import run as hung
 from .match import ACCOUNTS, Row
 
-__all__ = ["DATABASES", "LOGS", "Drivers", "WrongDrivers", "called", "xa"]
+__all__ = ["DATABASES", "LOGS", "Drivers", "WrongDrivers", "called", "hung", "xa"]
 
 LOGS = ("sqlite", "postgresql", "mariadb")
 NAMES = ("accounts", "ledger")

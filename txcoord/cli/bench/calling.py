@@ -95,7 +95,8 @@ def started_coordinator(
         resources={},
         log_url=url,
         name=name,
-        settings={"LOG_LEVEL": "ERROR"},
+        # What hangs is left alone soon.
+        settings={"LOG_LEVEL": "ERROR", "NODE__DRAIN_TIMEOUT": "1s"},
         env={"TXCOORD_PROFILE": str(profile)} if profile else None,
     )
     run_txcoord("migrate", env=node.env, cwd=place)
