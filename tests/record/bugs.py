@@ -410,8 +410,8 @@ BUGS = (
     ),
     Bug(
         "budget-of-what-undoes",
-        "A step of a saga was to be tried again once, and then given up. The same budget held for its compensation: two "
-        "failures within a second, and it was parked, half undone, until a person came.",
+        "A step of a saga was to be tried again once, and then given up. The same budget held for its compensation: "
+        "two failures within a second, and it was parked, half undone, until a person came.",
         SIMULATION,
         "Saga: a step's retries are of its action; its compensation is asked for until it is done",
         (
