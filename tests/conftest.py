@@ -18,6 +18,7 @@ from tests.support.databases import (
     running,
     running_server,
 )
+from tests.support.redis_server import RedisServer
 from txcoord.testing.mariadb import MariaDBError, MariaDBServer, MySQLServer
 from txcoord.testing.postgres import PostgresServer
 
@@ -67,6 +68,13 @@ def require_mysql() -> None:
         MySQLServer.find()
     except MariaDBError as error:
         pytest.skip(f"NOT TESTED: MySQL ({error})")
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis that all tests share."""
+    with RedisServer.running() as server:
+        yield server
 
 
 @pytest.fixture

@@ -2,10 +2,11 @@
 #
 #   need_mariadb           MariaDB, for txcoord/testing/mariadb.py, which looks for it on the machine and in
 #                          .cache/mariadb. Returns at once when it is there. Needs no root.
-#   need_databases         that, and MySQL if it can be had, in .cache/mysql.
+#   need_redis             Redis, for tests/support/redis_server.py, likewise in .cache/redis.
+#   need_databases         both, and MySQL if it can be had, in .cache/mysql.
 #
 # MySQL is not in Debian's stable releases, so it comes from sid with all it depends on; it may be
-# gone tomorrow. The tests of it then print NOT TESTED. MariaDB must be there.
+# gone tomorrow. The tests of it then print NOT TESTED. The others must be there.
 
 need_mariadb() {
     if ! _on_this_machine && [ ! -e "$root/.cache/mariadb/complete" ]; then
@@ -13,8 +14,15 @@ need_mariadb() {
     fi
 }
 
+need_redis() {
+    if ! command -v redis-server >/dev/null && [ ! -e "$root/.cache/redis/complete" ]; then
+        _unpack redis "" redis-server || die "cannot get Redis"
+    fi
+}
+
 need_databases() {
     need_mariadb
+    need_redis
     if [ ! -e "$root/.cache/mysql/complete" ]; then
         _unpack mysql sid mysql-server-core || say "MySQL cannot be had here: it is NOT TESTED"
     fi

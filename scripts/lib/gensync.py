@@ -5,7 +5,7 @@
 Each module named here is read from `txcoord_client`, its words are replaced, and it is written under the same name
 below `txcoord_client/sync`. What cannot be said in both ways is in modules written by hand on either side
 (`_aio`, `_wire`, `_admission`, `_enlisting`, `_participants`, `_serving` and how it is reached, `_xa/sa`,
-`_xa/kinds`); the others are shared.
+`_xa/kinds`, `_db/kinds`); the others are shared.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ HERE = Path(__file__).resolve().parents[2] / "clients/python/txcoord_client"
 MODULES = (
     "_barrier",
     "_block",
+    "_db/hands",
+    "_db/redis_",
+    "_db/sources",
     "_finish",
     "_joining",
     "_keeping",
@@ -49,6 +52,7 @@ WORDS = (
     (r"__aexit__", "__exit__"),
     (r"\bAsync(Engine|Connection|Session|ContextManager|Iterator|Generator)\b", r"\1"),
     (r"\basynccontextmanager\b", "contextmanager"),
+    (r"\bAbstractAsyncContextManager\b", "AbstractContextManager"),
     (r"Callable\[(\[[^][]*\]|\.\.\.|P), Awaitable\[(\w+)\]\]", r"Callable[\1, \2]"),
     (r"\bAwaitable\[(\w+)\]", r"\1"),
     (r"\ban async\b", "a"),

@@ -11,6 +11,7 @@ async with coord.begin("transfer", gid="order-42") as g:
         await db.execute(credit)
 """
 
+from ._answers import Call
 from ._block import Scope
 from ._runs import Run
 from ._version import __version__
@@ -45,6 +46,7 @@ __all__ = [
     "Aborted",
     "AlreadyAborted",
     "AlreadyCommitted",
+    "Call",
     "ClientInterceptor",
     "Coordinator",
     "ForkedAfterUse",

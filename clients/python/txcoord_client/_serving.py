@@ -26,6 +26,8 @@ class Participant(Protocol):
     concurrency: int
     _operations: Any
 
+    def under_way(self, call: Call) -> Answer | None: ...
+
     async def execute(self, call: Call) -> Answer: ...
 
 
@@ -75,6 +77,9 @@ class Runner:
         participant = next((p for p in self._participants if call.operation in p._operations), None)
         if participant is None:
             return nobody(call)
+        later = participant.under_way(call)
+        if later is not None:
+            return later
         async with self._room[participant.name]:
             return await participant.execute(call)
 

@@ -14,6 +14,7 @@ SQL runs on the caller's thread. The wire to the coordinator is one background t
 use. Errors and outcomes are those of ``txcoord_client``.
 """
 
+from .._answers import Call
 from ..errors import (
     Aborted,
     AlreadyAborted,
@@ -46,6 +47,7 @@ __all__ = [
     "Aborted",
     "AlreadyAborted",
     "AlreadyCommitted",
+    "Call",
     "Coordinator",
     "ForkedAfterUse",
     "Heuristic",

@@ -19,6 +19,8 @@ class Participant(Protocol):
     concurrency: int
     _operations: Any
 
+    def under_way(self, call: Call) -> Answer | None: ...
+
     def execute(self, call: Call) -> Answer: ...
 
 
@@ -48,10 +50,17 @@ class Runner:
         # What is declared after it was mounted counts too.
         participant = next((p for p in self._participants if call.operation in p._operations), None)
         if participant is None:
-            nothing: Future[Answer] = Future()
-            nothing.set_result(nobody(call))
-            return nothing
+            return _told(nobody(call))
+        later = participant.under_way(call)
+        if later is not None:
+            return _told(later)
         return self._threads[participant.name].submit(participant.execute, call)
+
+
+def _told(answer: Answer) -> Future[Answer]:
+    future: Future[Answer] = Future()
+    future.set_result(answer)
+    return future
 
 
 def answers(

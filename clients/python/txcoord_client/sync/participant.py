@@ -16,16 +16,21 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import _values
 from .._answers import Answer, Call
 from ..errors import Pending, Refused, Rejected
-from ..protocol import identifiers, reasons
+from ..protocol import barrier, identifiers, reasons
 from . import _aio
+
+if TYPE_CHECKING:
+    from ._barrier import Entry
+    from ._db.sources import Source
 
 log = logging.getLogger("txcoord.client")
 T = TypeVar("T", bound=type)
@@ -76,7 +81,8 @@ class Action:
         return self.operation.attempt(*args, **kwargs)
 
 
-_MOST_RESULT = 256 * 1024
+_PRUNED_EVERY = 128
+"""Calls, between two looks for markers that can go."""
 OPERATION = "__txcoord_operation__"
 """Attribute of a class or function that is an operation."""
 
@@ -95,19 +101,31 @@ def operation_of(target: Any) -> Operation:
 class Participant:
     """A service that takes part in transactions.
 
-    ``db`` is the SQLAlchemy engine, or a sessionmaker, of its own database, which has the marker table (`txcoord
-    resource check --fix` makes it). A service that only calls the operations of another one needs none:
+    ``db`` is where its own data is: a SQLAlchemy engine or sessionmaker, a pool of a driver, a function that opens a
+    connection, the alias of a Django database, a client of Redis. The database has the marker table (`txcoord resource
+    check --fix`, or :meth:`make_table`). A service that only calls the operations of another one needs none:
     ``Participant("stock")`` with the same classes is enough. ``concurrency``: how many of its operations run at a time.
+    ``keep_days``: for how many days markers are kept, at least; 0: for ever. A call of a transaction that began longer
+    ago fails, where nobody can tell any more whether it was made before. In one database it is the same for all.
+
+    A Redis keeps the markers as well, and as badly, as it keeps the data: what it loses in a crash or a fail-over was
+    answered *done* all the same.
     """
 
-    def __init__(self, name: str, *, db: Any = None, concurrency: int = 20) -> None:
+    def __init__(self, name: str, *, db: Any = None, concurrency: int = 20, keep_days: int = 90) -> None:
         if not identifiers.is_name(name):
             raise Rejected(f"participant {name!r}: 1 to 63 characters of [A-Za-z0-9_.-]")
         if concurrency < 1:
             raise Rejected("concurrency: at least 1")
+        if keep_days and keep_days < barrier.LEAST_DAYS:
+            raise Rejected(f"keep_days: at least {barrier.LEAST_DAYS}, or 0 for ever")
         self.name = name
         self.concurrency = concurrency
+        self.keep_days = keep_days
         self._db = db
+        self._source: Source | None = None
+        self._calls = 0
+        self._running: Counter[tuple[str, str]] = Counter()
         self._operations: dict[str, Operation] = {}
 
     # ---- declarations ----
@@ -190,19 +208,41 @@ class Participant:
         return _serving_http.django_urls([self, *others])
 
     @contextmanager
-    def guard(self, db: Any, call: Call) -> Iterator[bool]:
+    def guard(self, db: Any, call: Call) -> Iterator[Entry]:
         """The barrier inside a transaction that you own and commit: ``with stock.guard(session, call) as
-        first``. Where ``first`` is False there is nothing to be done: commit, and answer done. Raises Refused for a try
-        that comes after its cancel."""
+        first``. ``db`` is a connection or session; not of Redis, which has no transaction to be inside of.
+
+        Where ``first`` is false there is nothing to be done: commit, and answer done, with ``first.data``. ``await
+        first.keep(hold)`` keeps what a try or action returns, ``first.result(Hold)`` is that, in what comes after it.
+        Raises Refused for a try that comes after its cancel or its deadline; Rejected for a connection without a
+        transaction."""
         from . import _barrier
 
-        entered = _barrier.enter(db, call.tx_id, call.branch, call.op, call.not_after_us)
-        yield entered.first
+        yield _barrier.enter(db, call, self.keep_days)
+
+    def make_table(self) -> None:
+        """Make the marker table where there is none. It needs the right to create tables; the service itself needs
+        SELECT, INSERT, UPDATE and DELETE on it."""
+        from . import _barrier
+
+        with self._transaction() as db:
+            _barrier.make_table(db)
+
+    def under_way(self, call: Call) -> Answer | None:
+        """To be asked before a call waits for its turn: *later* where another call of its branch is running here.
+        What ends a try that hangs would only hang with it, and take one more place each time it is made again."""
+        if call.op in barrier.FIRST and self._running[call.tx_id, call.branch]:
+            return Answer.pending(Pending("another call of this branch is running", retry_after=_LATER_S))
+        return None
 
     def execute(self, call: Call) -> Answer:
         """Do what is asked, once. Never raises."""
+        key = call.tx_id, call.branch
+        self._running[key] += 1
         try:
-            return self._execute(call)
+            answer = self._execute(call)
+            self._prune()
+            return answer
         except Refused as refused:
             return Answer.refused(refused)
         except Pending as pending:
@@ -210,6 +250,10 @@ class Participant:
         except Exception as error:
             log.exception("%s of %s, branch %s, failed", call.op, call.tx_id, call.branch)
             return Answer.failed(error)
+        finally:
+            self._running[key] -= 1
+            if not self._running[key]:
+                del self._running[key]
 
     def _execute(self, call: Call) -> Answer:
         operation = self._operations.get(call.operation)
@@ -220,39 +264,55 @@ class Participant:
             raise Rejected(
                 f"{self.name} has no {call.op} of {call.operation!r}", reason=reasons.UNKNOWN_OPERATION
             )
-        # Here, since the SDK works without SQLAlchemy where nobody uses it.
+        # Here, since only a service that has a database of its own needs it.
+        from . import _barrier
+        from ._db.redis_ import Repeated
+
+        try:
+            with self._transaction() as db:
+                entry = _barrier.enter(db, call, self.keep_days)
+                if not entry:
+                    return Answer.done(entry.data, repeated=True)
+                if call.op == operation.first:
+                    given = _values.arguments(method, 1, call.payload, call.results)
+                    entry.keep(method(db, **given))
+                    return Answer.done(entry.data)
+                held = entry.result(operation.returns)
+                method(*([db, held] if _takes(method) > 1 else [db]))
+                return Answer.done()
+        except Repeated as repeated:
+            return Answer.done(repeated.result, repeated=True)
+
+    def _prune(self) -> None:
+        """Now and then: a small batch of markers that nothing can need any more."""
+        self._calls += 1
+        if not self.keep_days or self._calls % _PRUNED_EVERY:
+            return
         from . import _barrier
 
-        with self._transaction() as db:
-            entered = _barrier.enter(db, call.tx_id, call.branch, call.op, call.not_after_us)
-            if not entered.first:
-                return Answer.done(entered.result or b"", repeated=True)
-            if call.op == operation.first:
-                given = _values.arguments(method, 1, call.payload, call.results)
-                result = method(db, **given)
-                data = _values.encode(result) if result is not None else b""
-                if len(data) > _MOST_RESULT:
-                    # Before anything is committed: later nobody could tell what it had returned.
-                    text = f"the result has {len(data)} bytes; at most {_MOST_RESULT}"
-                    raise Rejected(text, reason=reasons.TOO_LARGE)
-                if data:
-                    _barrier.keep(db, call.tx_id, call.branch, call.op, data)
-                return Answer.done(data)
-            held = _values.decode(entered.result, operation.returns)
-            method(*([db, held] if _takes(method) > 1 else [db]))
-            return Answer.done()
+        try:
+            with self._transaction() as db:
+                _barrier.prune(db, self.keep_days)
+        except Exception as error:
+            # Such as a role without the right to. The call is done, and the next time comes.
+            log.warning("%s: markers could not be pruned: %s", self.name, error)
 
     @contextmanager
     def _transaction(self) -> Iterator[Any]:
-        db = self._db
-        if db is None:
-            raise Rejected(f"Participant({self.name!r}) was made without db=", reason=reasons.NOT_SUPPORTED)
-        with db.begin() as conn:
-            yield conn
+        if self._source is None:
+            if self._db is None:
+                text = f"Participant({self.name!r}) was made without db="
+                raise Rejected(text, reason=reasons.NOT_SUPPORTED)
+            from ._db import kinds
+
+            self._source = kinds.source_of(self._db)
+        with self._source.begin() as db:
+            yield db
 
 
 def _takes(method: Callable[..., Any]) -> int:
     return len([p for p in inspect.signature(method).parameters.values() if p.kind in _POSITIONAL])
 
 
+_LATER_S = 0.5
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
