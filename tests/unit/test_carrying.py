@@ -89,6 +89,19 @@ def test_a_vote_has_the_branches_below_and_the_reason() -> None:
     assert (fine.rollback_only, fine.reason) == (False, "")
 
 
+def test_a_vote_does_not_carry_what_tries_returned() -> None:
+    """A header has little room, and the participant's marker has it."""
+    tx = Tx()
+    for number in ("3.1", "3.2"):
+        tx._remote[number] = c.Branch(id=number, kind=c.KIND_TCC, vote=c.VOTE_PREPARED)
+    tx._remote["3.1"].action.result = b"x" * 100_000
+    tx._remote["3.2"].xa.resource = "orders"
+    vote = _carrying.vote_of(tx)
+    assert [b.WhichOneof("part") for b in vote.branches] == [None, None, "xa"]
+    assert len(_carrying.vote_header(vote)) < 200
+    assert tx._remote["3.1"].action.result, "the initiator's own commit still has it"
+
+
 def test_a_lock_time_out_in_a_called_service_says_what_it_may_wait_for() -> None:
     vote = _carrying.vote_of(Tx("LOCK_TIMEOUT", "x" * 900))
     assert "an earlier call of this one" in vote.message

@@ -101,6 +101,12 @@ def vote_of(tx: Carried) -> c.CallVote:
     vote = c.CallVote(tx_id=tx.tx_id, branch=tx._parent)
     vote.branches.extend(pb for pb in (b.to_pb() for b in tx._local) if pb.vote != c.VOTE_NO)
     vote.branches.extend(tx._remote.values())
+    for branch in vote.branches:
+        # What a try returned is in its participant's marker; a header has little room.
+        if branch.WhichOneof("part") == "action":
+            branch.action.ClearField("result")
+            if not branch.action.ByteSize():
+                branch.ClearField("action")
     if tx.rollback_only:
         vote.rollback_only = True
         vote.reason, vote.message = tx._rollback_only, why(tx)
