@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import tlc
 
 PAGE = tlc.ROOT / "docs" / "explanation" / "model.md"
-MODULES = ("XaCommit", "Enlist", "OnePhase", "TakeOver", "Holder", "Xa")
+MODULES = ("XaCommit", "Enlist", "OnePhase", "TakeOver", "Holder", "Barrier", "Xa")
 _START, _END = "<!-- from the modules -->\n", "<!-- until here -->\n"
 
 

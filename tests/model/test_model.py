@@ -25,6 +25,7 @@ class Clean:
 
 
 STRAY = {"Listed": '{"1"}', "Stray": '{"2"}'}
+SAGA = {"Saga": "TRUE", "Deadline": "9"}  # without a deadline
 CLEAN = [
     Clean("XaCommit", "XaCommit", 700_000),
     Clean("XaCommit", "XaCommitSmall", 50_000, STRAY),
@@ -37,6 +38,8 @@ CLEAN = [
     Clean("TakeOver", "TakeOver", 150_000),
     Clean("Holder", "Holder", 900),
     Clean("Holder", "Holder", 2_000, {"GuardIsEnough": "FALSE"}),
+    Clean("Barrier", "Barrier", 30_000),
+    Clean("Barrier", "Barrier", 20_000, SAGA),
     Clean("Xa", "Xa", 9_000, {"Branches": '{"1", "2"}'}),
 ]
 FLOOR = 1_000_000
@@ -111,6 +114,17 @@ MUTANTS = [
     Mutant("Holder", "holder_not_ended", "NoLimbo"),
     Mutant("Holder", "holder_decides", "ObeysTheLog"),
     Mutant("Holder", "kill_unproven", "OtherUntouched"),
+    # a participant's barrier
+    Mutant("Barrier", "no_tombstone", "UndoneIsUndone"),
+    Mutant("Barrier", "marker_not_checked", "Once"),
+    Mutant("Barrier", "does_not_wait", "UndoneIsUndone"),
+    Mutant("Barrier", "looks_before", "UndoneIsUndone"),
+    Mutant("Barrier", "work_apart", "DoneIsDone"),
+    Mutant("Barrier", "result_kept_later", "UndoneIsUndone"),
+    Mutant("Barrier", "absent_was_never", "Once", SAGA),
+    Mutant("Barrier", "pruned_early", "Once", SAGA),
+    Mutant("Barrier", "pruned_one_by_one", "Once"),
+    Mutant("Barrier", "held_is_pruned", "HeldIsKnown"),
 ]
 
 
