@@ -18,6 +18,7 @@ from tests.support.acceptance import INSERT, Client, Site, eventually, new_gid
 from tests.support.acceptance_wire import Wire, refused, told
 from txcoord_client import Aborted, AlreadyAborted, AlreadyCommitted, InProgress
 from txcoord_client._pb import common_pb2 as c
+from txcoord_client._pb import coordinator_pb2 as pb
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -240,6 +241,21 @@ async def test_5_the_same_gid_is_done_once(client: Client, site: Site) -> None:
         await pay()
     assert caught.value.gid == gid
     assert site.counts(gid) == (1, 1)
+
+
+async def test_5_who_has_no_tx_ids_repeats_by_the_gid_alone(wire: Wire) -> None:
+    gid = new_gid()
+    request = pb.BeginRequest(gid=gid, spec=c.TransactionSpec(name="pay"))
+    first = (await wire.call("Begin", request)).outcome
+    many = await asyncio.gather(*(wire.call("Begin", request) for _ in range(5)))
+    assert {answer.outcome.tx_id for answer in many} == {first.tx_id}
+    request.spec.name = "buy"
+    with refused("ALREADY_EXISTS", "CONTENT_MISMATCH"):
+        await wire.call("Begin", request)
+    await wire.call("Rollback", pb.RollbackRequest(gid=gid))
+    request.spec.name = "pay"
+    with refused("ALREADY_EXISTS", "ALREADY_ABORTED"):
+        await wire.call("Begin", request)
 
 
 async def test_5_the_same_gid_with_other_content_already_exists(wire: Wire, site: Site) -> None:

@@ -19,7 +19,7 @@ from ...core.model import FOREVER_US, Branch, BranchState, DecidedBy, Decision, 
 from ...engine.coordinator import Coordinator, expired
 from ...engine.live import WaitLevel, reached
 from ...ports import ResourceStatus
-from . import filters, mapping, status
+from . import filters, mapping, repeats, status
 from .mapping import Limits, Reader, bad
 
 _LEVEL = {
@@ -138,18 +138,15 @@ class Operations:
     async def begin(self, request: pb.BeginRequest, namespace: str, most_s: float) -> pb.BeginResponse:
         """Make a transaction durable."""
         now_us = self._c.clock.now_us()
-        tx_id = request.tx_id
-        if not tx_id:
-            if not request.gid:
-                raise bad(
-                    reasons.BAD_REQUEST, "without a tx_id a gid is needed, so that the call can be repeated"
-                )
-            tx_id = identifiers.new_tx_id(now_us, self._c.random.getrandbits)
+        tx_id = self._tx_id(request, now_us)
         deadline_us = request.deadline_us or now_us + self._limits.deadline_default_us
         tx = self._read.tx(namespace, tx_id, request.gid, deadline_us, request.spec)
         again: frozenset[str] = frozenset() if request.spec.again else reasons.RETRYABLE_ABORTS
-        tx = await self._c.begin(Begin(tx), may_take_over=again, retry_of=request.spec.retry_of)
-        return pb.BeginResponse(outcome=mapping.outcome(tx, named=True))
+        first = self._c.begin(Begin(tx), may_take_over=again, retry_of=request.spec.retry_of)
+        done = await repeats.same(
+            request, first, lambda tx_id: self._c.begin(Begin(replace(tx, tx_id=tx_id)))
+        )
+        return pb.BeginResponse(outcome=mapping.outcome(done, named=True))
 
     async def enlist(self, request: pb.EnlistRequest, namespace: str, most_s: float) -> pb.EnlistResponse:
         """Add branches."""
@@ -180,18 +177,14 @@ class Operations:
 
     async def submit(self, request: pb.SubmitRequest, namespace: str, most_s: float) -> pb.SubmitResponse:
         """Take a whole plan over."""
-        now_us = self._c.clock.now_us()
-        tx_id = request.tx_id
-        if not tx_id:
-            if not request.gid:
-                raise bad(
-                    reasons.BAD_REQUEST, "without a tx_id a gid is needed, so that the call can be repeated"
-                )
-            tx_id = identifiers.new_tx_id(now_us, self._c.random.getrandbits)
-        deadline_us = request.deadline_us or FOREVER_US
-        tx = self._read.tx(namespace, tx_id, request.gid, deadline_us, request.spec, may_have_none=True)
+        tx_id = self._tx_id(request, self._c.clock.now_us())
+        deadline = request.deadline_us or FOREVER_US
+        tx = self._read.tx(namespace, tx_id, request.gid, deadline, request.spec, may_have_none=True)
         plan = replace(tx, branches=self._read.plan(request.branches), one_phase_resource="")
-        done = await self._c.submit(Submit(plan))
+        first = self._c.submit(Submit(plan))
+        done = await repeats.same(
+            request, first, lambda tx_id: self._c.submit(Submit(replace(plan, tx_id=tx_id)))
+        )
         if request.wait == c.WAIT_LEVEL_ACCEPTED:
             most_s = 0.0
         done = await self._waited(done, request.wait, request.wait_us, most_s)
@@ -441,6 +434,12 @@ class Operations:
         )
 
     # ---- helpers ----
+
+    def _tx_id(self, request: pb.BeginRequest | pb.SubmitRequest, now_us: int) -> str:
+        if not request.tx_id and not request.gid:
+            text = "without a tx_id a gid is needed, so that the call can be repeated"
+            raise bad(reasons.BAD_REQUEST, text)
+        return request.tx_id or identifiers.new_tx_id(now_us, self._c.random.getrandbits)
 
     async def find(self, namespace: str, tx_id: str, gid: str) -> Tx:
         """The transaction of that tx id or gid. Raises Refused (NOT_FOUND)."""
