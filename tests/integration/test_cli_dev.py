@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,10 @@ def test_it_says_all_that_a_newcomer_needs(start: Callable[..., Dev], tmp_path: 
     assert f"address   {dev.address}" in dev.printed
     assert f"data      {tmp_path / '.txcoord'}" in dev.printed
     assert f'coord = Coordinator("{dev.address}")' in dev.printed
+    url = re.search(r"http      (http://127\.0\.0\.1:\d+) ", dev.printed)
+    assert url is not None
+    with urllib.request.urlopen(f"{url[1]}/readyz") as answer:
+        assert answer.status == 200
     assert "--with-postgres 2" in dev.printed
     assert (tmp_path / ".txcoord" / "dev.db").exists()
     assert dev.process.stop() == 0

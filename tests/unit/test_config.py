@@ -192,6 +192,18 @@ def test_listening_for_all_the_world_needs_a_word(listen: str, monkeypatch: pyte
     assert load().listen == listen
 
 
+def test_http_is_guarded_likewise_and_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load().http_address == ""
+    monkeypatch.setenv("TXCOORD_HTTP_ADDRESS", "0.0.0.0:7071")
+    assert "neither TLS nor authentication" in one_problem()
+    monkeypatch.setenv("TXCOORD_INSECURE_LISTEN", "true")
+    assert load().http_address == "0.0.0.0:7071"
+    monkeypatch.setenv("TXCOORD_HTTP_ADDRESS", "127.0.0.1:7070")
+    assert "needs an address of its own" in one_problem()
+    monkeypatch.setenv("TXCOORD_HTTP_ADDRESS", "7071")
+    assert "no address like 127.0.0.1:7070" in one_problem()
+
+
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "localhost:7070", "[::1]:7070", ":7070", "127.9.9.9:1"])
 def test_loopback_needs_none(listen: str) -> None:
     assert load(listen=listen).listen == listen

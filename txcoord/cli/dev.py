@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import threading
@@ -24,6 +25,7 @@ from . import console, serve, settings
 if TYPE_CHECKING:
     from ..config import Settings
     from ..testing.postgres import PostgresServer
+    from ..wiring import Node
 
 FOLDER = Path(".txcoord")
 
@@ -38,15 +40,27 @@ def dev(
     ] = 0,
     memory: Annotated[bool, typer.Option("--memory", help="Keep nothing after the end.")] = False,
     data: Annotated[Path, typer.Option(help="Folder of the data.")] = FOLDER,
+    http_address: Annotated[
+        str | None,
+        typer.Option("--http-address", help="host:port of the HTTP/JSON API; default the port after gRPC's."),
+    ] = None,
     config: settings.ConfigFile = None,
 ) -> None:
     """Run a coordinator for development: nothing to set up, data in .txcoord/."""
     begun = time.monotonic()
     with _folder(data, memory) as folder:
-        _run(folder, listen, with_postgres, memory, config, begun)
+        _run(folder, listen, http_address, with_postgres, memory, config, begun)
 
 
-def _run(folder: Path, listen: str, databases: int, memory: bool, config: Path | None, begun: float) -> None:
+def _run(
+    folder: Path,
+    listen: str,
+    http_address: str | None,
+    databases: int,
+    memory: bool,
+    config: Path | None,
+    begun: float,
+) -> None:
     os.environ.setdefault("TXCOORD_LOG_LEVEL", "WARNING")
     # What was configured is kept: the throw-away databases come on top.
     server = _start_postgres(folder, databases) if databases else None
@@ -55,7 +69,9 @@ def _run(folder: Path, listen: str, databases: int, memory: bool, config: Path |
         for name in _names(databases):
             assert server is not None
             os.environ[f"TXCOORD_RESOURCES__{name}__URL"] = server.url(name)
-        loaded = settings.load(config, listen=listen)
+        loaded = settings.load(config, listen=listen, http_address=http_address)
+        if not loaded.http_address and http_address is None:
+            loaded = settings.load(config, listen=listen, http_address=_beside(loaded.listen))
         serve.configure_logs(loaded)
 
         async def run() -> None:
@@ -68,7 +84,7 @@ def _run(folder: Path, listen: str, databases: int, memory: bool, config: Path |
             async def ready() -> None:
                 if not memory:
                     _remember(folder, node.address)
-                _tell(loaded, node.address, folder, memory, time.monotonic() - begun)
+                _tell(loaded, node, folder, memory, time.monotonic() - begun)
 
             await serve.until_signal(node, ready)
 
@@ -123,10 +139,25 @@ async def _make_tables(loaded: Settings, names: list[str]) -> None:
     await asyncio.gather(*(one(name) for name in names))
 
 
-def _tell(loaded: Settings, address: str, folder: Path, memory: bool, seconds: float) -> None:
+def _beside(listen: str) -> str:
+    """Where the HTTP API listens if nobody says: at the port after gRPC's, or at any if that is taken."""
+    from ..config import split_listen
+
+    host, port = split_listen(listen)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), port + 1 if port else 0))
+        except (OSError, OverflowError):
+            return f"{host}:0"
+    return f"{host}:{port + 1 if port else 0}"
+
+
+def _tell(loaded: Settings, node: Node, folder: Path, memory: bool, seconds: float) -> None:
     from .. import __version__
     from ..config import redacted
 
+    address = node.address
     kept = (
         "goes with this process (--memory)"
         if memory
@@ -135,6 +166,8 @@ def _tell(loaded: Settings, address: str, folder: Path, memory: bool, seconds: f
     console.out(f"txcoord dev {__version__} is ready after {seconds:.1f} s")
     console.out("")
     console.out(f"  address   {address}  (gRPC, no TLS: for this machine only)")
+    if node.http_url:
+        console.out(f"  http      {node.http_url}  (JSON, for curl: {node.http_url}/openapi.json)")
     console.out(f"  data      {folder}  ({kept})")
     for name, resource in loaded.resources.items():
         console.out(f"  resource  {name}  {redacted(resource.url.get_secret_value())}")

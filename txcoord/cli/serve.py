@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from ..wiring import Node
 
 Listen = Annotated[str | None, typer.Option(help="host:port to listen on.")]
+HttpAddress = Annotated[
+    str | None,
+    typer.Option("--http-address", help="host:port of the HTTP/JSON API; without it there is none."),
+]
 InsecureListen = Annotated[
     bool | None,
     typer.Option("--insecure-listen", help="Allow other than loopback: there is no TLS yet."),
@@ -26,10 +30,13 @@ InsecureListen = Annotated[
 
 
 def serve(
-    listen: Listen = None, insecure_listen: InsecureListen = None, config: settings.ConfigFile = None
+    listen: Listen = None,
+    http_address: HttpAddress = None,
+    insecure_listen: InsecureListen = None,
+    config: settings.ConfigFile = None,
 ) -> None:
     """Run a coordinator until SIGTERM or SIGINT: then it stops taking, drains, and leaves with 0."""
-    loaded = settings.load(config, listen=listen, insecure_listen=insecure_listen)
+    loaded = settings.load(config, listen=listen, http_address=http_address, insecure_listen=insecure_listen)
     configure_logs(loaded)
 
     async def run() -> None:

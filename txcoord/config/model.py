@@ -148,6 +148,7 @@ class Settings(BaseSettings):
         False, description="Listen on other than loopback, without TLS and authentication."
     )
     listen: str = Field("127.0.0.1:7070", description="Where the gRPC API listens.")
+    http_address: str = Field("", description="Where the HTTP/JSON API listens; empty: it does not.")
     reflection: bool = Field(False, description="gRPC server reflection.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "json", "console"] = Field(
@@ -169,10 +170,14 @@ class Settings(BaseSettings):
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
-    @field_validator("listen")
+    @field_validator("listen", "http_address")
     @classmethod
     def _guarded(cls, value: str, info: ValidationInfo) -> str:
-        host, _ = split_listen(value)
+        if not value and info.field_name == "http_address":
+            return value
+        host, port = split_listen(value)
+        if info.field_name == "http_address" and port and value == info.data.get("listen"):
+            raise ValueError(f"{value!r} is where the gRPC API listens: HTTP needs an address of its own")
         if not is_loopback(host) and not info.data.get("insecure_listen"):
             raise ValueError(
                 f"{value!r} can be reached from other machines, and this version has neither TLS nor "

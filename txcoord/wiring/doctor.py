@@ -43,14 +43,19 @@ def _settings(settings: Settings) -> Diagnosis:
         )
     else:
         found.findings.append(ok("settings", f"they can be read; resources: {', '.join(settings.resources)}"))
-    if not is_loopback(split_listen(settings.listen)[0]):
+    for address, variable, better in (
+        (settings.listen, "TXCOORD_LISTEN", "127.0.0.1:7070"),
+        (settings.http_address, "TXCOORD_HTTP_ADDRESS", "127.0.0.1:7071"),
+    ):
+        if not address or is_loopback(split_listen(address)[0]):
+            continue
         found.findings.append(
             warning(
                 reasons.OPEN_TO_ALL,
-                f"the coordinator listens on {settings.listen}, without TLS and authentication",
+                f"the coordinator listens on {address}, without TLS and authentication",
                 "whoever can connect can commit and abort anything",
                 "# let a firewall or a proxy with TLS stand before it, or listen on this machine alone:",
-                "export TXCOORD_LISTEN=127.0.0.1:7070",
+                f"export {variable}={better}",
             )
         )
     return found

@@ -20,6 +20,7 @@ from ..adapters.xa.mariadb import MariaFinisher
 from ..adapters.xa.postgresql import PostgresFinisher
 from ..api.grpc.mapping import Limits
 from ..api.grpc.server import ApiSettings, GrpcServer
+from ..api.http.server import HttpServer, HttpSettings
 from ..config import Settings, engine_of, microseconds, redacted, split_listen
 from ..core.backoff import Backoff
 from ..core.model import Windows
@@ -67,12 +68,21 @@ class Node:
             self._name = NameClaim(leases, settings.node_name, settings.recovery.lease.total_seconds())
         self._recovery: Recovery | None = None
         self._server: GrpcServer | None = None
+        self._http: HttpServer | None = None
+        self.http_host, self.http_port = (
+            split_listen(settings.http_address) if settings.http_address else ("", 0)
+        )
         self._coordinator: Coordinator | None = None
 
     @property
     def address(self) -> str:
         """Where it listens."""
         return f"{self.host}:{self.port}"
+
+    @property
+    def http_url(self) -> str:
+        """Where the HTTP API is; empty when there is none."""
+        return f"http://{self.http_host}:{self.http_port}" if self.http_host else ""
 
     @property
     def coordinator(self) -> Coordinator:
@@ -110,6 +120,8 @@ class Node:
 
     async def _start(self) -> None:
         _may_listen(self.host, self.port)
+        if self.http_host:
+            _may_listen(self.http_host, self.http_port, "--http-address")
         _must_exist(self.settings)
         if self._claim is not None:
             self._claim.take()
@@ -170,14 +182,25 @@ class Node:
         for resource in self.resources.by_name.values():
             self.tasks.spawn(self.resources.watch(resource), f"resource:{resource.name}")
         server = GrpcServer(coordinator, recovery, _api(s), resources=self.statuses)
+        http: HttpServer | None = None
         try:
             self.port = await server.start(self.host, self.port)
+            self._server = server
+            if self.http_host:
+                http = HttpServer(server.operations, HttpSettings(_api(s).limits), now_us=self.clock.now_us)
+                self.http_port = await http.start(self.http_host, self.http_port)
         except OSError as error:
             raise StartError(ExitCode.UNAVAILABLE, "ADDRESS_IN_USE", str(error)) from error
-        self._server = server
-        self.tasks.spawn(self._keep_ready(server), "readiness")
+        self._http = http
+        self.tasks.spawn(self._keep_ready(server, http), "readiness")
+        more = {"http": self.http_url} if http is not None else {}
         log.info(
-            "node.started", node=s.node_name, address=self.address, log_id=identity.log_id, pid=os.getpid()
+            "node.started",
+            node=s.node_name,
+            address=self.address,
+            log_id=identity.log_id,
+            pid=os.getpid(),
+            **more,
         )
 
     async def lost(self) -> StartError:
@@ -188,9 +211,15 @@ class Node:
         await self._name.lost.wait()
         return self._name.why_lost()
 
-    async def _keep_ready(self, server: GrpcServer) -> None:
+    async def _keep_ready(self, server: GrpcServer, http: HttpServer | None) -> None:
         """Ready means: the log answers. Asking it also keeps the clock right while nothing is written."""
         ready = True
+
+        async def say(yes: bool) -> None:
+            await server.ready(yes)
+            if http is not None:
+                http.ready(yes)
+
         while True:
             await asyncio.sleep(_READY_S)
             try:
@@ -198,12 +227,12 @@ class Node:
             except LogUnavailable as error:
                 if ready:
                     log.error("node.not_ready", reason=str(error))
-                    await server.ready(False)
+                    await say(False)
                 ready = False
                 continue
             if not ready:
                 log.info("node.ready_again")
-                await server.ready(True)
+                await say(True)
                 ready = True
 
     # ---- stop ----
@@ -217,8 +246,7 @@ class Node:
         limit_s = self.settings.node.drain_timeout.total_seconds()
         until = loop.time() + limit_s
         log.info("node.draining", live=len(self.coordinator.live))
-        server, self._server = self._server, None
-        await server.stop(limit_s)
+        await self._close_servers(limit_s)
         while self._going_on() and loop.time() < until:  # noqa: ASYNC110 - also ends when a retry is far off
             await asyncio.sleep(0.01)
         await self._hand_over()
@@ -250,6 +278,13 @@ class Node:
         except (LogUnavailable, TimeoutError) as error:
             log.warning("log.unavailable", duty="hand_over", reason=str(error))
 
+    async def _close_servers(self, grace_s: float) -> None:
+        server, self._server = self._server, None
+        http, self._http = self._http, None
+        if http is not None:
+            http.drain()
+        await asyncio.gather(*(one.stop(grace_s) for one in (server, http) if one is not None))
+
     def _recovery_stop(self) -> None:
         if self._recovery is not None:
             self._recovery.stop()
@@ -260,9 +295,7 @@ class Node:
     async def abandon(self) -> None:
         """End everything now; what is lazy is still flushed."""
         self._recovery_stop()
-        if self._server is not None:
-            server, self._server = self._server, None
-            await server.stop(0)
+        await self._close_servers(0)
         await self.tasks.stop()
         await self.resources.close()
         await self.caller.close()
@@ -396,7 +429,7 @@ def _api(settings: Settings) -> ApiSettings:
     )
 
 
-def _may_listen(host: str, port: int) -> None:
+def _may_listen(host: str, port: int, option: str = "--listen") -> None:
     """Refuse an address that is taken before anything of the log is touched."""
     if port == 0:
         return
@@ -410,7 +443,7 @@ def _may_listen(host: str, port: int) -> None:
             ExitCode.UNAVAILABLE,
             "ADDRESS_IN_USE",
             f"cannot listen on {host}:{port}: {error.strerror or error}. Is another coordinator running there? "
-            "Choose another with --listen",
+            f"Choose another with {option}",
         ) from error
 
 

@@ -55,7 +55,8 @@ class GrpcServer:
     ) -> None:
         self._settings = settings
         self._coordinator = coordinator
-        operations = Operations(coordinator, settings.limits, resources)
+        self.operations = operations = Operations(coordinator, settings.limits, resources)
+        """What each request does, for every API of this node."""
         now_us = coordinator.clock.now_us
         # Calls of kinds that this server does not carry out are answered UNIMPLEMENTED by the base class.
         self.servicer = CoordinatorServicer(  # type: ignore[abstract]
