@@ -103,6 +103,17 @@ def test_what_is_wrong_is_named(text: str) -> None:
     assert said.startswith(f"{path}: " if path else "")
 
 
+def test_what_is_too_much_is_refused_before_it_is_read() -> None:
+    for text in (
+        '{"branches": [' + "{}," * 10_000 + "{}]}",
+        json.dumps({"spec": {"labels": dict.fromkeys(map(str, range(10_001)), "")}}),
+    ):
+        with pytest.raises(Refused) as caught:
+            read(text)
+        assert caught.value.refusal.reason == "TOO_LARGE"
+    assert len(refused(json.dumps({"x" * 1_000_000: 1}))) < 400
+
+
 def test_what_is_no_utf_8() -> None:
     assert "UTF-8" in refused(b'{"gid": "\xff"}')
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from txcoord.api.http import mapping
@@ -53,3 +54,5 @@ def test_examples_are_read(route: Route) -> None:
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
     if "example" in body:
         mapping.read(body["example"], route.request())
+        schema = {**body["schema"], "components": DOCUMENT["components"]}
+        assert list(OAS31Validator(schema).iter_errors(body["example"])) == []

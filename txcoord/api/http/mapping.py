@@ -11,6 +11,7 @@ import binascii
 import difflib
 import json
 import re
+from collections.abc import Sized
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -37,10 +38,13 @@ _BITS = {
 _WHOLE = re.compile(r"-?[0-9]{1,20}", re.ASCII)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]*={0,2}", re.ASCII)
 _DEEPEST = 64
+_MOST_ITEMS = 10_000
+"""Of one array or map: no message has a use for more, and each of them takes time of everybody else."""
 
 
 def refused(path: str, text: str) -> Refused:
     """A refusal that names the field."""
+    path = path[:200]
     return bad(reasons.BAD_REQUEST, f"{path}: {text}" if path else text, **({"field": path} if path else {}))
 
 
@@ -109,7 +113,7 @@ def _message(value: Any, kind: Any, path: str, depth: int) -> dict[str, Any]:
         if field is None:
             twin = _field(kind, key.removesuffix("Json")) if key.endswith("Json") else None
             if twin is None or twin.name not in TWINS:
-                raise refused(at[:200], "there is no such field" + _nearest(key, kind))
+                raise refused(at, "there is no such field" + _nearest(key, kind))
             field, item = twin, base64.b64encode(_dumped(item, at)).decode()
         if item is None:
             continue  # The mapping's way to say "not set".
@@ -123,13 +127,20 @@ def _value(item: Any, field: Any, at: str, depth: int) -> Any:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         if not isinstance(item, dict):
             raise refused(at, f"an object is expected, not {_name(item)}")
+        _not_too_many(item, at)
         inner = field.message_type.fields_by_name["value"]
         return {_text(k, at): _single(v, inner, f"{at}.{k}", depth) for k, v in item.items()}
     if _repeated(field):
         if not isinstance(item, list):
             raise refused(at, f"an array is expected, not {_name(item)}")
+        _not_too_many(item, at)
         return [_single(one, field, f"{at}[{number}]", depth) for number, one in enumerate(item)]
     return _single(item, field, at, depth)
+
+
+def _not_too_many(items: Sized, at: str) -> None:
+    if len(items) > _MOST_ITEMS:
+        raise bad(reasons.TOO_LARGE, f"{at}: {len(items)} items; at most {_MOST_ITEMS}")
 
 
 def _single(item: Any, field: Any, at: str, depth: int) -> Any:
@@ -210,7 +221,7 @@ def _nearest(key: str, kind: Any) -> str:
     known = [f.json_name for f in kind.fields] + [
         f"{f.json_name}Json" for f in kind.fields if f.name in TWINS
     ]
-    near = difflib.get_close_matches(key, known, n=1)
+    near = difflib.get_close_matches(key[:40], known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
 
 
@@ -222,7 +233,7 @@ def _name(value: Any) -> str:
             return "an array"
         case None:
             return "null"
-    return json.dumps(value)[:80]
+    return json.dumps(value[:80] if isinstance(value, str) else value)[:80]
 
 
 # ---- message -> JSON ----
