@@ -423,5 +423,20 @@ BUGS = (
         ),
         "tests/unit/test_core_sagas.py -k was_given_up",
     ),
+    Bug(
+        "deaf-to-its-no",
+        "A step of a saga inside a transaction said no, and the answer was lost on its way to the client. It asked "
+        "again, as one must, and was told that nothing can enlist any more: not that a step had said no, nor which.",
+        CRASH_POINTS,
+        "g.saga: whoever asks again, since the answer was lost, hears how its steps have ended",
+        (
+            Edit(
+                "txcoord/core/machine.py",
+                "tx.decision is not None and event.run and _has_steps(tx, event.branches):",
+                "tx.decision is not None and event.run and not tx.branches:",
+            ),
+        ),
+        "tests/unit/test_core_sagas.py -k whose_answer_was_lost",
+    ),
 )
 BY_NAME = {bug.name: bug for bug in BUGS}

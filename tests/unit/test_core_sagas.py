@@ -267,6 +267,18 @@ def test_inside_a_transaction_any_step_may_have_begun_elsewhere() -> None:
     assert calls(end.effects) == [("2", Op.COMPENSATE)]
 
 
+def test_whose_answer_was_lost_asks_for_the_same_steps_again_and_hears_how_they_have_ended() -> None:
+    first = Enlist(TX, IN_ORDER, run=True)
+    no = said(ask(None, first).tx, "1", K.REFUSED)
+    end = ask(no.tx, StepsSettled()).tx
+    assert end.decision is Decision.ABORT
+    again = ask(end, first)
+    assert (again.tx, again.change, again.refusal) == (end, None, None)
+    # Other steps are new, and come too late.
+    assert ask(end, Enlist(TX, (a_step("9"),), run=True)).refusal.reason == "DECIDED"
+    assert ask(end, Enlist(TX, (a_step("1", "2"),), run=True)).refusal.reason == "DECIDED"
+
+
 def test_an_answer_to_an_attempt_that_was_forgotten() -> None:
     tx = running(*IN_ORDER)
     late = ask(tx, Answered("1", Op.ACTION, 4, Answer(K.FAILED, reason="X"), 0.5, DEFAULTS))

@@ -38,6 +38,7 @@ from .events import (
 from .kinds import RULES
 from .lifecycle import TxEvent, next_tx
 from .model import (
+    Branch,
     BranchState,
     Change,
     ChangeKind,
@@ -244,6 +245,11 @@ def _without_gid(tx: Tx | None, asked: Tx) -> tuple[Tx | None, Tx]:
     return tx, asked
 
 
+def _has_steps(tx: Tx, asked: tuple[Branch, ...]) -> bool:
+    found = [(tx.branch(b.id), b) for b in asked]
+    return all(old is not None and old.same_work(b) for old, b in found)
+
+
 def _enlist(tx: Tx | None, event: Enlist, now_us: int, windows: Windows) -> Verdict:
     asked = event.tx
     refused = _not_its_row(tx, asked, windows)
@@ -251,6 +257,10 @@ def _enlist(tx: Tx | None, event: Enlist, now_us: int, windows: Windows) -> Verd
         return refused
     # Is it a repetition of what took effect? Then no refusal is definite.
     fresh = tx is None or not any(tx.branch(b.id) for b in event.branches)
+    if tx is not None and tx.decision is not None and event.run and _has_steps(tx, event.branches):
+        return Verdict(
+            tx
+        )  # Asked for again, since its answer was lost: how its steps have ended is the answer.
     if tx is not None and tx.decision is not None:
         text = f"the transaction is {tx.state}; nothing can enlist any more"
         return refuse(tx, "FAILED_PRECONDITION", "DECIDED", text, fresh)
