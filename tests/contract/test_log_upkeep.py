@@ -24,7 +24,7 @@ from tests.support.logs import (
     xa,
 )
 from txcoord.adapters.sql.log import SqlLog
-from txcoord.core.model import Branch, BranchState, Kind, Tx, TxState, Written
+from txcoord.core.model import FOREVER_US, Branch, BranchState, DecidedBy, Kind, Tx, TxState, Written
 
 B = BranchState
 LEASE = 10 * S
@@ -155,7 +155,7 @@ class TestPrune(LogContract):
 
     async def test_the_bare_row_goes_only_after_p(self, log: SqlLog, now: int) -> None:
         p_us = WINDOWS.keep_until(0)
-        ended_us = now - DETAIL_US - S
+        ended_us = now - p_us - S
         before_p = aborted(now, deadline_us=now - p_us + 60 * S, ended_us=ended_us)
         after_p = aborted(now, deadline_us=now - p_us - S, ended_us=ended_us)
         delivered = committing(
@@ -169,6 +169,22 @@ class TestPrune(LogContract):
         assert sum(await self._prune(log)) == 3 + 2
         found = await log.read([before_p.tx_id, after_p.tx_id, delivered.tx_id])
         assert found == {before_p.tx_id: replace(before_p, detail_pruned=True)}
+
+    async def test_what_ended_long_after_its_deadline_is_kept_from_its_end_on(
+        self, log: SqlLog, now: int
+    ) -> None:
+        """Its gid must not be forgotten with its detail. A fence is told by its deadline, which stays."""
+        long_ago, ended_us = now - WINDOWS.keep_until(0) - S, now - DETAIL_US - S
+        by_hand = aborted(now, deadline_us=long_ago, ended_us=ended_us)
+        endless = aborted(now, deadline_us=FOREVER_US, ended_us=ended_us)
+        fence = aborted(now, deadline_us=long_ago, ended_us=ended_us, decided_by=DecidedBy.SCANNER)
+        await put(log, by_hand, endless, fence)
+        assert sum(await self._prune(log)) == 3 + 1
+        kept = await log.read([tx.tx_id for tx in (by_hand, endless, fence)])
+        assert {i: tx.deadline_us for i, tx in kept.items()} == {
+            by_hand.tx_id: ended_us,
+            endless.tx_id: ended_us,
+        }
 
     async def test_small_batches(self, log: SqlLog, now: int) -> None:
         await put(log, *(aborted(now, ended_us=1, deadline_us=1) for _ in range(5)))

@@ -304,6 +304,70 @@ def test_a_gid_that_names_other_work() -> None:
     assert ask(row, Submit(other)).refusal.reason == "CONTENT_MISMATCH"
 
 
+def test_a_gid_that_names_other_data() -> None:
+    def plan(number: str, payload: bytes, **more: object) -> Tx:
+        one = replace(a_step("1"), payload=payload, **more)  # type: ignore[arg-type]
+        return replace(TX, tx_id="0" * 31 + number, gid="order-1", name="ship", branches=(one,))
+
+    row = ask(None, Submit(plan("1", b'{"order":1,"n":2}'))).tx
+    done = ask(said(row, "1", K.DONE).tx, StepsSettled()).tx
+    for known, reason in ((row, "IN_PROGRESS"), (done, "ALREADY_COMMITTED")):
+        # The order of JSON's names is nothing, nor is where the participant is now.
+        again = plan("2", b'{"n":2, "order":1}', resource="grpc://elsewhere:1")
+        assert ask(known, Submit(again)).refusal.reason == reason
+        assert ask(known, Submit(plan("2", b'{"order":1,"n":3}'))).refusal.reason == "CONTENT_MISMATCH"
+        more = replace(again, branches=(*again.branches, a_step("2")))
+        assert ask(known, Submit(more)).refusal.reason == "CONTENT_MISMATCH"
+        action = replace(a_step("1").action, operation="ship.other")  # type: ignore[type-var]
+        other = plan("2", b'{"order":1,"n":2}', action=action)
+        assert ask(known, Submit(other)).refusal.reason == "CONTENT_MISMATCH"
+    pruned = replace(done, branches=(), detail_pruned=True)
+    assert ask(pruned, Submit(plan("2", b"{}"))).refusal.reason == "ALREADY_COMMITTED"
+
+
+def test_results_of_all_steps_together_fit_into_one_message() -> None:
+    tx = running(*(a_step(str(n)) for n in range(1, 11)))
+    answer = Answer(K.DONE, b"x" * 256 * 1024)
+    for n in range(1, 9):
+        tx = ask(tx, Answered(str(n), Op.ACTION, 1, answer, 0.5, DEFAULTS)).tx
+    late = ask(tx, Answered("9", Op.ACTION, 1, answer, 0.5, DEFAULTS)).tx.branch("9")
+    assert (late.state, late.reason.split(":")[0]) == (B.RUNNING, "TOO_LARGE")
+    assert ask(tx, Answered("9", Op.ACTION, 1, Answer(K.DONE), 0.5, DEFAULTS)).tx.branch("9").state is B.READY
+
+
+def test_a_long_chain_costs_each_answer_little() -> None:
+    """Counted, not timed: how often the state of a branch is looked at for one answer."""
+    looks = 0
+
+    class Counted(tuple):  # type: ignore[type-arg]
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            nonlocal looks
+            looks += 1
+            return super().__iter__()
+
+    chain = (a_step("1"), *(a_step(str(n), str(n - 1)) for n in range(2, 1_001)))
+    tx = running(*chain)
+    counted = replace(tx, branches=Counted(tx.branches))
+    assert calls(said(counted, "1", K.DONE).effects) == [("2", Op.ACTION)]
+    assert looks < 20  # And not once for each step.
+
+
+def test_before_a_step_that_is_never_undone_has_surely_begun() -> None:
+    """After a take-over it reads as begun. Those before it still tell whether it can have been."""
+    tx = running(a_step("1"), a_step("2", "1", forward=True))
+    asked = ask(read_back(replace(tx, epoch=1)), Rollback(replace(TX, branches=()))).tx
+    assert (asked.decision, asked.unwanted) == (None, (DecidedBy.CLIENT, "ROLLED_BACK_BY_CLIENT"))
+    no = ask(asked, Answered("1", Op.ACTION, 1, Answer(K.REFUSED, reason="DEADLINE"), 0.5, DEFAULTS)).tx
+    end = ask(no, StepsSettled()).tx
+    assert (end.decision, end.decided_by, end.branch("2").state) == (
+        Decision.ABORT,
+        DecidedBy.CLIENT,
+        B.UNDONE,
+    )
+    begun = said(asked, "1", K.DONE).tx
+    assert ask(begun, Rollback(replace(TX, branches=()))).refusal.reason == "ONLY_FORWARD"
+
+
 def test_a_rollback_that_overtook_its_plan() -> None:
     row = ask(None, Rollback(replace(TX, branches=()), probed=True)).tx
     assert ask(row, Submit(replace(PLAN, name="ship"))).refusal.reason == "ALREADY_ABORTED"

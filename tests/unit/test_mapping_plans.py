@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from txcoord.api.grpc import mapping
 from txcoord.api.grpc.mapping import Limits, Reader
 from txcoord.core.action import Action, Retry
 from txcoord.core.errors import Refused
-from txcoord.core.model import FOREVER_US, Branch, Kind
+from txcoord.core.model import FOREVER_US, Branch, BranchState, Kind, Tx
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client.protocol import reasons
 
@@ -141,3 +143,13 @@ def test_only_a_plan_has_no_deadline() -> None:
         READER.tx("shop", tx_id, "", FOREVER_US, None)
     assert error.value.refusal.reason == reasons.DEADLINE_TOO_FAR
     assert READER.tx("shop", tx_id, "", FOREVER_US, None, may_have_none=True).deadline_us == FOREVER_US
+
+
+def test_a_list_goes_without_results_and_one_transaction_has_them_once() -> None:
+    done = replace(READER.plan([step("1")])[0], state=BranchState.READY, result=b"[1]")
+    tx = Tx("0" * 32, "shop", 1, branches=(done,), result=b"2")
+    one, listed = mapping.transaction(tx), mapping.transaction(tx, results=False)
+    assert [b.result for b in one.outcome.branches] == [b"[1]"]
+    assert one.outcome.result == b"2"
+    assert not any(b.status.result for b in (*one.branches, *listed.branches))
+    assert (list(listed.outcome.branches), listed.outcome.result) == ([], b"")

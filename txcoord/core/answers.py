@@ -14,6 +14,8 @@ from .model import Branch, BranchState, Change, ChangeKind, DecidedBy, HistoryEn
 _FIRST = (Op.TRY, Op.ACTION)
 _LONGEST_PAUSE_US = 30 * 86_400_000_000
 """A participant that says when it wants to be asked again is not believed beyond that."""
+MOST_RESULTS = 2 * 1024 * 1024
+"""Of all steps of a transaction together, in bytes."""
 _ASK_AGAIN_US = 1_000_000
 """After *pending*, where the participant does not say when."""
 
@@ -23,6 +25,8 @@ def answered(tx: Tx, event: Answered, now_us: int) -> Verdict:
     branch = tx.branch(event.branch_id)
     if branch is None or tx.ended or op_of(branch) is not event.op:
         return Verdict(tx)
+    if event.answer.result and event.op in _FIRST and tx.decision is None:
+        event = replace(event, answer=_bounded(tx, branch, event.answer))
     # That it is done is a fact, whichever attempt says so; of the others only the latest counts. Earlier ones may have
     # been forgotten, with the node that made them, or by an operator's order: then it is later than the next one.
     if event.answer.kind is not AnswerKind.DONE and event.attempt <= branch.attempts:
@@ -38,9 +42,10 @@ def answered(tx: Tx, event: Answered, now_us: int) -> Verdict:
         tx = replace(tx, unwanted=(DecidedBy.BRANCH, "RETRIES_SPENT"))
     new = settle.close(plans.started(settle.with_branch(tx, moved)), now_us)
     if tx.decision is None:
-        changed = tuple(b for b in new.branches if b != tx.branch(b.id))
+        # All others are as they were, or have begun.
+        changed = tuple(b for b, old in zip(new.branches, tx.branches, strict=True) if b is not old)
         # Those that are on their way are not asked for again; this one is.
-        before = [b.id for b in tx.branches if b.id != moved.id and plans.runs(tx, b)]
+        before = {b.id for b in tx.branches if b.id != moved.id and plans.runs(tx, b)}
         effects = tuple(
             e for e in plans.effects_of(new) if not isinstance(e, Call) or e.branch.id not in before
         )
@@ -54,6 +59,15 @@ def answered(tx: Tx, event: Answered, now_us: int) -> Verdict:
     elif new.shown_parked:
         effects = (*effects, Settled())
     return Verdict(new, settle.lazy(tx, new, moved, history), effects)
+
+
+def _bounded(tx: Tx, branch: Branch, answer: Answer) -> Answer:
+    """All results travel in one message: to later steps, and to whoever asks for the transaction."""
+    size = len(answer.result) + sum(len(b.result) for b in tx.branches if b.id != branch.id)
+    if size <= MOST_RESULTS:
+        return answer
+    text = f"TOO_LARGE: the results of all steps come to {size} bytes; at most {MOST_RESULTS}"
+    return Answer(AnswerKind.FAILED, reason=text)
 
 
 def _next_calls(old: Tx, new: Tx, moved: Branch) -> tuple[Effect, ...]:

@@ -83,3 +83,9 @@ def too_late(tx: Tx) -> Verdict:
 
 def refuse(tx: Tx, code: str, reason: str, message: str, definite: bool = True, **facts: str) -> Verdict:
     return Verdict(tx, refusal=Refusal(code, reason, message, definite, {"tx_id": tx.tx_id, **facts}))
+
+
+def expired(tx: Tx, windows: Windows) -> bool:
+    """Is this row a fence, written by the scanner after W, and no outcome?"""
+    # Only a fence: a deadline and a database decide rows that were there all along, or repeat a fact.
+    return tx.decided_by is DecidedBy.SCANNER and tx.decided_us > windows.abort_until(tx.deadline_us)

@@ -11,7 +11,7 @@ from typing import assert_never
 
 from . import answers, plans, settle
 from .branches import filled, is_called, says_more, union
-from .deciding import change_of, decided, refuse, too_late, write
+from .deciding import change_of, decided, expired, refuse, too_late, write
 from .events import (
     Alarm,
     Answered,
@@ -36,6 +36,7 @@ from .events import (
     Verdict,
 )
 from .kinds import RULES
+from .known import already_decided, content_of, gid_names, gid_taken, same_plan
 from .lifecycle import TxEvent, next_tx
 from .model import (
     Branch,
@@ -95,12 +96,6 @@ def resume(tx: Tx) -> tuple[Effect, ...]:
     return settle.effects_of(tx)
 
 
-def expired(tx: Tx, windows: Windows) -> bool:
-    """Is this row a fence, written by the scanner after W, and no outcome?"""
-    # Only a fence: a deadline and a database decide rows that were there all along, or repeat a fact.
-    return tx.decided_by is DecidedBy.SCANNER and tx.decided_us > windows.abort_until(tx.deadline_us)
-
-
 def _known(tx: Tx | None) -> Tx:
     if tx is None:
         raise ValueError("this event needs the transaction's row")
@@ -115,36 +110,28 @@ def _begin(tx: Tx | None, event: Begin, now_us: int, windows: Windows) -> Verdic
         new = replace(new, created_us=now_us, version=1)
         return Verdict(new, Change(ChangeKind.INSERT, new, not_after_us=new.deadline_us))
     if tx.tx_id != new.tx_id:
-        return _gid_names(tx, new, windows)
+        return gid_names(tx, new, windows)
     if tx.decision is Decision.ABORT and tx.namespace in ("", new.namespace):
         # Whoever aborted it may not have known its content (the scanner, a rollback that overtook its begin).
-        return _already_decided(tx, windows)
-    if _content(tx) != _content(new):
+        return already_decided(tx, windows)
+    if content_of(tx) != content_of(new):
         return refuse(
             tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", "this transaction was begun with other content"
         )
     if tx.decision is not None:
-        return _already_decided(tx, windows)
+        return already_decided(tx, windows)
     return Verdict(tx)
 
 
 def _submit(tx: Tx | None, event: Submit, now_us: int, windows: Windows) -> Verdict:
     asked = event.tx
     if tx is not None and tx.tx_id != asked.tx_id:
-        return _gid_names(tx, asked, windows)
+        return gid_names(tx, asked, windows)
     if tx is not None:
         if tx.decision is Decision.ABORT and not tx.branches and not tx.detail_pruned:
             # A rollback that overtook it: it was aborted before anything of it was known.
-            return _already_decided(tx, windows)
-        same = _content(tx) == _content(asked) and (
-            tx.detail_pruned
-            or (
-                len(tx.branches) == len(asked.branches)
-                and all(
-                    old is not None and old.same_work(b) for b in asked.branches for old in [tx.branch(b.id)]
-                )
-            )
-        )
+            return already_decided(tx, windows)
+        same = content_of(tx) == content_of(asked) and (tx.detail_pruned or same_plan(tx, asked))
         if not same:
             return refuse(
                 tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", "this plan was submitted with other content"
@@ -185,57 +172,13 @@ def _steps_settled(tx: Tx, now_us: int, windows: Windows) -> Verdict:
     return replace(verdict, change=change)
 
 
-def _content(tx: Tx) -> tuple[object, ...]:
-    return (tx.namespace, tx.gid, tx.name, dict(tx.labels), dict(tx.headers), tx.one_phase_resource)
-
-
-def _other_work(tx: Tx, new: Tx) -> bool:
-    """Does the gid name other work than what is begun now? Then *done before* would be a false success."""
-    # Whoever aborted may not have known what it was, and what retention has stripped tells nothing.
-    known = tx.decision is not Decision.ABORT and not tx.detail_pruned
-    return known and tx.name != new.name
-
-
-def _gid_names(tx: Tx, new: Tx, windows: Windows) -> Verdict:
-    """What is begun anew has the gid of another transaction."""
-    if _other_work(tx, new):
-        text = f"gid {tx.gid!r} names other work: it was begun as {tx.name!r}, not {new.name!r}"
-        return refuse(tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", text)
-    return _gid_taken(tx, windows)
-
-
-def _gid_taken(tx: Tx, windows: Windows) -> Verdict:
-    if tx.decision is None:
-        return refuse(
-            tx,
-            "ALREADY_EXISTS",
-            "IN_PROGRESS",
-            f"gid {tx.gid!r} is in progress as {tx.tx_id}",
-            deadline_us=str(tx.deadline_us),
-        )
-    return _already_decided(tx, windows)
-
-
-def _already_decided(tx: Tx, windows: Windows) -> Verdict:
-    if expired(tx, windows):
-        return too_late(tx)
-    reason = "ALREADY_COMMITTED" if tx.decision is Decision.COMMIT else "ALREADY_ABORTED"
-    return refuse(
-        tx,
-        "ALREADY_EXISTS",
-        reason,
-        f"{tx.gid or tx.tx_id!r} was decided before: {tx.state}",
-        cause=tx.reason,
-    )
-
-
 def _not_its_row(tx: Tx | None, asked: Tx, windows: Windows) -> Verdict | None:
     """Refuse a request about a transaction of another namespace, or one whose gid another one holds."""
     if tx is None:
         return None
     if tx.namespace not in ("", asked.namespace):
         return refuse(asked, "NOT_FOUND", "NOT_FOUND", "there is no such transaction")
-    return _gid_taken(tx, windows) if tx.tx_id != asked.tx_id else None
+    return gid_taken(tx, windows) if tx.tx_id != asked.tx_id else None
 
 
 def _without_gid(tx: Tx | None, asked: Tx) -> tuple[Tx | None, Tx]:
@@ -386,7 +329,7 @@ def _rollback(tx: Tx | None, event: Rollback, now_us: int, windows: Windows) -> 
         return too_late(tx) if expired(tx, windows) else Verdict(tx)
     if tx is not None and tx.deadline_us != asked.deadline_us:
         return refuse(tx, "INVALID_ARGUMENT", "BAD_XID", "the deadline differs from the transaction's")
-    if tx is not None and plans.only_forward(tx):
+    if tx is not None and plans.only_forward(tx) and not plans.may_say_no(tx):
         text = "a step that is never undone has begun: the plan can only go forward"
         return refuse(tx, "FAILED_PRECONDITION", "ONLY_FORWARD", text)
     if now_us > windows.abort_until(asked.deadline_us):

@@ -96,6 +96,7 @@ RUNNABLE_BRANCH = frozenset({BranchState.RUNNING, BranchState.FINISHING, BranchS
 _ACTED = frozenset({BranchState.READY, BranchState.DONE})
 FOREVER_US = 253_370_764_800_000_000
 """The deadline of a plan that has none: the first day of the year 9999."""
+_MANY = 8
 ENDED = frozenset({TxState.COMMITTED, TxState.ABORTED})
 
 
@@ -179,6 +180,11 @@ class Tx:
     unwanted: tuple[DecidedBy, str] | None = field(default=None, compare=False)
     """In doubt: who wants it aborted, and why, if its steps leave that open."""
 
+    _by_id: dict[str, Branch] | None = field(default=None, init=False, compare=False, repr=False)
+    _followers: dict[str, tuple[Branch, ...]] | None = field(
+        default=None, init=False, compare=False, repr=False
+    )
+
     @property
     def ended(self) -> bool:
         """Is nothing left to do for the branches that have a first phase?"""
@@ -203,30 +209,42 @@ class Tx:
             and not any(b.state in RUNNABLE_BRANCH and self.may_go(b) for b in self.branches)
         )
 
-    def may_go(self, branch: Branch) -> bool:
+    def may_go(self, branch: Branch, state: BranchState | None = None) -> bool:
         """Has everything happened that comes before what this branch has to do now?
 
-        Actions come after those they name, confirms too; what is undone is undone in reverse.
+        Actions come after those they name, confirms too; what is undone is undone in reverse. ``state``: as if it were
+        in that.
         """
         if branch.action is None:
             return True
-        if branch.state is BranchState.UNDOING:
-            return all(
-                b.state in SETTLED_BRANCH
-                for b in self.branches
-                if b.action is not None and b.kind is branch.kind and branch.id in b.action.after
-            )
-        before = [b for b in self.branches if b.id in branch.action.after] if branch.action.after else []
-        if branch.state is BranchState.RUNNING:
+        state = state or branch.state
+        if state is BranchState.UNDOING:
+            return all(b.state in SETTLED_BRANCH for b in self._after(branch))
+        before = [b for b in map(self.branch, branch.action.after) if b is not None]
+        if state is BranchState.RUNNING:
             return branch.kind is not Kind.SAGA or all(b.state in _ACTED for b in before)
         return all(b.state in SETTLED_BRANCH for b in before)
 
+    def _after(self, branch: Branch) -> list[Branch]:
+        """Those of its kind that come after it."""
+        if self._followers is None:
+            found: dict[str, list[Branch]] = {}
+            for b in self.branches:
+                for name in b.action.after if b.action is not None else ():
+                    found.setdefault(name, []).append(b)
+            object.__setattr__(self, "_followers", {name: tuple(bs) for name, bs in found.items()})
+        assert self._followers is not None
+        return [b for b in self._followers.get(branch.id, ()) if b.kind is branch.kind]
+
     def branch(self, branch_id: str) -> Branch | None:
         """The branch of that id."""
-        for b in self.branches:
-            if b.id == branch_id:
-                return b
-        return None
+        if len(self.branches) < _MANY:
+            return next((b for b in self.branches if b.id == branch_id), None)
+        # Found once for all of them: a plan may have a thousand, and each answer looks for many.
+        if self._by_id is None:
+            object.__setattr__(self, "_by_id", {b.id: b for b in self.branches})
+        assert self._by_id is not None
+        return self._by_id.get(branch_id)
 
 
 @dataclass(frozen=True, slots=True)

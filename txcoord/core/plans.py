@@ -41,8 +41,8 @@ def started(tx: Tx) -> Tx:
 def _started(tx: Tx, branch: Branch) -> Branch:
     if branch.state is not BranchState.OPEN or not is_step(branch):
         return branch
-    running = replace(branch, state=next_branch(branch.kind, branch.state, BranchEvent.START))
-    return running if tx.may_go(running) else branch
+    begun = next_branch(branch.kind, branch.state, BranchEvent.START)
+    return replace(branch, state=begun) if tx.may_go(branch, begun) else branch
 
 
 def runs(tx: Tx, branch: Branch) -> bool:
@@ -99,6 +99,14 @@ def as_asked(tx: Tx) -> Tx:
 def may_be_lost(tx: Tx) -> bool:
     """Is its COMMIT found again by asking its steps again, and does nothing else come of it?"""
     return all(b.kind is Kind.SAGA and is_step(b) for b in tx.branches)
+
+
+def may_say_no(tx: Tx) -> bool:
+    """In doubt a step that is never undone has perhaps not begun: is any before it not known to be done?"""
+    return tx.in_doubt and any(
+        b.action is not None and not b.action.forward and b.state is not BranchState.READY
+        for b in tx.branches
+    )
 
 
 def no_of(tx: Tx) -> Branch | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from ..core import plans
 from ..core.action import Retry
 from ..core.backoff import Backoff
 from ..core.events import (
@@ -171,8 +172,10 @@ class Carrier:
         live = self.live.get(tx_id)
         if live is None or not live.logged or live.tx.state is not TxState.ACTIVE:
             return row if live is None or not live.logged else live.tx
-        if row is None or row.decision is None:
+        if row is None or (row.decision is None and row.version == live.tx.version):
             return live.tx
+        if row.decision is None:
+            return plans.joined(row, live.tx)  # Other nodes have enlisted more.
         # Its client went to another node to decide it: that one has it from then on.
         self.live.drop(tx_id)
         return row

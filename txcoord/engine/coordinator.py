@@ -67,18 +67,20 @@ class Coordinator(Carrier):
         ``may_take_over`` (empty set: any reason).
         """
         await self._failpoints.reach("begin.before_write")
+        tx = await self._named(event, may_take_over, retry_of)
+        await self._failpoints.reach("begin.after_write")
+        return tx
+
+    async def _named(self, event: Begin | Submit, may_take_over: frozenset[str], retry_of: str) -> Tx:
         while True:
             try:
-                tx = await self._settle(event, self._rows.get(event.tx.tx_id), gid=event.tx.gid)
+                return await self._settle(event, self._rows.get(event.tx.tx_id), gid=event.tx.gid)
             except Refused as refused:
                 if not retry_of or refused.refusal.reason != "ALREADY_ABORTED":
                     raise
                 if not await self._release_gid(event.tx, retry_of, may_take_over):
                     raise
                 retry_of = ""
-                continue
-            await self._failpoints.reach("begin.after_write")
-            return tx
 
     async def enlist(self, event: Enlist, *, begun: bool) -> Tx:
         """Add branches to an undecided transaction, forced."""
@@ -116,10 +118,12 @@ class Coordinator(Carrier):
             tx = live.tx
         return await self.get(tx.tx_id) or tx
 
-    async def submit(self, event: Submit) -> Tx:
-        """Take a whole plan over, forced; its steps are run from now on."""
+    async def submit(
+        self, event: Submit, *, may_take_over: frozenset[str] = frozenset(), retry_of: str = ""
+    ) -> Tx:
+        """Take a whole plan over, forced; its steps are run from now on. For the rest see :meth:`begin`."""
         await self._failpoints.reach("submit.before_write")
-        tx = await self._settle(event, self._rows.get(event.tx.tx_id), gid=event.tx.gid)
+        tx = await self._named(event, may_take_over, retry_of)
         await self._failpoints.reach("submit.after_write")
         return tx
 

@@ -49,11 +49,16 @@ class Deadlines:
             if tx.one_phase_resource and tx.tx_id not in self._asked:
                 self._ask(tx)
         now_us = self._c.clock.now_us()
-        for live in self._c.live:
-            # A plan is seen to by whoever runs it.
-            tx = live.tx
-            if tx.decision is None and tx.deadline_us < now_us and not tx.one_phase_resource:
-                await self._expire(tx)
+        # A plan is seen to by whoever runs it. In doubt its steps decide, and side by side they share flushes.
+        plans = [
+            tx
+            for tx in (live.tx for live in self._c.live)
+            if tx.decision is None
+            and tx.deadline_us < now_us
+            and not tx.one_phase_resource
+            and not tx.in_doubt
+        ]
+        ended += await asyncio.gather(*map(self._expire, plans), return_exceptions=True)
         for error in ended:
             if isinstance(error, BaseException):
                 raise error

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Insert, Select, case, delete, exists, insert, or_, select, update
+from sqlalchemy import Connection, Insert, Select, case, delete, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ...core.kinds import RULES
@@ -87,8 +87,10 @@ def prune(conn: Connection, now_us: int, windows: Windows, detail_retention_us: 
     for some in reading.chunks(stripped):
         conn.execute(delete(branch).where(branch.c.tx_id.in_(some)))
         conn.execute(delete(tables.history).where(tables.history.c.tx_id.in_(some)))
-        # A plan without a deadline is kept as if that had been its end.
-        deadline = case((tx.c.deadline_us == FOREVER_US, tx.c.ended_us), else_=tx.c.deadline_us)
+        # What ended long after its deadline, or had none, is kept as if that had been its end; but a fence of the
+        # scanner's is told from an outcome by its deadline.
+        late = (tx.c.ended_us > tx.c.deadline_us) & (func.coalesce(tx.c.decided_by, "") != "scanner")
+        deadline = case((or_(tx.c.deadline_us == FOREVER_US, late), tx.c.ended_us), else_=tx.c.deadline_us)
         conn.execute(update(tx).where(tx.c.tx_id.in_(some)).values(detail_pruned=True, deadline_us=deadline))
     gone = _locked(
         conn,

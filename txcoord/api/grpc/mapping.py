@@ -321,8 +321,15 @@ _SAYING_SOMETHING = frozenset(
 )
 
 
-def outcome(tx: Tx, *, pending: bool = False, all_branches: bool = False, named: bool = False) -> c.Outcome:
-    """What is known of a transaction, for the wire."""
+def outcome(
+    tx: Tx,
+    *,
+    pending: bool = False,
+    all_branches: bool = False,
+    named: bool = False,
+    results: bool = True,
+) -> c.Outcome:
+    """What is known of a transaction, for the wire. ``results``: with what its steps returned."""
     out = c.Outcome(
         state=STATE[tx.state],
         reason=tx.reason,
@@ -350,8 +357,8 @@ def outcome(tx: Tx, *, pending: bool = False, all_branches: bool = False, named:
                 out.parked += 1
             else:
                 out.parked_deliveries += 1
-        if all_branches or b.heuristic or b.state in _SAYING_SOMETHING or _has_result(b):
-            out.branches.append(branch_status(b))
+        if all_branches or b.heuristic or b.state in _SAYING_SOMETHING or (results and _has_result(b)):
+            out.branches.append(branch_status(b, results=results))
     return out
 
 
@@ -359,7 +366,7 @@ def _has_result(b: Branch) -> bool:
     return b.action is not None and b.action.run_first and bool(b.result)
 
 
-def branch_status(b: Branch) -> c.BranchStatus:
+def branch_status(b: Branch, *, results: bool = True) -> c.BranchStatus:
     """What is known of a branch, for the wire."""
     return c.BranchStatus(
         branch=b.id,
@@ -371,8 +378,8 @@ def branch_status(b: Branch) -> c.BranchStatus:
         attempts=b.attempts,
         next_attempt_us=b.next_attempt_us,
         target=b.resource,
-        result=b.result,
-        content_type=b.result_type,
+        result=b.result if results else b"",
+        content_type=b.result_type if results else "",
         name=b.action.name if b.action is not None else "",
     )
 
@@ -386,13 +393,13 @@ def xa_part(b: Branch) -> c.XaPart:
     return c.XaPart(resource=b.resource, xid=bare, connection_id=x.connection_id)
 
 
-def transaction(tx: Tx) -> c.Transaction:
-    """A row as the wire shows it."""
+def transaction(tx: Tx, *, results: bool = True) -> c.Transaction:
+    """A row as the wire shows it; its results once, beside the outcome's branches. A list goes without them."""
     out = c.Transaction(
         namespace=tx.namespace,
         tx_id=tx.tx_id,
         gid=tx.gid,
-        outcome=outcome(tx, named=True),
+        outcome=outcome(tx, named=True, results=results),
         spec=c.TransactionSpec(
             name=tx.name,
             labels=dict(tx.labels),
@@ -411,5 +418,7 @@ def transaction(tx: Tx) -> c.Transaction:
             spec.xa.CopyFrom(xa_part(b))
         if b.action is not None:
             actions.write(spec, b.action, b.resource)
-        out.branches.append(c.BranchDetail(spec=spec, status=branch_status(b)))
+        out.branches.append(c.BranchDetail(spec=spec, status=branch_status(b, results=False)))
+    if not results:
+        out.outcome.result = b""
     return out

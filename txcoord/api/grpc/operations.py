@@ -41,6 +41,11 @@ _LOOK_S = 0.05
 """Whoever waits for less is told what the log says now, however long that takes."""
 
 
+def _taken_over(spec: c.TransactionSpec) -> frozenset[str]:
+    """For which reasons an earlier attempt must have been aborted to give its gid up; none: for any."""
+    return frozenset() if spec.again else reasons.RETRYABLE_ABORTS
+
+
 class Operations:
     """What each request does. Raises Refused; answers the response message.
 
@@ -141,7 +146,7 @@ class Operations:
         tx_id = self._tx_id(request, now_us)
         deadline_us = request.deadline_us or now_us + self._limits.deadline_default_us
         tx = self._read.tx(namespace, tx_id, request.gid, deadline_us, request.spec)
-        again: frozenset[str] = frozenset() if request.spec.again else reasons.RETRYABLE_ABORTS
+        again = _taken_over(request.spec)
         first = self._c.begin(Begin(tx), may_take_over=again, retry_of=request.spec.retry_of)
         done = await repeats.same(
             request, first, lambda tx_id: self._c.begin(Begin(replace(tx, tx_id=tx_id)))
@@ -178,10 +183,11 @@ class Operations:
     async def submit(self, request: pb.SubmitRequest, namespace: str, most_s: float) -> pb.SubmitResponse:
         """Take a whole plan over."""
         tx_id = self._tx_id(request, self._c.clock.now_us())
-        deadline = request.deadline_us or FOREVER_US
-        tx = self._read.tx(namespace, tx_id, request.gid, deadline, request.spec, may_have_none=True)
+        deadline_us = request.deadline_us or FOREVER_US
+        tx = self._read.tx(namespace, tx_id, request.gid, deadline_us, request.spec, may_have_none=True)
         plan = replace(tx, branches=self._read.plan(request.branches), one_phase_resource="")
-        first = self._c.submit(Submit(plan))
+        again = _taken_over(request.spec)
+        first = self._c.submit(Submit(plan), may_take_over=again, retry_of=request.spec.retry_of)
         done = await repeats.same(
             request, first, lambda tx_id: self._c.submit(Submit(replace(plan, tx_id=tx_id)))
         )
@@ -429,7 +435,7 @@ class Operations:
         rows = await self._c.log.query(query)
         page, more = rows[:size], len(rows) > size
         return pb.ListResponse(
-            transactions=[mapping.transaction(tx) for tx in page],
+            transactions=[mapping.transaction(tx, results=False) for tx in page],
             next_page_token=page[-1].tx_id if more else "",
         )
 

@@ -1,0 +1,97 @@
+"""What is known already: is it asked for again, or is it other work under the same name?"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from .deciding import expired, refuse, too_late
+from .events import Verdict
+from .model import Branch, Decision, Tx, Windows
+
+
+def content_of(tx: Tx) -> tuple[object, ...]:
+    """What a transaction was begun with."""
+    return (tx.namespace, tx.gid, tx.name, dict(tx.labels), dict(tx.headers), tx.one_phase_resource)
+
+
+def same_plan(tx: Tx, asked: Tx) -> bool:
+    """Has it the steps that are asked for, as they are asked for?"""
+    return len(tx.branches) == len(asked.branches) and all(
+        old is not None and old.same_work(b) for b in asked.branches for old in [tx.branch(b.id)]
+    )
+
+
+def _differs(tx: Tx, new: Tx) -> str:
+    """How a plan that has the gid of an earlier one differs from it. Where its participants are, and how often they
+    are tried, may have changed since."""
+    known = {b.id: b for b in tx.branches}
+    if known.keys() != {b.id for b in new.branches}:
+        return "it has other steps"
+    for b in new.branches:
+        old = known[b.id]
+        if _work(old) != _work(b):
+            return f"step {b.id} is another one"
+        if old.payload != b.payload and _value(old) != _value(b):
+            return f"step {b.id} is given other data"
+    return ""
+
+
+def _work(b: Branch) -> tuple[object, ...]:
+    a = b.action
+    if a is None:
+        return (b.kind, b.resource)
+    return (b.kind, a.operation, a.name, a.after, a.results_of, a.forward, a.no_undo, a.run_first)
+
+
+def _value(b: Branch) -> Any:
+    """JSON by what it says, anything else by its bytes."""
+    if b.action is not None and b.action.content_type in ("", "application/json"):
+        try:
+            return json.loads(b.payload)
+        except ValueError:
+            pass
+    return b.payload
+
+
+def gid_names(tx: Tx, new: Tx, windows: Windows) -> Verdict:
+    """What is begun anew has the gid of another transaction. Is it other work, then *done before* would be a false
+    success."""
+    # Whoever aborted may not have known what it was, and what retention has stripped tells nothing.
+    if tx.decision is not Decision.ABORT and not tx.detail_pruned:
+        differs = ""
+        if tx.name != new.name:
+            differs = f"it was begun as {tx.name!r}, not {new.name!r}"
+        elif new.branches:
+            differs = _differs(tx, new)
+        if differs:
+            text = f"gid {tx.gid!r} names other work: {differs}"
+            return refuse(tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", text)
+    return gid_taken(tx, windows)
+
+
+def gid_taken(tx: Tx, windows: Windows) -> Verdict:
+    """Its gid is held by this one."""
+    if tx.decision is None:
+        return refuse(
+            tx,
+            "ALREADY_EXISTS",
+            "IN_PROGRESS",
+            f"gid {tx.gid!r} is in progress as {tx.tx_id}",
+            deadline_us=str(tx.deadline_us),
+        )
+    return already_decided(tx, windows)
+
+
+def already_decided(tx: Tx, windows: Windows) -> Verdict:
+    """It was decided before."""
+    if expired(tx, windows):
+        return too_late(tx)
+    reason = "ALREADY_COMMITTED" if tx.decision is Decision.COMMIT else "ALREADY_ABORTED"
+    return refuse(
+        tx,
+        "ALREADY_EXISTS",
+        reason,
+        f"{tx.gid or tx.tx_id!r} was decided before: {tx.state}",
+        cause=tx.reason,
+    )
