@@ -153,3 +153,26 @@ def test_a_list_goes_without_results_and_one_transaction_has_them_once() -> None
     assert one.outcome.result == b"2"
     assert not any(b.status.result for b in (*one.branches, *listed.branches))
     assert (list(listed.outcome.branches), listed.outcome.result) == ([], b"")
+
+
+def test_a_retry_policy_of_the_whole() -> None:
+    own = step("1", retry=c.RetryPolicy(max_attempts=2, call_timeout_us=7))
+    spec = c.TransactionSpec(retry=c.RetryPolicy(max_attempts=9, initial_us=3, multiplier=2.0))
+    plan = READER.with_retry(READER.plan([own, step("2")]), spec)
+    assert [b.action.retry for b in plan if b.action is not None] == [
+        Retry(7, 3, 2.0, max_attempts=2),
+        Retry(0, 3, 2.0, max_attempts=9),
+    ]
+    assert READER.with_retry(plan, c.TransactionSpec()) == plan
+
+
+def test_a_retry_policy_of_the_whole_that_is_wrong_or_comes_without_branches() -> None:
+    for retry, names, reason in (
+        (c.RetryPolicy(multiplier=0.5), True, reasons.BAD_REQUEST),
+        (c.RetryPolicy(initial_us=-1), True, reasons.BAD_REQUEST),
+        (c.RetryPolicy(initial_us=5), False, reasons.NOT_SUPPORTED),
+    ):
+        spec = c.TransactionSpec(retry=retry)
+        with pytest.raises(Refused) as refused:
+            READER.tx("shop", "0" * 12 + "7" + "0" * 3 + "8" + "0" * 15, "", 1, spec, names_branches=names)
+        assert refused.value.refusal.reason == reason

@@ -39,6 +39,7 @@ from .errors import (
 from .interceptors import ClientInterceptor, ServerInterceptor
 from .outcome import Outcome, State
 from .participant import Participant
+from .retries import Retry
 from .sagas import Saga, saga
 from .transaction import Transaction, XaBlock
 
@@ -63,6 +64,7 @@ __all__ = [
     "Rejected",
     "ResourceBusy",
     "ResourceMismatch",
+    "Retry",
     "Run",
     "Saga",
     "Scope",

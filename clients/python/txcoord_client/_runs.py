@@ -16,6 +16,7 @@ from ._tries import said_no
 from .errors import Aborted, Heuristic
 from .outcome import Outcome
 from .protocol import identifiers
+from .retries import Retry
 from .sagas import Saga
 
 _PIECE_S = 20.0
@@ -102,6 +103,7 @@ async def submitted(
     timeout: float | None,
     labels: Mapping[str, str],
     headers: Mapping[str, str],
+    retry: Retry | None,
     call_timeout: float,
 ) -> Run:
     """Hand it over; returns when it is durable."""
@@ -116,7 +118,12 @@ async def submitted(
         gid=gid,
         deadline_us=now_us + int(timeout * 1e6) if timeout is not None else 0,
         branches=branches,
-        spec=c.TransactionSpec(name=flow.name, labels=dict(labels), headers=dict(headers)),
+        spec=c.TransactionSpec(
+            name=flow.name,
+            labels=dict(labels),
+            headers=dict(headers),
+            retry=retry.to_pb() if retry is not None else None,
+        ),
         wait=c.WAIT_LEVEL_ACCEPTED,
     )
     response = await runtime.wire.call("submit", request, until, tx_id=run.tx_id, gid=gid)

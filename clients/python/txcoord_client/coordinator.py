@@ -36,6 +36,7 @@ from .errors import (
 )
 from .outcome import Outcome
 from .protocol import identifiers, reasons
+from .retries import Retry
 from .sagas import Saga
 from .transaction import Transaction, XaBlock
 
@@ -237,12 +238,14 @@ class Coordinator(Services):
         timeout: Seconds | None = None,
         labels: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
+        retry: Retry | None = None,
     ) -> Run:
         """Hand a saga over to the coordinator, which runs it to its end, whatever becomes of this process. Returns when
         it is durable.
 
         ``data``: by name what its steps are given; each gets what it has a parameter for. ``timeout``: seconds until it
-        is aborted if not done (default: none). ``gid``: as in :meth:`begin`.
+        is aborted if not done (default: none). ``gid``: as in :meth:`begin`. ``retry``: of those of its steps that
+        say nothing themselves.
 
         Raises Rejected for data that do not fit or a participant without an address, AlreadyCommitted, AlreadyAborted
         or InProgress for a known gid, Unavailable.
@@ -260,6 +263,7 @@ class Coordinator(Services):
             timeout=None if timeout is None else _seconds(timeout, "timeout"),
             labels=labels or {},
             headers=headers or {},
+            retry=retry,
             call_timeout=self._call_timeout,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import graphlib
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from txcoord_client._pb import common_pb2 as c
@@ -80,7 +81,7 @@ def read(item: c.Branch, sized: Callable[[bytes, str], None]) -> dict[str, Any]:
         results_of=tuple(part.results_of),
         aborted_means_refused=part.aborted_means_refused,
         headers=dict(part.headers),
-        retry=_retry(item),
+        retry=read_retry(item.retry, lambda message: bad(item, message)),
     )
     return {"resource": part.target, "payload": part.payload, "action": action}
 
@@ -113,15 +114,15 @@ def _check_methods(item: c.Branch, target: Target) -> None:
         )
 
 
-def _retry(item: c.Branch) -> Retry:
-    r = item.retry
+def read_retry(r: c.RetryPolicy, wrong: Callable[[str], Refused]) -> Retry:
+    """A retry policy. Raises what ``wrong`` makes of a message."""
     times = (r.call_timeout_us, r.initial_us, r.cap_us, r.give_up_us, *r.schedule_us)
     if not all(0 <= t <= _LONGEST_US for t in times) or r.call_timeout_us > _LONGEST_CALL_US:
-        raise bad(item, "times of its retry policy: from 0 to a year, a call at most 10 minutes")
+        raise wrong("times of its retry policy: from 0 to a year, a call at most 10 minutes")
     if r.multiplier and not 1.0 <= r.multiplier <= 100.0:
-        raise bad(item, "multiplier of its retry policy: from 1 to 100")
+        raise wrong("multiplier of its retry policy: from 1 to 100")
     if r.max_attempts > _MOST_ATTEMPTS or len(r.schedule_us) > 100:
-        raise bad(item, "its retry policy is too long")
+        raise wrong("its retry policy is too long")
     return Retry(
         r.call_timeout_us,
         r.initial_us,
@@ -131,6 +132,15 @@ def _retry(item: c.Branch) -> Retry:
         r.give_up_us,
         tuple(r.schedule_us),
     )
+
+
+def with_default(branch: Branch, of_whole: Retry) -> Branch:
+    """Where a branch's own policy says nothing, that of its transaction holds."""
+    own = branch.action
+    if own is None:
+        return branch
+    said = {name: getattr(of_whole, name) for name in of_whole.__slots__ if not getattr(own.retry, name)}
+    return replace(branch, action=replace(own, retry=replace(own.retry, **said)))
 
 
 def write(out: c.Branch, action: Action, target: str) -> None:

@@ -9,6 +9,7 @@ from txcoord_client._pb import common_pb2 as c
 from txcoord_client.protocol import identifiers, reasons
 from txcoord_client.protocol import xid as xids
 
+from ...core.action import Retry
 from ...core.errors import Refusal, Refused
 from ...core.kinds import RULES
 from ...core.model import FOREVER_US, Branch, BranchState, DecidedBy, Decision, Kind, Tx, TxState
@@ -108,8 +109,10 @@ class Reader:
         result: bytes = b"",
         *,
         may_have_none: bool = False,
+        names_branches: bool = False,
     ) -> Tx:
-        """A transaction as a request describes it. ``may_have_none``: it may be a plan that has no deadline."""
+        """A transaction as a request describes it. ``may_have_none``: it may be a plan that has no deadline;
+        ``names_branches``: the request names those that its spec's retry policy is for."""
         if not identifiers.is_tx_id(tx_id):
             raise bad(
                 reasons.BAD_TX_ID, f"tx_id {tx_id[:80]!r}: 32 lower-case hex digits of a UUIDv7 are expected"
@@ -139,9 +142,14 @@ class Reader:
             result=result,
             branches=self.branches(tx_id, deadline_us, branches),
         )
-        return self._with_spec(tx, spec) if spec is not None else tx
+        return self._with_spec(tx, spec, names_branches) if spec is not None else tx
 
-    def _with_spec(self, tx: Tx, spec: c.TransactionSpec) -> Tx:
+    @staticmethod
+    def retry(spec: c.TransactionSpec) -> Retry:
+        """The policy of those branches that have none of their own."""
+        return actions.read_retry(spec.retry, lambda message: bad(reasons.BAD_REQUEST, message))
+
+    def _with_spec(self, tx: Tx, spec: c.TransactionSpec, names_branches: bool) -> Tx:
         labels, headers = dict(spec.labels), dict(spec.headers)
         if len(labels) > self._limits.labels:
             raise bad(reasons.TOO_LARGE, f"{len(labels)} labels; at most {self._limits.labels}")
@@ -150,12 +158,16 @@ class Reader:
             raise bad(
                 reasons.TOO_LARGE, f"name, labels and headers: at most {self._limits.headers} bytes together"
             )
-        if spec.callbacks or spec.HasField("retry"):
-            raise bad(
-                reasons.NOT_SUPPORTED,
-                "callbacks, and a retry policy of the whole, are not carried out yet; branches have policies",
-                "UNIMPLEMENTED",
-            )
+        if spec.callbacks:
+            raise bad(reasons.NOT_SUPPORTED, "callbacks are not carried out yet", "UNIMPLEMENTED")
+        if spec.HasField("retry"):
+            if not names_branches:
+                raise bad(
+                    reasons.NOT_SUPPORTED,
+                    "a retry policy of the whole is not kept: it comes with its branches, by Submit and Enlist",
+                    "UNIMPLEMENTED",
+                )
+            self.retry(spec)
         if spec.one_phase_resource:
             self.resource(spec.one_phase_resource)
         return replace(
@@ -234,6 +246,13 @@ class Reader:
             str(x),
             reason=item.reason[:500],
         )
+
+    def with_retry(self, branches: Iterable[Branch], spec: c.TransactionSpec) -> tuple[Branch, ...]:
+        """Branches that are tried as their transaction says, where they say nothing themselves."""
+        if not spec.HasField("retry"):
+            return tuple(branches)
+        of_whole = self.retry(spec)
+        return tuple(actions.with_default(b, of_whole) for b in branches)
 
     def steps(self, items: Iterable[c.Branch]) -> tuple[Branch, ...]:
         """The steps among branches that are enlisted, to be run at once."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,28 +16,17 @@ from ...core.errors import Refusal, Refused
 from ...core.events import Begin, Commit, Enlist, HolderReported, OnePhaseDone, Rollback, Submit
 from ...core.model import FOREVER_US, Branch, BranchState, DecidedBy, Decision, Kind, Tx
 from ...engine.coordinator import Coordinator, expired
-from ...engine.live import WaitLevel, reached
+from ...engine.live import reached
 from ...ports import ResourceStatus
-from . import filters, mapping, repeats, status
+from . import filters, mapping, repeats
 from .mapping import Limits, Reader, bad
-
-_LEVEL = {
-    c.WAIT_LEVEL_UNSPECIFIED: WaitLevel.COMMITTED,
-    c.WAIT_LEVEL_ACCEPTED: WaitLevel.ACCEPTED,
-    c.WAIT_LEVEL_DECIDED: WaitLevel.DECIDED,
-    c.WAIT_LEVEL_COMMITTED: WaitLevel.COMMITTED,
-    c.WAIT_LEVEL_DELIVERED: WaitLevel.DELIVERED,
-}
-
+from .waits import LEVEL, Waits, not_found
 
 _HOLDER_DID: Mapping[int, bool | None] = {
     c.BRANCH_EVENT_COMMITTED: True,
     c.BRANCH_EVENT_ROLLED_BACK: False,
     c.BRANCH_EVENT_RELEASED: None,
 }
-
-_LOOK_S = 0.05
-"""Whoever waits for less is told what the log says now, however long that takes."""
 
 
 def _taken_over(spec: c.TransactionSpec) -> frozenset[str]:
@@ -69,7 +57,7 @@ class Operations:
             now_us=coordinator.clock.now_us,
             engine=lambda name: coordinator.finishers[name].engine,
         )
-        self._leaving: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waits = Waits(coordinator, limits, self._find)
         self.by_name: dict[str, Callable[[Any, str, float], Awaitable[Any]]] = {
             "commit": self.commit,
             "begin": self.begin,
@@ -77,15 +65,14 @@ class Operations:
             "vote": self.vote,
             "rollback": self.rollback,
             "report": self.report,
-            "wait": self.wait,
+            "wait": self._waits.wait,
             "get": self.get,
             "submit": self.submit,
         }
 
     def leave(self) -> None:
         """This node is leaving: open waits end without an answer."""
-        if not self._leaving.done():
-            self._leaving.set_result(None)
+        self._waits.leave()
 
     def namespace(self, name: str) -> str:
         """Check a namespace; empty is "default"."""
@@ -155,7 +142,9 @@ class Operations:
 
     async def enlist(self, request: pb.EnlistRequest, namespace: str, most_s: float) -> pb.EnlistResponse:
         """Add branches."""
-        tx = self._read.tx(namespace, request.tx_id, request.gid, request.deadline_us, request.spec)
+        tx = self._read.tx(
+            namespace, request.tx_id, request.gid, request.deadline_us, request.spec, names_branches=True
+        )
         steps = self._read.steps(request.branches) if request.run else ()
         ids = {b.id for b in steps}
         rest = [b for b in request.branches if b.id not in ids]
@@ -171,6 +160,7 @@ class Operations:
                 )
         if not branches:
             raise bad(reasons.BAD_REQUEST, "no branch to enlist")
+        branches = self._read.with_retry(branches, request.spec)
         done = await self._c.enlist(Enlist(tx, branches, request.run), begun=request.begun)
         if not ids:
             return pb.EnlistResponse(outcome=mapping.outcome(done))
@@ -184,8 +174,11 @@ class Operations:
         """Take a whole plan over."""
         tx_id = self._tx_id(request, self._c.clock.now_us())
         deadline_us = request.deadline_us or FOREVER_US
-        tx = self._read.tx(namespace, tx_id, request.gid, deadline_us, request.spec, may_have_none=True)
-        plan = replace(tx, branches=self._read.plan(request.branches), one_phase_resource="")
+        tx = self._read.tx(
+            namespace, tx_id, request.gid, deadline_us, request.spec, may_have_none=True, names_branches=True
+        )
+        branches = self._read.with_retry(self._read.plan(request.branches), request.spec)
+        plan = replace(tx, branches=branches, one_phase_resource="")
         again = _taken_over(request.spec)
         first = self._c.submit(Submit(plan), may_take_over=again, retry_of=request.spec.retry_of)
         done = await repeats.same(
@@ -194,7 +187,7 @@ class Operations:
         if request.wait == c.WAIT_LEVEL_ACCEPTED:
             most_s = 0.0
         done = await self._waited(done, request.wait, request.wait_us, most_s)
-        out = mapping.outcome(done, pending=not reached(done, _LEVEL[request.wait]), named=True)
+        out = mapping.outcome(done, pending=not reached(done, LEVEL[request.wait]), named=True)
         return pb.SubmitResponse(outcome=out)
 
     async def vote(self, request: pb.VoteRequest, namespace: str, most_s: float) -> pb.VoteResponse:
@@ -202,7 +195,7 @@ class Operations:
         asked = self._read.tx(namespace, request.tx_id, request.gid, request.deadline_us, None)
         row = await self._c.get(request.tx_id)
         if row is None or row.namespace != namespace:
-            raise self._not_found(request.tx_id)
+            raise not_found(request.tx_id)
         known = {b.id: b for b in row.branches}
         voted = []
         for vote in request.votes:
@@ -258,7 +251,7 @@ class Operations:
         if not tx_id or not deadline_us:
             row = await self._find(namespace, tx_id, request.gid)
             if row is None:
-                raise self._not_found(tx_id or request.gid)
+                raise not_found(tx_id or request.gid)
             tx_id, deadline_us = row.tx_id, row.deadline_us
         for name in request.resources:
             self._read.resource(name)
@@ -329,75 +322,6 @@ class Operations:
                     tx, HolderReported(branch.id, branch.resource, branch.xid, None)
                 )
 
-    async def wait(self, request: pb.WaitRequest, namespace: str, most_s: float) -> pb.WaitResponse:
-        """Wait until any of many has got there."""
-        if len(request.items) > self._limits.operations:
-            raise bad(reasons.TOO_LARGE, f"at most {self._limits.operations} transactions in one wait")
-        limit_s = min(request.wait_us, self._limits.wait_max_us) / 1e6
-        if most_s:
-            limit_s = min(limit_s, most_s)
-        response = pb.WaitResponse()
-        waiting: dict[asyncio.Task[Tx | None], tuple[int, pb.WaitItem]] = {}
-        for index, item in enumerate(request.items):
-            if item.expected:
-                if not identifiers.is_tx_id(item.tx_id):
-                    raise bad(reasons.BAD_TX_ID, "what is expected is named by its tx_id")
-                expect = self._c.waiting.expect(item.tx_id, _LEVEL[item.level], limit_s)
-                waiting[asyncio.ensure_future(expect)] = (index, item)
-                continue
-            tx = await self._find(namespace, item.tx_id, item.gid)
-            if tx is None:
-                refused = status.to_pb(self._not_found(item.tx_id or item.gid).refusal)
-                response.results.append(pb.WaitResult(index=index, status=refused))
-            elif reached(tx, _LEVEL[item.level]):
-                response.results.append(self._wait_result(index, item, tx))
-            else:
-                task = asyncio.ensure_future(self._waiting(tx, _LEVEL[item.level], limit_s))
-                waiting[task] = (index, item)
-        try:
-            if limit_s < _LOOK_S:
-                looks = [task for task, (_, item) in waiting.items() if item.expected]
-                await asyncio.gather(*looks, return_exceptions=True)
-            elif waiting and not response.results:
-                await self._first(waiting, namespace, limit_s)
-            for task, (index, item) in waiting.items():
-                found = self._got_there(task, item, namespace)
-                if found is not None:
-                    response.results.append(self._wait_result(index, item, found))
-        finally:
-            for task in waiting:
-                task.cancel()
-        return response
-
-    async def _waiting(self, tx: Tx, level: WaitLevel, limit_s: float) -> Tx | None:
-        return await self._c.wait(tx, level, limit_s)
-
-    async def _first(
-        self, waiting: dict[asyncio.Task[Tx | None], tuple[int, pb.WaitItem]], namespace: str, limit_s: float
-    ) -> None:
-        """Until one has got there, or the time is over. One that has only given up does not end it."""
-        until = self._c.clock.monotonic() + limit_s
-        left = set(waiting)
-        while left and not self._leaving.done():
-            ends: set[asyncio.Future[Any]] = {*left, self._leaving}
-            await asyncio.wait(
-                ends,
-                timeout=max(0.0, until - self._c.clock.monotonic()),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            done = {task for task in left if task.done()}
-            if not done or any(self._got_there(t, waiting[t][1], namespace) is not None for t in done):
-                return
-            left -= done
-
-    def _got_there(self, task: asyncio.Task[Tx | None], item: pb.WaitItem, namespace: str) -> Tx | None:
-        if not task.done() or task.cancelled() or task.exception() is not None:
-            return None
-        tx = task.result()
-        if tx is None or tx.namespace not in ("", namespace) or not reached(tx, _LEVEL[item.level]):
-            return None
-        return None if expired(tx, self._c.settings.windows) else tx
-
     async def get(self, request: pb.GetRequest, namespace: str, most_s: float) -> pb.GetResponse:
         """One transaction."""
         tx = await self.find(namespace, request.tx_id, request.gid)
@@ -451,7 +375,7 @@ class Operations:
         """The transaction of that tx id or gid. Raises Refused (NOT_FOUND)."""
         tx = await self._find(namespace, tx_id, gid)
         if tx is None:
-            raise self._not_found(tx_id or gid)
+            raise not_found(tx_id or gid)
         return tx
 
     async def _find(self, namespace: str, tx_id: str, gid: str) -> Tx | None:
@@ -477,23 +401,7 @@ class Operations:
         if most_s <= 0:
             return tx
         limit_s = min(wait_us or self._limits.wait_max_us, self._limits.wait_max_us) / 1e6
-        return await self._c.wait(tx, _LEVEL[level], min(limit_s, most_s))
+        return await self._c.wait(tx, LEVEL[level], min(limit_s, most_s))
 
     def _outcome(self, tx: Tx, level: c.WaitLevel) -> c.Outcome:
-        return mapping.outcome(tx, pending=not reached(tx, _LEVEL[level]))
-
-    def _wait_result(self, index: int, item: pb.WaitItem, tx: Tx) -> pb.WaitResult:
-        return pb.WaitResult(
-            index=index, outcome=mapping.outcome(tx, named=True, all_branches=item.all_branches)
-        )
-
-    @staticmethod
-    def _not_found(name: str) -> Refused:
-        return Refused(
-            Refusal(
-                "NOT_FOUND",
-                reasons.NOT_FOUND,
-                f"no transaction {name[:80]!r} here. That is no outcome: to settle it, ask for its abort",
-                True,
-            )
-        )
+        return mapping.outcome(tx, pending=not reached(tx, LEVEL[level]))

@@ -14,6 +14,7 @@ from .._pb import coordinator_pb2 as pb
 from ..errors import Aborted, Heuristic
 from ..outcome import Outcome
 from ..protocol import identifiers
+from ..retries import Retry
 from . import _aio
 from ._runtime import Runtime
 from ._tries import said_no
@@ -103,6 +104,7 @@ def submitted(
     timeout: float | None,
     labels: Mapping[str, str],
     headers: Mapping[str, str],
+    retry: Retry | None,
     call_timeout: float,
 ) -> Run:
     """Hand it over; returns when it is durable."""
@@ -117,7 +119,12 @@ def submitted(
         gid=gid,
         deadline_us=now_us + int(timeout * 1e6) if timeout is not None else 0,
         branches=branches,
-        spec=c.TransactionSpec(name=flow.name, labels=dict(labels), headers=dict(headers)),
+        spec=c.TransactionSpec(
+            name=flow.name,
+            labels=dict(labels),
+            headers=dict(headers),
+            retry=retry.to_pb() if retry is not None else None,
+        ),
         wait=c.WAIT_LEVEL_ACCEPTED,
     )
     response = runtime.wire.call("submit", request, until, tx_id=run.tx_id, gid=gid)

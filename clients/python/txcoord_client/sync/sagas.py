@@ -17,6 +17,7 @@ from .. import _values
 from .._pb import common_pb2 as c
 from ..errors import Rejected
 from ..protocol import reasons
+from ..retries import Retry
 from .participant import Operation, operation_of
 
 
@@ -28,7 +29,7 @@ class Step:
     operation: Operation
     after: tuple[str, ...]
     forward: bool
-    retry: c.RetryPolicy | None = None
+    retry: Retry | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +48,18 @@ class Saga:
         forward: bool = False,
         retries: int = 0,
         timeout: float = 0.0,
+        retry: Retry | None = None,
     ) -> Self:
         """Add a step: a function decorated with ``@participant.action``.
 
         ``after``: names of the steps that come before it (default: the step before; ``[]``: none, it runs side by side
         with the others). ``forward``: it is never compensated, but tried until it is done; nothing that may be refused
         can come after or beside it. ``retries``: how often a failure is tried again before the saga is given up
-        (default: to its deadline). ``timeout``: seconds of one call.
+        (default: to its deadline). ``timeout``: seconds of one call. ``retry``: all of its retry policy, instead of
+        these two.
 
-        Raises Rejected for an unknown or repeated step, and for one that has no compensation and is not ``forward``.
+        Raises Rejected for an unknown or repeated step, for ``retry`` beside one of those two, and for one that has no
+        compensation and is not ``forward``.
         """
         operation = operation_of(action)
         title = name or operation.name
@@ -69,11 +73,10 @@ class Saga:
             raise self._wrong(f"{title} is no action")
         if not forward and "compensate" not in operation.after:
             raise self._wrong(f"{title} has no compensation: declare one, or say forward=True")
-        retry = None
         if retries or timeout:
-            retry = c.RetryPolicy(
-                max_attempts=retries + 1 if retries else 0, call_timeout_us=int(timeout * 1e6)
-            )
+            if retry is not None:
+                raise self._wrong(f"{title}: retry= says all; retries= and timeout= are for short")
+            retry = Retry(attempts=retries + 1 if retries else 0, call_timeout=timeout)
         made = Step(title, operation, before, forward, retry)
         if forward and not {s.name for s in self.steps if not s.forward} <= self._before(made):
             raise self._wrong(f"{title} is never undone, so all that may be comes before it")
@@ -135,7 +138,7 @@ class Saga:
             ),
         )
         if step.retry is not None:
-            branch.retry.CopyFrom(step.retry)
+            branch.retry.CopyFrom(step.retry.to_pb())
         return branch
 
 
