@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from tests.support.callers import TX, answers, over_grpc, request
-from txcoord.adapters.calling.grpc_ import GrpcCaller
+from txcoord.adapters.calling.any_ import AnyCaller
 from txcoord.core.action import Action, Answer, AnswerKind, Op
 
 PLAIN = Action(
@@ -18,13 +18,13 @@ PLAIN = Action(
 
 
 @pytest.fixture
-async def caller() -> AsyncIterator[GrpcCaller]:
-    caller = GrpcCaller(node="n1")
+async def caller() -> AsyncIterator[AnyCaller]:
+    caller = AnyCaller(node="n1")
     yield caller
     await caller.close()
 
 
-async def test_any_unary_method(caller: GrpcCaller) -> None:
+async def test_any_unary_method(caller: AnyCaller) -> None:
     seen: list[tuple[bytes, dict[str, Any]]] = []
 
     async def confirm(body: bytes, context: Any) -> bytes:

@@ -288,3 +288,36 @@ def test_a_nodes_name_is_its_own_and_stays(monkeypatch: pytest.MonkeyPatch) -> N
     assert load(listen="127.0.0.1:1").node_name != load(listen="127.0.0.1:2").node_name
     monkeypatch.setenv("TXCOORD_NODE__NAME", "alpha")
     assert load().node_name == "alpha"
+
+
+def test_whom_it_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "txcoord.toml").write_text(
+        '[participants.stock]\naddresses = ["grpc://a:1", "https://b/x"]\n[targets]\nallow = ["10.0.0.0/8", "*.shop"]\n'
+    )
+    monkeypatch.setenv("TXCOORD_PARTICIPANTS__coupons__ADDRESSES", "http://c:1, http://d:1")
+    settings = load()
+    assert settings.targets.allow == "10.0.0.0/8,*.shop"
+    assert {name: [str(t) for t in found] for name, found in settings.called.named.items()} == {
+        "stock": ["grpc://a:1", "https://b:443/x"],
+        "coupons": ["http://c:1", "http://d:1"],
+    }
+    assert settings.called.why_not("http://a.shop") is None
+    monkeypatch.setenv("TXCOORD_TARGETS__ALLOW", "loopback")
+    assert load().called.why_not("http://10.0.0.1") is not None
+    for name, value, said in (
+        ("TXCOORD_TARGETS__ALLOW", "10.0.0.1/8", "no network"),
+        ("TXCOORD_TARGETS__CA_FILE", "nowhere.pem", "no such file"),
+        ("TXCOORD_PARTICIPANTS__coupons__ADDRESSES", "unix:/x", "no address"),
+        ("TXCOORD_PARTICIPANTS__coupons__ADDRESSES", "grpc://a:1", "one address"),
+        ("TXCOORD_PARTICIPANTS__coupons__ADDRESSES", ",", "at least one"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert said in one_problem()
+
+
+def test_whom_it_calls_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load().called.why_not("http://127.0.0.1") is None
+    assert load().called.why_not("http://10.0.0.1") is not None
+    monkeypatch.setenv("TXCOORD_INSECURE_LISTEN", "true")
+    assert load(listen="0.0.0.0:7070").called.why_not("http://127.0.0.1") is not None

@@ -13,6 +13,7 @@ from txcoord.api.grpc.mapping import Limits, Reader
 from txcoord.core.action import Action, Retry
 from txcoord.core.errors import Refused
 from txcoord.core.model import FOREVER_US, Branch, BranchState, Kind, Tx
+from txcoord.core.targets import Targets
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client.protocol import reasons
 
@@ -176,3 +177,40 @@ def test_a_retry_policy_of_the_whole_that_is_wrong_or_comes_without_branches() -
         with pytest.raises(Refused) as refused:
             READER.tx("shop", "0" * 12 + "7" + "0" * 3 + "8" + "0" * 15, "", 1, spec, names_branches=names)
         assert refused.value.refusal.reason == reason
+
+
+WEB = {"target": "http://ship:8000/x", "operation": "/pack", "abort_operation": "/unpack"}
+
+
+def test_paths_of_its_own() -> None:
+    [branch] = READER.plan([step("1", part=WEB)])
+    assert branch.resource == "http://ship:8000/x"
+    for part, reason in (
+        ({"operation": "/s.Ship/../Pack"}, reasons.BAD_BRANCH),
+        ({"operation": "//elsewhere"}, reasons.BAD_BRANCH),
+        ({"abort_operation": ""}, reasons.BAD_BRANCH),
+        ({"http_method": "PUT"}, reasons.NOT_SUPPORTED),
+        ({"target": "grpc://ship:9"}, reasons.BAD_BRANCH),
+        ({"target": "http://ship/../x"}, reasons.UNKNOWN_PARTICIPANT),
+    ):
+        with pytest.raises(Refused) as error:
+            READER.plan([step("1", part={**WEB, **part})])
+        assert error.value.refusal.reason == reason
+    with pytest.raises(Refused, match="SDK only"):
+        READER.plan([step("1"), step("2", "1", part={**WEB, "results_of": ["1"]})])
+
+
+def test_whom_the_settings_allow() -> None:
+    targets = Targets(["loopback"], {"ship": ["grpc://ship:9"], "both": ["grpc://ship:8", "http://ship:8"]})
+    reader = Reader(limits=Limits(targets=targets), log_id="0123456789", resources=(), now_us=lambda: 0)
+    for part in ({"target": "ship"}, {}, {"target": "http://localhost"}, {"target": "both"}):
+        assert reader.plan([step("1", part=part)])
+    for part, code in (
+        ({"target": "http://ship:8000"}, "PERMISSION_DENIED"),
+        ({"target": "http://169.254.169.254/latest"}, "PERMISSION_DENIED"),
+        ({"target": "shop"}, "INVALID_ARGUMENT"),
+        ({**WEB, "target": "both"}, "INVALID_ARGUMENT"),
+    ):
+        with pytest.raises(Refused) as error:
+            reader.plan([step("1", part=part)])
+        assert error.value.refusal.code == code

@@ -143,8 +143,8 @@ def _nearest(
 
 def variable_name(path: tuple[str, ...]) -> str:
     """The variable of a setting."""
-    if path[0] == "resources" and len(path) == 3:
-        return f"{PREFIX}RESOURCES__{path[1]}__{path[2].upper()}"
+    if path[0] in ("resources", "participants") and len(path) == 3:
+        return f"{PREFIX}{path[0].upper()}__{path[1]}__{path[2].upper()}"
     return PREFIX + "__".join(path).upper()
 
 
@@ -164,7 +164,8 @@ _TEXTS = {
     "secret_str": "a text is expected",
     "model_type": "a table of settings is expected, not a single value",
     "model_attributes_type": "a table of settings is expected, not a single value",
-    "dict_type": "a table is expected: one entry for each resource",
+    "dict_type": "a table is expected: one entry for each",
+    "path_not_file": "there is no such file",
 }
 
 

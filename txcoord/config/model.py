@@ -16,6 +16,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    FilePath,
     SecretStr,
     ValidationInfo,
     field_validator,
@@ -23,14 +24,18 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ..core.targets import Targets
 from .values import (
     PREFIX,
+    CommaList,
     Duration,
     LogUrl,
     ResourceUrl,
     Size,
     database_of,
     is_loopback,
+    items,
+    participant_name,
     resource_name,
     split_listen,
 )
@@ -69,6 +74,55 @@ class ResourceSettings(_Part):
     url: ResourceUrl = Field(description="postgresql://user:password@host:5432/database")
     width: int = Field(8, ge=1, le=100, description="Connections at most.")
     timeout: Duration = Field(timedelta(seconds=5), description="Of one statement on it.")
+
+
+class TargetSettings(_Part):
+    """Which participants are called, and how."""
+
+    allow: CommaList = Field(
+        "auto",
+        description="Addresses that clients may give, with commas: stock.internal, stock.internal:8080, *.internal, "
+        "10.0.0.0/8, loopback, *. auto: loopback if the coordinator listens on loopback, else none.",
+    )
+    ca_file: FilePath | None = Field(
+        None, description="TLS to participants: whom to believe, in PEM. Default: the system's authorities."
+    )
+    cert_file: FilePath | None = Field(
+        None, description="TLS to participants: the client's certificate, in PEM."
+    )
+    key_file: FilePath | None = Field(None, description="Its key, unless that is in the same file.")
+
+    @field_validator("allow")
+    @classmethod
+    def _entries(cls, value: str) -> str:
+        if value != "auto":
+            Targets(items(value))
+        return value
+
+    @model_validator(mode="after")
+    def _both(self) -> TargetSettings:
+        if self.key_file is not None and self.cert_file is None:
+            raise ValueError("key_file without cert_file")
+        return self
+
+
+class ParticipantSettings(_Part):
+    """A participant that branches name."""
+
+    addresses: CommaList = Field(
+        description="grpc://host:port, grpcs://, http://host:port/path, https://; with commas: the first that is well."
+    )
+    token_file: FilePath | None = Field(
+        None, description="A bearer token that its calls bring, and no others."
+    )
+
+    @field_validator("addresses")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        if not items(value):
+            raise ValueError("at least one address is needed")
+        Targets(named={"it": items(value)})
+        return value
 
 
 class DeadlineSettings(_Part):
@@ -159,6 +213,10 @@ class Settings(BaseSettings):
     resources: dict[Annotated[str, AfterValidator(resource_name)], ResourceSettings] = Field(
         default_factory=dict
     )
+    participants: dict[Annotated[str, AfterValidator(participant_name)], ParticipantSettings] = Field(
+        default_factory=dict
+    )
+    targets: TargetSettings = TargetSettings()
     deadline: DeadlineSettings = DeadlineSettings()
     recovery: RecoverySettings = RecoverySettings()
     backoff: BackoffSettings = BackoffSettings()
@@ -200,6 +258,25 @@ class Settings(BaseSettings):
                 )
             seen[database] = name
         return value
+
+    @field_validator("participants")
+    @classmethod
+    def _once(cls, value: dict[str, ParticipantSettings]) -> dict[str, ParticipantSettings]:
+        seen: dict[object, str] = {}
+        for name, participant in value.items():
+            for target in Targets(named={name: items(participant.addresses)}).named[name]:
+                if seen.setdefault(target, name) != name:
+                    raise ValueError(f"{seen[target]!r} and {name!r} have one address: {target}")
+        return value
+
+    @property
+    def called(self) -> Targets:
+        """Which participants are called."""
+        allow = self.targets.allow
+        if allow == "auto":
+            # Who can reach this node is on its machine, and could call there himself.
+            allow = "loopback" if is_loopback(split_listen(self.listen)[0]) else ""
+        return Targets(items(allow), {name: items(p.addresses) for name, p in self.participants.items()})
 
     @property
     def node_name(self) -> str:

@@ -186,8 +186,30 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
+def comma_list(value: object) -> object:
+    """A text with commas, or a list."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return value
+
+
+def items(text: str) -> tuple[str, ...]:
+    """What is in a text with commas."""
+    return tuple(item for part in text.split(",") if (item := part.strip()))
+
+
+CommaList = Annotated[str, BeforeValidator(comma_list)]
+
+
 def resource_name(name: str) -> str:
     """Check the name of a resource."""
     if not identifiers.is_name(name):
         raise ValueError("a resource's name has 1 to 63 characters of [A-Za-z0-9_.-]")
+    return name
+
+
+def participant_name(name: str) -> str:
+    """Check the name of a participant."""
+    if not identifiers.is_name(name):
+        raise ValueError("a participant's name has 1 to 63 characters of [A-Za-z0-9_.-]")
     return name

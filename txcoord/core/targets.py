@@ -1,15 +1,17 @@
-"""Addresses of participants, as they are written."""
+"""Addresses of participants, as they are written, and which of them a coordinator calls."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from functools import lru_cache
 
 _HOST = r"(?P<host>[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?\.?|\[[0-9A-Fa-f:.]+\])"
 _PATH = r"(?P<path>(?:/[\w.~!$&'()*+,;=:@%-]*)*)"
 _TARGET = re.compile(
-    rf"(?P<scheme>grpc|http|https)://{_HOST}(?::(?P<port>[1-9][0-9]{{0,4}}))?{_PATH}", re.ASCII
+    rf"(?P<scheme>grpcs?|https?)://{_HOST}(?::(?P<port>[1-9][0-9]{{0,4}}))?{_PATH}", re.ASCII
 )
 _OPERATION = re.compile(rf"{_PATH}(?:\?[\w.~!$&'()*+,;=:@%/?-]*)?", re.ASCII)
 _PORTS = {"http": 80, "https": 443}
@@ -18,7 +20,7 @@ _MOST = 250
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An address: ``grpc://host:port``, ``http://host:port/path`` or ``https://…``."""
+    """An address: ``grpc://host:port``, ``http://host:port/path``, or ``grpcs://`` and ``https://`` for TLS."""
 
     scheme: str
     host: str
@@ -26,22 +28,36 @@ class Target:
     port: int
     path: str = ""
 
-    @classmethod
-    def parse(cls, text: str) -> Self | None:
+    @staticmethod
+    @lru_cache(maxsize=4_096)
+    def parse(text: str) -> Target | None:
         """None for what is no such address, or leads elsewhere than it seems to."""
         found = _TARGET.fullmatch(text) if len(text) <= _MOST else None
         if found is None:
             return None
         scheme, path = found["scheme"], found["path"].rstrip("/")
         port = int(found["port"] or _PORTS.get(scheme, 0))
-        if not 0 < port < 65_536 or (scheme == "grpc" and path) or not stays(path):
+        if not 0 < port < 65_536 or (path and scheme not in _PORTS) or not stays(path):
             return None
-        return cls(scheme, found["host"].strip("[]").rstrip(".").lower(), port, path)
+        host = found["host"].strip("[]").rstrip(".").lower()
+        # Such as 2130706433, or 127.1: what is dialled would not be what was checked.
+        if (host.replace(".", "").isdigit() or ":" in host) and meant(host) is None:
+            return None
+        return Target(scheme, host, port, path)
 
     @property
     def is_http(self) -> bool:
         """Not gRPC."""
         return self.scheme in _PORTS
+
+    @property
+    def tls(self) -> bool:
+        """Is it called over TLS?"""
+        return self.scheme in ("grpcs", "https")
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}{self.path}"
 
 
 def is_path(text: str) -> bool:
@@ -54,3 +70,176 @@ def stays(path: str) -> bool:
     plain = re.sub("%2[eE]", ".", path.partition("?")[0])
     hidden = re.search("%(?:2[fF]|5[cC]|0|1|7[fF])", plain)
     return not hidden and "//" not in plain and not {".", ".."} & set(plain.split("/"))
+
+
+# ---- whom a coordinator calls ----
+
+NOT_ALLOWED = "TARGET_NOT_ALLOWED"
+UNKNOWN = "UNKNOWN_PARTICIPANT"
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,63}", re.ASCII)
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_NEVER: tuple[Network, ...] = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "0.0.0.0/8", "::/128",  # this host, by other names
+        "169.254.0.0/16", "fe80::/10",  # link-local: the metadata service of most clouds
+        "fd00:ec2::/32", "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32",  # those of others
+        "224.0.0.0/4", "ff00::/8", "255.255.255.255/32",
+    )
+)  # fmt: skip
+"""Called for nobody, whatever the settings say."""
+_LOOPBACK: tuple[Network, ...] = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_PATTERN = re.compile(
+    r"(?P<host>(?:\*\.)?[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?)(?::(?P<port>[1-9][0-9]{0,4}))?", re.ASCII
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NotAllowed:
+    """Why an address is not called."""
+
+    reason: str
+    message: str
+
+
+def meant(text: str) -> Address | None:
+    """The address that is reached by an address: that which another form of it hides. None for what is none."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address):
+        hidden = address.ipv4_mapped or address.sixtofour
+        if hidden is None and address in _NAT64:
+            hidden = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        return hidden or address
+    return address
+
+
+class Targets:
+    """Which participants a coordinator calls: those that its settings name, and for clients that name addresses those
+    whose host or network is allowed.
+
+    ``allow``: ``host``, ``host:port``, ``*.domain``, a network such as ``10.0.0.0/8``, ``loopback``, or ``*``. Raises
+    ValueError for what is none of them.
+    """
+
+    def __init__(self, allow: Iterable[str] = (), named: Mapping[str, Iterable[str]] | None = None) -> None:
+        self._hosts: list[tuple[str, int]] = []
+        self._networks: list[Network] = []
+        self._all = self._loopback = False
+        for entry in allow:
+            self._allow(entry)
+        self.named: dict[str, tuple[Target, ...]] = {}
+        for name, addresses in (named or {}).items():
+            self.named[name] = tuple(map(_read, addresses))
+        self._own = {target: name for name, targets in self.named.items() for target in targets}
+        self._own_places = {(target.host, target.port) for target in self._own}
+
+    def _allow(self, entry: str) -> None:
+        if entry == "*":
+            self._all = True
+        elif entry == "loopback":
+            self._loopback = True
+        elif (network := _network(entry)) is not None:
+            self._networks.append(network)
+        elif (found := _PATTERN.fullmatch(entry)) is not None and int(found["port"] or 1) < 65_536:
+            self._hosts.append((found["host"].lower(), int(found["port"] or 0)))
+        else:
+            raise ValueError(
+                f"{entry[:80]!r} is no host (stock.internal, stock.internal:8080, *.internal), no network "
+                "(10.0.0.0/8), not loopback and not *"
+            )
+
+    def name_of(self, target: Target) -> str:
+        """The participant that has this address by the settings; empty if there is none."""
+        return self._own.get(target, "")
+
+    def why_not(self, text: str) -> NotAllowed | None:
+        """Why a participant that a client names is not called, as far as that can be told before its host is looked
+        up; None: it may be."""
+        if "://" not in text and _NAME.fullmatch(text):
+            if text in self.named:
+                return None
+            return NotAllowed(
+                UNKNOWN,
+                f"this coordinator knows no participant {text!r}: set participants.{text}.addresses, or give its "
+                "address, such as grpc://host:port",
+            )
+        target = Target.parse(text)
+        if target is None:
+            return NotAllowed(
+                UNKNOWN,
+                f"{text[:120]!r} is no address of a participant, such as grpc://host:port or http://host:port/path",
+            )
+        if target in self._own:
+            return None
+        address = meant(target.host)
+        if address is not None:
+            return self.why_not_dialled(target.host, target.port, str(address))
+        if self._by_host(target.host, target.port) or self._networks:
+            return None
+        return self._refused(target.host, target.port)
+
+    def is_own(self, host: str, port: int) -> bool:
+        """Is an address there by the settings?"""
+        return (host, port) in self._own_places
+
+    def why_not_dialled(self, host: str, port: int, address: str, *, own: bool = False) -> NotAllowed | None:
+        """Why ``address``, which ``host`` has been found to be, is not dialled; None: it may be. ``own``: the settings
+        say so."""
+        found = meant(address)
+        if found is None or any(found in network for network in _NEVER):
+            return NotAllowed(
+                NOT_ALLOWED,
+                f"{host}:{port} is {address}: link-local, multicast and metadata addresses are never called",
+            )
+        if own or self._by_host(host, port):
+            return None
+        if any(found in network for network in self._networks) or (self._loopback and is_loopback(found)):
+            return None
+        return self._refused(host, port, address)
+
+    def _by_host(self, host: str, port: int) -> bool:
+        if self._all or (self._loopback and (host == "localhost" or host.endswith(".localhost"))):
+            return True
+        return any(
+            (host == pattern or (pattern.startswith("*.") and host.endswith(pattern[1:])))
+            and wanted in (0, port)
+            for pattern, wanted in self._hosts
+        )
+
+    def _refused(self, host: str, port: int, address: str = "") -> NotAllowed:
+        seen = f" ({address})" if address and address != host else ""
+        return NotAllowed(
+            NOT_ALLOWED,
+            f"this coordinator does not call {host}:{port}{seen}: allow it by TXCOORD_TARGETS__ALLOW={host}:{port} "
+            "(targets.allow: hosts and networks), or name the participant: TXCOORD_PARTICIPANTS__<name>__ADDRESSES",
+        )
+
+
+def is_loopback(address: Address) -> bool:
+    """Is it this machine's own?"""
+    return any(address in network for network in _LOOPBACK)
+
+
+ANYBODY = Targets(["*"])
+
+
+def _read(text: str) -> Target:
+    target = Target.parse(text)
+    if target is None:
+        raise ValueError(f"{text[:120]!r} is no address such as grpc://host:port or https://host/path")
+    return target
+
+
+def _network(text: str) -> Network | None:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        if "/" in text:
+            raise ValueError(f"{text[:80]!r} is no network: {error}") from None
+        return None

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from ..adapters.calling.any_ import AnyCaller
+from ..adapters.calling.credentials import Tls, TokenFile
 from ..adapters.embedded import InProcessLeases, SystemClock, SystemRandomness, Tasks
 from ..adapters.sql.leases import SqlLeases
 from ..adapters.sql.log import SqlLog
@@ -55,7 +56,7 @@ class Node:
         self.resources = Resources(
             [finisher(settings, name) for name in settings.resources], self.log, self.clock, self._look_at
         )
-        self.caller = AnyCaller(node=settings.node_name)
+        self.caller = caller(settings)
         self._failpoints = failpoints_ or _failpoints()
         self._opened = False
         self._log_ids: tuple[str, ...] = ()
@@ -123,6 +124,12 @@ class Node:
         if self.http_host:
             _may_listen(self.http_host, self.http_port, "--http-address")
         _must_exist(self.settings)
+        try:
+            self.caller.check()
+        except (OSError, ValueError) as error:
+            raise StartError(
+                ExitCode.CONFIG, "BAD_CREDENTIALS", f"what participants are shown cannot be used: {error}"
+            ) from error
         if self._claim is not None:
             self._claim.take()
         identity = await connect(self.log, self.settings)
@@ -407,6 +414,21 @@ def finisher(settings: Settings, name: str) -> AnyFinisher:
     )
 
 
+def caller(settings: Settings) -> AnyCaller:
+    """What calls participants."""
+    targets = settings.targets
+    return AnyCaller(
+        node=settings.node_name,
+        targets=settings.called,
+        tls=Tls(targets.ca_file, targets.cert_file, targets.key_file),
+        tokens={
+            name: TokenFile(participant.token_file)
+            for name, participant in settings.participants.items()
+            if participant.token_file is not None
+        },
+    )
+
+
 def _failpoints() -> Failpoints:
     try:
         return failpoints.from_environment(os.environ.get("TXCOORD_FAILPOINTS", ""))
@@ -424,6 +446,7 @@ def _api(settings: Settings) -> ApiSettings:
             branches=limits.branches,
             deadline_default_us=microseconds(settings.deadline.default),
             deadline_max_us=microseconds(settings.deadline.max),
+            targets=settings.called,
         ),
         reflection=settings.reflection,
     )

@@ -1,25 +1,52 @@
-"""Participants by whatever their addresses say."""
+"""Participants by whatever their addresses say, or by their names."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
 
-from ...core.action import Answer, AnswerKind
+from ...core.action import Answer, AnswerKind, Op
+from ...core.targets import ANYBODY, Target, Targets
 from ...ports import CallRequest
+from .credentials import Credentials, Tls, TokenFile
+from .dialling import Dialling
 from .grpc_ import GrpcCaller
 from .http_ import HttpCaller
+
+_REST_S = 5.0
+"""How long an address that did not answer comes after the others."""
+_AWAY = ("UNAVAILABLE", "HTTP_502", "HTTP_503", "HTTP_504")
+_LATE = ("TIMED_OUT", "NO_ANSWER")
 
 
 class AnyCaller:
     """``ports.Caller`` for all targets."""
 
-    def __init__(self, *, node: str) -> None:
-        self.grpc = GrpcCaller(node=node)
-        self.http = HttpCaller(node=node)
+    def __init__(
+        self,
+        *,
+        node: str,
+        targets: Targets = ANYBODY,
+        tls: Tls = Tls(),  # noqa: B008 - it is frozen
+        tokens: Mapping[str, TokenFile] | None = None,
+    ) -> None:
+        self._targets = targets
+        self._dialling = Dialling(targets)
+        self._credentials = credentials = Credentials(targets, tls, tokens or {})
+        self.grpc = GrpcCaller(node=node, credentials=credentials, dialling=self._dialling)
+        self.http = HttpCaller(node=node, credentials=credentials, dialling=self._dialling)
+        self._resting: dict[Target, float] = {}
 
     def knows_log(self, log_id: str) -> None:
         """Which log it calls for."""
         self.grpc.log_id = self.http.log_id = log_id
+
+    def check(self) -> None:
+        """Can its certificates and tokens be used? Raises OSError, ValueError."""
+        self._credentials.check()
 
     @property
     def messages(self) -> int:
@@ -29,18 +56,63 @@ class AnyCaller:
     def call(
         self, target: str, requests: Sequence[CallRequest], timeout_s: float
     ) -> AsyncIterator[tuple[CallRequest, Answer]]:
-        """Over what its address begins with."""
+        """Over what its address begins with; a name is called at the first of its addresses that is well."""
+        if target in self._targets.named:
+            return self._by_name(self._targets.named[target], requests, timeout_s)
+        return self._by_address(target, requests, timeout_s)
+
+    def _by_address(
+        self, target: str, requests: Sequence[CallRequest], timeout_s: float
+    ) -> AsyncIterator[tuple[CallRequest, Answer]]:
         scheme = target.partition("://")[0]
-        if scheme == "grpc":
+        if scheme in ("grpc", "grpcs"):
             return self.grpc.call(target, requests, timeout_s)
         if scheme in ("http", "https"):
             return self.http.call(target, requests, timeout_s)
         return _nobody(f"UNKNOWN_PARTICIPANT: {target[:200]!r} cannot be called", requests)
 
+    async def _by_name(
+        self, addresses: Sequence[Target], requests: Sequence[CallRequest], timeout_s: float
+    ) -> AsyncIterator[tuple[CallRequest, Answer]]:
+        until = time.monotonic() + timeout_s
+        left = list(requests)
+        for number, address in enumerate(self._in_order(addresses), 1):
+            failed: list[CallRequest] = []
+            answers: Any = self._by_address(str(address), left, max(until - time.monotonic(), 0.01))
+            well = False
+            try:
+                async with aclosing(answers) as found:
+                    well = True
+                    async for request, answer in found:
+                        away = answer.kind is AnswerKind.FAILED and answer.reason.startswith(_AWAY)
+                        well = well and not away and not answer.reason.startswith(_LATE)
+                        # A first call may have come through after all: another attempt is made of it, which says so.
+                        if away and number < len(addresses) and request.op not in (Op.TRY, Op.ACTION):
+                            failed.append(request)
+                        else:
+                            yield request, answer
+            except asyncio.CancelledError:
+                well = False  # It was waited for too long.
+                raise
+            finally:
+                if well:
+                    self._resting.pop(address, None)
+                else:
+                    self._resting[address] = time.monotonic() + _REST_S
+            left = failed
+            if not left:
+                return
+
+    def _in_order(self, addresses: Sequence[Target]) -> list[Target]:
+        """As they were written, but those that rest come last."""
+        now = time.monotonic()
+        return sorted(addresses, key=lambda target: max(self._resting.get(target, 0.0) - now, 0.0))
+
     async def close(self) -> None:
         """Disconnect."""
         await self.grpc.close()
         await self.http.close()
+        self._dialling.close()
 
 
 async def _nobody(reason: str, requests: Sequence[CallRequest]) -> AsyncIterator[tuple[CallRequest, Answer]]:

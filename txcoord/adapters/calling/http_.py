@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 from google.protobuf.message import DecodeError
 from yarl import URL
 
 from txcoord_client._pb import participant_pb2 as pb
 from txcoord_client.protocol import over_http
 
-from ...core.action import Answer, AnswerKind
+from ...core.action import Answer, AnswerKind, Op
+from ...core.targets import Target
 from ...ports import CallRequest
 from . import execute, http_plain, plain
+from .credentials import Credentials
+from .dialling import Dialling, DiallingRefused, NotFound
 
 _IDLE_S = 4.0
 """How long a connection is kept that nobody uses: usual servers keep them for 5 s."""
@@ -27,11 +33,21 @@ _MOST_OF_A_FAILURE = 1_000
 Queue = asyncio.Queue[tuple[CallRequest, Answer]]
 
 
+@dataclass(frozen=True, slots=True)
+class _To:
+    session: aiohttp.ClientSession
+    base: str
+    timeout_s: float
+    authorization: str
+
+
 class HttpCaller:
     """``ports.Caller`` for targets ``http://host:port/path`` and ``https://…``."""
 
-    def __init__(self, *, node: str) -> None:
+    def __init__(self, *, node: str, credentials: Credentials, dialling: Dialling) -> None:
         self._node = node
+        self._credentials = credentials
+        self._dialling = dialling
         self.log_id = ""
         self._session: aiohttp.ClientSession | None = None
         self.messages = 0
@@ -41,12 +57,24 @@ class HttpCaller:
         self, target: str, requests: Sequence[CallRequest], timeout_s: float
     ) -> AsyncIterator[tuple[CallRequest, Answer]]:
         """One POST for all; for paths of their own, one for each branch."""
+        found = Target.parse(target)
+        try:
+            if found is None:
+                raise aiohttp.InvalidURL(target[:200])
+            await self._dialling.to(found)
+            authorization = self._credentials.authorization(found)
+            session = self._session or self._open()
+        except Exception as error:
+            for request in requests:
+                yield request, Answer(AnswerKind.FAILED, reason=failure_of(error, timeout_s))
+            return
+        to = _To(session, target.rstrip("/"), timeout_s, authorization)
         answered: Queue = asyncio.Queue()
         own = [r for r in requests if plain.method_of(r)]
         others = [r for r in requests if not plain.method_of(r)]
-        tasks = [asyncio.ensure_future(self._post(target, r, timeout_s, answered)) for r in own]
+        tasks = [asyncio.ensure_future(self._post(to, r, answered)) for r in own]
         if others:
-            tasks.append(asyncio.ensure_future(self._execute(target, others, timeout_s, answered)))
+            tasks.append(asyncio.ensure_future(self._execute(to, others, answered)))
         try:
             for _ in requests:
                 yield await answered.get()
@@ -56,31 +84,28 @@ class HttpCaller:
 
     # ---- with the SDK ----
 
-    async def _execute(
-        self, target: str, requests: Sequence[CallRequest], timeout_s: float, answered: Queue
-    ) -> None:
+    async def _execute(self, to: _To, requests: Sequence[CallRequest], answered: Queue) -> None:
         left = {(r.tx.tx_id, r.branch.id, int(execute.OPS[r.op])): r for r in requests}
+        bears = all(map(_bears_repetition, requests))
         messages = execute.requests_of(requests, node=self._node, log_id=self.log_id)
-        whys = await asyncio.gather(*(self._one(target, m, timeout_s, left, answered) for m in messages))
+        whys = await asyncio.gather(*(self._one(to, m, bears, left, answered) for m in messages))
         why = next((w for w in whys if w), "NO_ANSWER: the participant ended the reply without an answer")
         for request in left.values():
             answered.put_nowait((request, Answer(AnswerKind.FAILED, reason=why)))
 
     async def _one(
         self,
-        target: str,
+        to: _To,
         message: pb.ExecuteRequest,
-        timeout_s: float,
+        bears: bool,
         left: dict[execute.Key, CallRequest],
         answered: Queue,
     ) -> str:
         """Send one message, and pass on what is answered; why it has failed."""
         headers = {"content-type": over_http.REQUEST_TYPE, "accept": over_http.REQUEST_TYPE}
         try:
-            async with asyncio.timeout(timeout_s):
-                reply = await self._send(
-                    f"{target.rstrip('/')}{over_http.PATH}", headers, message.SerializeToString()
-                )
+            async with asyncio.timeout(to.timeout_s):
+                reply = await self._send(to, over_http.PATH, headers, message.SerializeToString(), bears)
                 try:
                     if reply.status != 200:
                         body = await _start_of(reply, _MOST_OF_A_FAILURE)
@@ -97,7 +122,7 @@ class HttpCaller:
                 finally:
                     reply.release()
         except Exception as error:
-            return failure_of(error, timeout_s)
+            return failure_of(error, to.timeout_s)
 
     def _pass_on(self, frame: bytes, left: dict[execute.Key, CallRequest], answered: Queue) -> None:
         for said in pb.ExecuteResponse.FromString(frame).answers:
@@ -107,13 +132,15 @@ class HttpCaller:
 
     # ---- without ----
 
-    async def _post(self, target: str, request: CallRequest, timeout_s: float, answered: Queue) -> None:
+    async def _post(self, to: _To, request: CallRequest, answered: Queue) -> None:
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(to.timeout_s):
                 reply = await self._send(
-                    f"{target.rstrip('/')}{plain.method_of(request)}",
+                    to,
+                    plain.method_of(request),
                     http_plain.headers_of(request),
                     request.branch.payload,
+                    _bears_repetition(request),
                 )
                 try:
                     most = execute.MOST_RESULT if 200 <= reply.status < 300 else _MOST_OF_A_FAILURE
@@ -123,24 +150,25 @@ class HttpCaller:
                 self.messages += 1
                 answer = http_plain.answer_of(reply.status, reply.headers, body)
         except Exception as error:
-            answer = Answer(AnswerKind.FAILED, reason=failure_of(error, timeout_s))
+            answer = Answer(AnswerKind.FAILED, reason=failure_of(error, to.timeout_s))
         answered.put_nowait((request, answer))
 
     # ---- the wire ----
 
-    async def _send(self, url: str, headers: dict[str, str], body: bytes) -> aiohttp.ClientResponse:
-        self.messages += 1
-        session = self._session or self._open()
-        again = True
+    async def _send(
+        self, to: _To, path: str, headers: dict[str, str], body: bytes, again: bool
+    ) -> aiohttp.ClientResponse:
+        if to.authorization:
+            headers["authorization"] = to.authorization
+        url = URL(to.base + path, encoded=True)
         while True:
+            self.messages += 1
             try:
                 # A large one is sent piece by piece.
                 data = body if len(body) <= _ONE_PIECE else io.BytesIO(body)
-                return await session.post(
-                    URL(url, encoded=True), data=data, headers=headers, allow_redirects=False
-                )
+                return await to.session.post(url, data=data, headers=headers, allow_redirects=False)
             except (aiohttp.ServerDisconnectedError, ConnectionResetError):
-                # Perhaps only a connection that it had let go of as we took it. A call bears repetition.
+                # Perhaps only a connection that it had let go of as we took it.
                 if not again:
                     raise
                 again = False
@@ -148,7 +176,12 @@ class HttpCaller:
     def _open(self) -> aiohttp.ClientSession:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=0, limit_per_host=_MOST_CONNECTIONS, keepalive_timeout=_IDLE_S, ttl_dns_cache=10
+                limit=0,
+                limit_per_host=_MOST_CONNECTIONS,
+                keepalive_timeout=_IDLE_S,
+                resolver=_Resolver(self._dialling),
+                use_dns_cache=False,
+                ssl=self._credentials.tls.context(),
             ),
             # Who calls limits the time. What is compressed could be larger than anything.
             timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None),
@@ -166,6 +199,39 @@ class HttpCaller:
             await session.close()
 
 
+class _Resolver(AbstractResolver):
+    """Hosts are looked up by whoever knows which addresses may be dialled."""
+
+    def __init__(self, dialling: Dialling) -> None:
+        self._dialling = dialling
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                proto=0,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for address in await self._dialling.addresses(
+                host, port, own=self._dialling.targets.is_own(host, port)
+            )
+        ]
+
+    async def close(self) -> None:
+        pass
+
+
+def _bears_repetition(request: CallRequest) -> bool:
+    """May it be called twice within one attempt? The no to an only attempt of a first call says that it did nothing:
+    of two calls one could have done it all the same."""
+    return request.op not in (Op.TRY, Op.ACTION)
+
+
 async def _start_of(reply: aiohttp.ClientResponse, most: int) -> bytes:
     """So much of the body; a connection with more to come is closed."""
     out = bytearray()
@@ -180,12 +246,15 @@ async def _start_of(reply: aiohttp.ClientResponse, most: int) -> bytes:
 def failure_of(error: Exception, timeout_s: float) -> str:
     """Why a call failed."""
     text: Any = " ".join(str(error).split()) or type(error).__name__
+    cause = getattr(error, "os_error", error)
     match error:
+        case _ if isinstance(cause, DiallingRefused):
+            return str(cause)[:500]
         case TimeoutError():
             return f"TIMED_OUT: no answer within {timeout_s:g} s"
         case aiohttp.ClientSSLError():
             return f"TLS: {text}"[:500]
-        case aiohttp.ClientConnectionError() | ConnectionError():
+        case aiohttp.ClientConnectionError() | ConnectionError() | NotFound():
             return f"UNAVAILABLE: {text}"[:500]
         case aiohttp.ClientPayloadError():
             return f"UNAVAILABLE: the reply broke off: {text}"[:500]

@@ -14,7 +14,7 @@ from txcoord_client.protocol import identifiers, reasons
 from ...core.action import Action, Retry
 from ...core.errors import Refusal, Refused
 from ...core.model import Branch, Kind
-from ...core.targets import Target, is_path
+from ...core.targets import Target, Targets, is_path
 
 _MOST_HEADERS = 8 * 1024
 _METHOD = re.compile(r"/[A-Za-z_][\w.]*/[A-Za-z_]\w*", re.ASCII)
@@ -34,22 +34,16 @@ def bad(
     return Refused(Refusal(code, reason, f"branch {item.id}: {message}", True))
 
 
-def read(item: c.Branch, sized: Callable[[bytes, str], None]) -> dict[str, Any]:
+def read(item: c.Branch, sized: Callable[[bytes, str], None], targets: Targets) -> dict[str, Any]:
     """The fields of a branch with a participant. Raises Refused."""
     part = item.action
     sized(part.payload, f"payload of branch {item.id}")
-    target = Target.parse(part.target)
-    if target is None:
-        raise bad(
-            item,
-            f"target {part.target[:120]!r}: an address such as grpc://host:port or http://host:port/path is needed",
-            reasons.UNKNOWN_PARTICIPANT,
-        )
+    check_target(item, part.target, targets)
     if not part.operation or len(part.operation) > 200:
         raise bad(item, "its operation has a name of 1 to 200 characters")
     specials = (part.first_operation, part.commit_operation, part.abort_operation)
     if part.operation.startswith("/"):
-        _check_methods(item, target)
+        _check_methods(item, targets)
     elif any(specials):
         raise bad(
             item,
@@ -86,7 +80,15 @@ def read(item: c.Branch, sized: Callable[[bytes, str], None]) -> dict[str, Any]:
     return {"resource": part.target, "payload": part.payload, "action": action}
 
 
-def _check_methods(item: c.Branch, target: Target) -> None:
+def check_target(item: c.Branch, target: str, targets: Targets) -> None:
+    """Is it one that this coordinator calls? Raises Refused."""
+    why = targets.why_not(target)
+    if why is not None:
+        code = "PERMISSION_DENIED" if why.reason == reasons.TARGET_NOT_ALLOWED else "INVALID_ARGUMENT"
+        raise bad(item, why.message, why.reason, code)
+
+
+def _check_methods(item: c.Branch, targets: Targets) -> None:
     """Any unary method, or path, is an operation: a participant without the SDK has one for each thing that it does."""
     part = item.action
     needed = [part.operation]
@@ -95,8 +97,15 @@ def _check_methods(item: c.Branch, target: Target) -> None:
     if not part.no_undo and not part.forward:
         needed.append(part.abort_operation)
     specials = (part.first_operation, part.commit_operation, part.abort_operation)
+    named = targets.named.get(part.target) or [Target.parse(part.target)]
+    over_http = {target.is_http for target in named if target is not None}
+    if len(over_http) > 1:
+        raise bad(
+            item,
+            f"{part.target!r} has addresses of gRPC and of HTTP: it has no methods and no paths of its own",
+        )
     for method in (*needed, *filter(None, specials)):
-        if target.is_http:
+        if over_http == {True}:
             if not is_path(method):
                 raise bad(
                     item, f"path {method[:80]!r}: one such as /reserve is needed, for confirm and cancel too"

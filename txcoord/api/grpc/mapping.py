@@ -13,6 +13,7 @@ from ...core.action import Retry
 from ...core.errors import Refusal, Refused
 from ...core.kinds import RULES
 from ...core.model import FOREVER_US, Branch, BranchState, DecidedBy, Decision, Kind, Tx, TxState
+from ...core.targets import ANYBODY, Targets
 from . import actions
 
 
@@ -29,6 +30,8 @@ class Limits:
     deadline_default_us: int = 30_000_000
     deadline_max_us: int = 86_400_000_000
     wait_max_us: int = 60_000_000
+    targets: Targets = ANYBODY
+    """Which participants."""
 
 
 STATE: Mapping[TxState, c.State] = {
@@ -280,7 +283,7 @@ class Reader:
                 )
             if item.vote:
                 raise bad(reasons.BAD_BRANCH, f"branch {item.id}: a plan is run by the coordinator: no votes")
-            read = actions.read(item, self._sized)
+            read = actions.read(item, self._sized, self._limits.targets)
             read["action"] = replace(read["action"], run_first=True)
             out[item.id] = Branch(item.id, kind, **read)
             if len(out) > self._limits.branches:
@@ -311,7 +314,7 @@ class Reader:
             result_type=part.result_content_type[:255],
         )
         # One that is enlisted already is named by its id and kind.
-        return replace(said, **actions.read(item, self._sized)) if part.target else said
+        return replace(said, **actions.read(item, self._sized, self._limits.targets)) if part.target else said
 
     def xid(self, branch: str, part: c.XaPart) -> xids.Xid:
         """The full xid of a branch: its text, and on MariaDB the id of the session that prepared it.
