@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from . import plans, settle
 from .action import Answer, AnswerKind, Op, Retry
 from .calling import calls_of, op_of, pause_us, spent
 from .events import Alarm, Answered, Call, Effect, Settled, Verdict
+from .evolve import replace
 from .lifecycle import BranchEvent, next_branch
 from .model import Branch, BranchState, Change, ChangeKind, DecidedBy, HistoryEntry, Tx, TxState
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+from .evolve import replace
 from .kinds import RULES
 from .model import Branch, BranchState
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from . import plans, settle
 from .errors import Refusal
 from .events import Verdict
+from .evolve import replace
 from .lifecycle import BranchEvent, TxEvent, next_branch, next_tx
 from .model import Branch, BranchState, Change, ChangeKind, DecidedBy, Decision, Tx, TxState, Windows
 

@@ -6,7 +6,6 @@ if that conflicts, the caller reads again and asks again. Its effects are carrie
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import assert_never
 
 from . import answers, plans, settle
@@ -35,6 +34,7 @@ from .events import (
     Submit,
     Verdict,
 )
+from .evolve import replace
 from .kinds import RULES
 from .known import already_decided, content_of, gid_names, gid_taken, same_plan
 from .lifecycle import TxEvent, next_tx

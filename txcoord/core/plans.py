@@ -8,10 +8,9 @@ unwanted plan is asked on as if its deadline had passed: then a step that was do
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from .calling import calls_of
 from .events import Decide, Effect
+from .evolve import replace
 from .kinds import RULES
 from .lifecycle import BranchEvent, TxEvent, next_branch, next_tx
 from .model import Branch, BranchState, DecidedBy, Kind, Tx, TxState

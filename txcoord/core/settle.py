@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from . import plans
 from .calling import calls_of, op_of
 from .errors import Refusal
@@ -19,6 +17,7 @@ from .events import (
     Settled,
     Verdict,
 )
+from .evolve import replace
 from .kinds import RULES
 from .lifecycle import BranchEvent, TxEvent, next_branch, next_tx
 from .model import (

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ..core import plans
 from ..core.action import Retry
@@ -26,6 +26,7 @@ from ..core.events import (
     HeuristicSeen,
     HolderReported,
 )
+from ..core.evolve import replace
 from ..core.machine import decide, resume
 from ..core.model import BranchState, Change, ChangeKind, Tx, TxState, Windows, WriteResult, Written
 from ..observe import logs

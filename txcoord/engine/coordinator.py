@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
-from dataclasses import replace
 
 from ..core import plans
 from ..core.errors import Refusal, Refused
@@ -28,6 +27,7 @@ from ..core.events import (
     Submit,
     Verdict,
 )
+from ..core.evolve import replace
 from ..core.machine import decide, expired, resume
 from ..core.model import (
     BranchState,

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
+from ..core.evolve import replace
 from ..core.model import Decision, Tx, TxState
 from ..observe import logs
 from ..ports import Clock, Log, LogUnavailable, Spawn

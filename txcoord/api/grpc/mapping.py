@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client.protocol import identifiers, reasons
@@ -11,6 +11,7 @@ from txcoord_client.protocol import xid as xids
 
 from ...core.action import Retry
 from ...core.errors import Refusal, Refused
+from ...core.evolve import replace
 from ...core.kinds import RULES
 from ...core.model import FOREVER_US, Branch, BranchState, DecidedBy, Decision, Kind, Tx, TxState
 from ...core.targets import ANYBODY, Targets

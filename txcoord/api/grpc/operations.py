@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from txcoord_client._pb import common_pb2 as c
@@ -14,6 +13,7 @@ from ... import __version__
 from ...core.branches import filled, is_called
 from ...core.errors import Refusal, Refused
 from ...core.events import Begin, Commit, Enlist, HolderReported, OnePhaseDone, Rollback, Submit
+from ...core.evolve import replace
 from ...core.model import FOREVER_US, Branch, BranchState, DecidedBy, Decision, Kind, Tx
 from ...engine.coordinator import Coordinator, expired
 from ...engine.live import reached
