@@ -28,6 +28,8 @@ Lane = tuple[str, str]
 """Namespace and target."""
 _MOST = 200
 """Branches in one call."""
+_TURNS = 3
+"""Turns of the loop before a call is made: what is ready in them travels along."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ class Calls:
         self._width = width
         self._due: dict[Lane, deque[Job]] = {}
         self._workers: dict[Lane, set[Task]] = {}
+        self._coming: set[Lane] = set()
+        """Where a worker is about to take what is due."""
         self._later: Later[Job] = Later(clock, spawn, "call:later", lambda _, job: self._do(job))
         self._under_way: dict[Key, Job] = {}
         self._after: dict[Key, Job] = {}
@@ -123,24 +127,37 @@ class Calls:
         self._under_way[job.key] = job
         due = self._due.setdefault(job.lane, deque())
         due.append(job)
-        workers = self._workers.setdefault(job.lane, set())
-        if len(workers) < self._width:
-            workers.add(self._spawn(self._work(job.lane, due, workers), f"call:{job.lane[1]}"))
+        self._come(job.lane, due)
+
+    def _come(self, lane: Lane, due: deque[Job]) -> None:
+        """Somebody comes for what is due, if there is room and nobody does yet."""
+        workers = self._workers.setdefault(lane, set())
+        if lane not in self._coming and len(workers) < self._width:
+            self._coming.add(lane)
+            workers.add(self._spawn(self._work(lane, due, workers), f"call:{lane[1]}"))
 
     async def _work(self, lane: Lane, due: deque[Job], workers: set[Task]) -> None:
         try:
-            while due:
-                timeout_us = due[0].timeout_us
+            while True:
+                for _ in range(_TURNS):
+                    await asyncio.sleep(0)
+                self._coming.discard(lane)
                 jobs: list[Job] = []
-                while due and len(jobs) < _MOST and due[0].timeout_us == timeout_us:
+                while due and len(jobs) < _MOST and due[0].timeout_us == (jobs or due)[0].timeout_us:
                     jobs.append(due.popleft())
-                await self._call(lane[1], jobs, timeout_us)
-            if self._due.get(lane) is due:
-                del self._due[lane]  # What comes now has a queue of its own.
+                if due:
+                    self._come(lane, due)  # It need not wait for these.
+                if jobs:
+                    await self._call(lane[1], jobs, jobs[0].timeout_us)
+                if not due or lane in self._coming:
+                    break
+                self._coming.add(lane)
         finally:
             workers.discard(asyncio.current_task())
             if not workers and self._workers.get(lane) is workers:
                 del self._workers[lane]  # Targets come and go.
+                if not due:
+                    self._due.pop(lane, None)
 
     async def _call(self, target: str, jobs: list[Job], timeout_us: int) -> None:
         open_ = {job.key: job for job in jobs}
