@@ -11,6 +11,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from tests.support.databases import PG17, PG18, Databases
 from tests.support.log_proxy import Proxy
@@ -281,9 +282,11 @@ class TestDownAndBack:
             with pytest.raises(LogUnavailable):
                 await call()
         server.start()
-        assert await written(log, insert(lost)) == [OK]
-        assert (await lazy).written is OK
-        assert await get(log, kept.tx_id) == kept
+        with capture_logs() as said:
+            assert await written(log, insert(lost)) == [OK]
+            assert (await lazy).written is OK
+            assert await get(log, kept.tx_id) == kept
+        assert [entry["event"] for entry in said if entry["event"].startswith("log.")] == ["log.back"]
         assert (await get(log, running.tx_id)).state is TxState.COMMITTED
         await place.close()
 

@@ -277,7 +277,8 @@ class Carrier:
             try:
                 result = await self.log.write(change)
             except LogUnavailable as error:
-                log.error("log.unavailable", tx_id=change.tx.tx_id, reason=str(error))
+                # The log itself says that it is away.
+                log.debug("log.unavailable", tx_id=change.tx.tx_id, reason=str(error))
                 await self.clock.sleep(0.5)
                 continue
             self._after_write(change)(result)

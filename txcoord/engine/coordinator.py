@@ -178,7 +178,8 @@ class Coordinator(Carrier):
                     tx = await self._settle(StepsSettled(), live.tx)
                     await self._failpoints.reach("decide.after_write")
                 except LogUnavailable as error:
-                    log.error("log.unavailable", tx_id=tx_id, reason=str(error))
+                    # The log itself says that it is away.
+                    log.debug("log.unavailable", tx_id=tx_id, reason=str(error))
                     await self.clock.sleep(0.5)
                     continue
                 except Refused as refused:

@@ -144,7 +144,8 @@ class Recovery:
                 try:
                     await step()
                 except LogUnavailable as error:
-                    log.error("log.unavailable", duty=name, reason=str(error))
+                    # The log itself says that it is away, once for all.
+                    log.debug("log.unavailable", duty=name, reason=str(error))
                 except ResourceTrouble as trouble:
                     log.error("resource.trouble", duty=name, resource=trouble.resource, reason=str(trouble))
                 except Exception:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 from txcoord_client.protocol.identifiers import is_tx_id
@@ -15,11 +15,12 @@ from ...core.model import Audit, Change, ChangeKind, HistoryEntry, Tx, Windows, 
 from ...observe import logs
 from ...ports import LogIdentity, LogUnavailable, Query
 from . import mapping, reading, schema, upkeep
-from .batch import Flushed, Item, halves, rounds_of
+from .batch import Flushed, Item, Round, halves, rounds_of
 from .mariadb import MariaDBStore
+from .outage import Outage
 from .postgresql import PostgresStore
 from .sqlite import SqliteStore, path_of
-from .store import FlushRefused, ReplyLost, Store, parse_url
+from .store import FlushRefused, ReplyLost, Store, T, Work, parse_url
 
 log = logs.get("txcoord.log")
 
@@ -29,6 +30,7 @@ _PATIENCE_S = 0.5
 """Between tries to write what is lazy while the database is away."""
 
 
+_READING, _WRITING = "reading", "writing"
 _Read = tuple[Sequence[str], asyncio.Future[dict[str, Tx]]]
 
 
@@ -63,7 +65,7 @@ class SqlLog:
         self._windows = windows
         self._detail_retention_us = detail_retention_us
         self._tick_s = tick_s
-        self._away = False
+        self._outage = Outage(lambda: asyncio.get_running_loop().time())
         self._open = False
         self._waiting: set[asyncio.Future[Any]] = set()
         # Two processes may write about one transaction in one microsecond: each counts from elsewhere.
@@ -140,7 +142,7 @@ class SqlLog:
         return self.forced_flushes, self.lazy_flushes
 
     async def _tick(self) -> None:
-        await asyncio.sleep(_PATIENCE_S if self._away else self._tick_s)
+        await asyncio.sleep(_PATIENCE_S if self._outage.fails(_WRITING) else self._tick_s)
 
     async def _flush(self, items: list[Item], urgent: bool) -> list[Item]:
         """The gate's flush: answers every item, gives back the lazy ones that could not be written."""
@@ -154,9 +156,6 @@ class SqlLog:
         except Exception as error:
             log.exception("log.flush_failed")
             return self._could_not(items, LogUnavailable(f"{type(error).__name__}: {error}"))
-        if self._away:
-            self._away = False
-            log.info("log.back")
         for item in items:
             _answer(item, flushed[item])
         return []
@@ -164,7 +163,7 @@ class SqlLog:
     async def _write(self, items: list[Item]) -> Flushed:
         relaxed = not any(i.forced for i in items)
         try:
-            flushed = await self.store.write(rounds_of(items), relaxed)
+            flushed = await self._sent(rounds_of(items), relaxed)
         except ReplyLost as lost:
             log.warning("log.reply_lost", items=len(items), reason=str(lost))
             for item in items:
@@ -181,7 +180,7 @@ class SqlLog:
         for _ in range(_TRIES):
             try:
                 # Nothing else is written before this has ended: the store sees to it that no lost flush lives on.
-                flushed = await self.store.write([], False)
+                flushed = await self._sent([], False)
                 found = await self.read([i.change.tx.tx_id for i in items])
                 now_us = await self.now_us()
                 rest = []
@@ -196,7 +195,7 @@ class SqlLog:
                     else:
                         rest.append(item)
                 if rest:
-                    again = await self.store.write(rounds_of(rest), not any(i.forced for i in rest))
+                    again = await self._sent(rounds_of(rest), not any(i.forced for i in rest))
                     for item in rest:
                         flushed[item] = again[item]
             except ReplyLost as lost:
@@ -218,9 +217,7 @@ class SqlLog:
         return []
 
     def _could_not(self, items: list[Item], error: LogUnavailable) -> list[Item]:
-        if not self._away:
-            self._away = True
-            log.error("log.unavailable", reason=str(error))
+        self._outage.trouble(_WRITING, error)
         left = []
         for item in items:
             if item.future is None:
@@ -228,6 +225,26 @@ class SqlLog:
             elif not item.future.done():
                 item.future.set_exception(LogUnavailable(str(error)))
         return left
+
+    async def _sent(self, rounds: Sequence[Round], relaxed: bool) -> Flushed:
+        flushed = await self.store.write(rounds, relaxed)
+        self._outage.well(_WRITING)
+        return flushed
+
+    async def _changing(self, work: Work[T], *, relaxed: bool = False) -> T:
+        return await self._heard(_WRITING, self.store.changing(work, relaxed=relaxed))
+
+    async def _reading(self, work: Work[T]) -> T:
+        return await self._heard(_READING, self.store.reading(work))
+
+    async def _heard(self, kind: str, asked: Awaitable[T]) -> T:
+        try:
+            out = await asked
+        except LogUnavailable as error:
+            self._outage.trouble(kind, error)
+            raise
+        self._outage.well(kind)
+        return out
 
     # ---- reading ----
 
@@ -249,7 +266,7 @@ class SqlLog:
         found: dict[str, Tx] = {}
         trouble = ""
         try:
-            found = await self.store.reading(lambda c: reading.read(c, wanted))
+            found = await self._reading(lambda c: reading.read(c, wanted))
         except LogUnavailable as error:
             trouble = str(error)
         except Exception as error:
@@ -268,38 +285,38 @@ class SqlLog:
         self, undecided: Sequence[str], unended: Sequence[str]
     ) -> tuple[Collection[str], Collection[str]]:
         """Which of these are decided by now, and which of those have ended or rest."""
-        return await self.store.reading(lambda c: reading.news(c, undecided, unended))
+        return await self._reading(lambda c: reading.news(c, undecided, unended))
 
     async def read_gid(self, namespace: str, gid: str) -> Tx | None:
         """The transaction that a gid names now."""
-        return await self.store.reading(lambda c: reading.read_gid(c, namespace, gid))
+        return await self._reading(lambda c: reading.read_gid(c, namespace, gid))
 
     async def history(self, tx_id: str) -> list[HistoryEntry]:
         """Oldest first."""
-        return await self.store.reading(lambda c: reading.history(c, tx_id))
+        return await self._reading(lambda c: reading.history(c, tx_id))
 
     async def audits(self, tx_id: str) -> list[Audit]:
         """Oldest first."""
-        return await self.store.reading(lambda c: reading.audits(c, tx_id))
+        return await self._reading(lambda c: reading.audits(c, tx_id))
 
     async def query(self, query: Query) -> list[Tx]:
         """A page, newest first."""
-        return await self.store.reading(lambda c: reading.query(c, query))
+        return await self._reading(lambda c: reading.query(c, query))
 
     async def overdue(self, limit: int) -> list[Tx]:
         """Undecided and past their deadline, oldest first."""
-        return await self.store.reading(lambda c: reading.overdue(c, self.store.clock(c), limit))
+        return await self._reading(lambda c: reading.overdue(c, self.store.clock(c), limit))
 
     async def now_us(self) -> int:
         """The log's clock, asked now."""
-        return await self.store.reading(self.store.clock)
+        return await self._reading(self.store.clock)
 
     # ---- claims, resources, pruning ----
 
     async def claim(self, owner: str, lease_us: int, limit: int, *, all_of_owner: bool = False) -> list[Tx]:
         """Take over transactions in phase two that nobody carries out."""
         clock = self.store.clock
-        return await self.store.changing(
+        return await self._changing(
             lambda c: upkeep.claim(c, clock(c), owner, lease_us, limit, all_of_owner=all_of_owner)
         )
 
@@ -307,24 +324,22 @@ class SqlLog:
         """Keep the lease of what this node is still carrying out; what is its own still."""
         clock = self.store.clock
         # Not synced: a lease that a crash forgets only ends earlier.
-        return await self.store.changing(
+        return await self._changing(
             lambda c: upkeep.renew(c, clock(c), owner, tx_ids, lease_us), relaxed=True
         )
 
     async def resource_identity(self, name: str) -> str | None:
         """The identity that the database of this name had when it was first seen."""
-        return await self.store.reading(lambda c: upkeep.resource_identity(c, name))
+        return await self._reading(lambda c: upkeep.resource_identity(c, name))
 
     async def remember_resource(self, name: str, identity: str, *, replace: bool = False) -> str:
         """Remember it unless one is known."""
-        return await self.store.changing(
-            lambda c: upkeep.remember_resource(c, name, identity, replace=replace)
-        )
+        return await self._changing(lambda c: upkeep.remember_resource(c, name, identity, replace=replace))
 
     async def prune(self, owner: str, limit: int) -> int:
         """Delete a small batch of what retention allows to go."""
         clock = self.store.clock
-        count = await self.store.changing(
+        count = await self._changing(
             lambda c: upkeep.prune(c, clock(c), self._windows, self._detail_retention_us, limit)
         )
         if count:
