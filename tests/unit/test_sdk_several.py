@@ -190,6 +190,39 @@ async def test_one_that_hangs(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> 
     assert await fleet.commit(until=soon(10)) is not first
 
 
+@pytest.mark.parametrize("call_timeout", [2.0, 5.0])
+async def test_two_that_hang_leave_time_for_a_third(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, call_timeout: float
+) -> None:
+    fleet.wire._call_timeout = call_timeout
+    first = await fleet.commit()
+    ask, waits = fleet.wire._ask_hello, []
+
+    async def asked(node: _nodes.Node, timeout: float) -> pb.HelloResponse:
+        try:
+            return await ask(node, timeout)
+        except grpc.aio.AioRpcError:
+            waits.append(timeout)  # One that hangs: for so long it kept the caller.
+            raise
+
+    async def hangs(op: pb.Operation) -> pb.OperationResult | None:
+        return None
+
+    monkeypatch.setattr(fleet.wire, "_ask_hello", asked)
+    second = next(s for s in fleet.servers if s.port == _port(list(fleet.wire._nodes._nodes.values())[1]))
+    for server in (first, second):
+        server.answer = hangs
+        server.hello_gate.clear()
+    used = await fleet.commit(until=soon(60))
+    assert used not in (first, second)
+    assert len(waits) == 2
+    assert _wire._SILENT_S + sum(waits) < call_timeout
+
+
+def _port(node: _nodes.Node) -> int:
+    return int(node.address.rpartition(":")[2])
+
+
 async def test_waiting_long_is_no_reason_to_leave(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_wire, "_SILENT_S", 0.05)
     first = await fleet.commit()

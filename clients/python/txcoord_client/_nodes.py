@@ -20,6 +20,7 @@ from .errors import Rejected
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
 _LOOK_UP_S = 1.0
+_LEAST_SHARE_S = 0.2
 _DNS = "dns:///"
 _DEFAULT_PORT = 7070
 _OPTIONS = (
@@ -104,6 +105,10 @@ class Nodes:
     def several(self) -> bool:
         """Is there another one to go to?"""
         return len(self._nodes) > 1
+
+    def share(self, seconds: float, most: float) -> float:
+        """So long one of them may keep whoever has so much time: there is some left for the last of them."""
+        return max(min(most, seconds / (len(self._nodes) + 1)), _LEAST_SHARE_S)
 
     async def pick(self) -> Node:
         """The one to ask now: the same as before, unless it was left."""

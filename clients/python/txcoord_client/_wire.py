@@ -57,13 +57,22 @@ class _Lost(Exception):
 class Wire:
     """The connection of one process and event loop to the coordinator, or to one of several."""
 
-    def __init__(self, address: str, namespace: str, *, version: str, max_operations: int = 1_000) -> None:
+    def __init__(
+        self,
+        address: str,
+        namespace: str,
+        *,
+        version: str,
+        call_timeout: float = 5.0,
+        max_operations: int = 1_000,
+    ) -> None:
         self.clock = LogClock()
         self.tasks = Tasks()
         self.messages_sent = 0
         """Stream messages and unary calls sent, for the cost counters."""
         self._namespace = namespace
         self._version = version
+        self._call_timeout = call_timeout
         self._max_operations = max_operations
         self._max_bytes = 4 * 1024 * 1024
         self._nodes = Nodes(address, lambda: random.random())
@@ -109,7 +118,7 @@ class Wire:
 
     async def _greet(self, node: Node, left: float) -> pb.HelloResponse:
         """Say hello to this one. Raises Unavailable where it is to be said again, perhaps to another."""
-        limit = _HELLO_S if self._nodes.several else 5.0
+        limit = self._hello_s if self._nodes.several else 5.0
         try:
             answer = await self._ask_hello(node, min(left, limit))
         except grpc.aio.AioRpcError as error:
@@ -144,6 +153,10 @@ class Wire:
         )
         answer: pb.HelloResponse = await node.call("Hello", request, timeout)
         return answer
+
+    @property
+    def _hello_s(self) -> float:
+        return self._nodes.share(self._call_timeout - _SILENT_S, _HELLO_S)
 
     @property
     def known(self) -> pb.HelloResponse | None:
@@ -291,7 +304,7 @@ class Wire:
             if away_s > 0:
                 await asyncio.sleep(min(away_s, _LONGEST_PAUSE_S))  # None is well.
             try:
-                await self._greet(node, _HELLO_S)
+                await self._greet(node, self._hello_s)
             except TxcoordError as error:
                 log.info("the coordinator at %s cannot be used: %s", node.address, error)
                 self._nodes.leave(node)
@@ -401,7 +414,7 @@ class Wire:
 
     async def _probe(self, stream: Stream) -> None:
         try:
-            await self._ask_hello(stream.node, _HELLO_S)
+            await self._ask_hello(stream.node, self._hello_s)
         except grpc.aio.AioRpcError as error:
             if _refusals.error_of_call(error).reason != reasons.SHUTTING_DOWN:
                 log.warning(

@@ -45,7 +45,7 @@ class Runtime:
     ) -> None:
         self.participants = Participants(participants)
         self.namespace = namespace
-        self.wire = Wire(address, namespace, version=version)
+        self.wire = Wire(address, namespace, version=version, call_timeout=call_timeout)
         self.admission = Admission()
         self.call_timeout = call_timeout
         self.closed = False

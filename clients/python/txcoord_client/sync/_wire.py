@@ -41,11 +41,12 @@ class Told(Generic[T]):
 class Wire:
     """The connection of one process to the coordinator. Times are those of ``time.monotonic()``."""
 
-    def __init__(self, address: str, namespace: str, *, version: str) -> None:
+    def __init__(self, address: str, namespace: str, *, version: str, call_timeout: float = 5.0) -> None:
         self.clock = LogClock()
         self._address = address
         self._namespace = namespace
         self._version = version
+        self._call_timeout = call_timeout
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -156,7 +157,9 @@ class Wire:
         asyncio.set_event_loop(loop)
 
         async def make() -> AsyncWire:
-            wire = AsyncWire(self._address, self._namespace, version=self._version)
+            wire = AsyncWire(
+                self._address, self._namespace, version=self._version, call_timeout=self._call_timeout
+            )
             wire.clock = self.clock
             return wire
 
