@@ -10,13 +10,13 @@ from typing import Any
 
 import grpc
 
-from tests.support.memory_log import Storage
 from tests.support.node import Node, new_tx
 from txcoord.adapters.calling.grpc_ import GrpcCaller
 from txcoord.adapters.embedded.clock import SystemClock
 from txcoord.core.action import Action, Retry
 from txcoord.core.events import Submit
 from txcoord.core.model import Branch, BranchState, Kind, TxState, Windows
+from txcoord.testing.memory_log import Storage
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client._pb import participant_pb2 as pb
 from txcoord_client._pb import participant_pb2_grpc

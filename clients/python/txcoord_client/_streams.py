@@ -8,6 +8,16 @@ from ._nodes import Node
 from ._pb import coordinator_pb2 as pb
 
 
+class Lost(Exception):
+    """The stream broke: whether the operation was done is unknown.
+
+    ``retry_after``: seconds, where the coordinator has said it."""
+
+    def __init__(self, text: str, retry_after: float = 0.0) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
 class Open:
     """One operation on its way."""
 

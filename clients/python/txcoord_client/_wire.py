@@ -25,7 +25,7 @@ from ._clock import LogClock
 from ._nodes import Node, Nodes
 from ._pb import common_pb2 as c
 from ._pb import coordinator_pb2 as pb
-from ._streams import Open, Stream
+from ._streams import Lost, Open, Stream
 from .errors import AlreadyAborted, AlreadyCommitted, Rejected, TxcoordError, Unavailable
 from .protocol import reasons
 
@@ -45,13 +45,6 @@ _SILENT_S = 1.0
 """So long nothing may be heard of what is open, before the coordinator is asked whether it is there."""
 _LOG_AWAY_S = 1.0
 """So long it may answer that its log is away."""
-
-
-class _Lost(Exception):
-    """The stream broke: whether the operation was done is unknown."""
-
-    retry_after = 0.0
-    """Seconds, where the coordinator has said it."""
 
 
 class Wire:
@@ -246,7 +239,7 @@ class Wire:
         timer = loop.call_later(left, _give_up, item.future)
         try:
             return await item.future
-        except _Lost as lost:
+        except Lost as lost:
             raise Unavailable(str(lost), definite=False, retry_after=lost.retry_after) from None
         finally:
             timer.cancel()
@@ -444,8 +437,7 @@ class Wire:
                 refusal = error
         for item in stream.sent.values():
             if not item.future.done():
-                lost = _Lost(text)
-                lost.retry_after = retry_after
+                lost = Lost(text, retry_after)
                 item.future.set_exception(lost if refusal is None else _refused(refusal))
                 item.future.exception()  # Its caller may have gone.
 
@@ -466,7 +458,7 @@ class Wire:
         await asyncio.gather(*ending, return_exceptions=True)
         for item in self._queue:
             if not item.future.done():
-                item.future.set_exception(_Lost("the Coordinator was closed"))
+                item.future.set_exception(Lost("the Coordinator was closed"))
         await self._nodes.close()
 
 
@@ -478,7 +470,7 @@ def _refused(call: grpc.aio.AioRpcError) -> TxcoordError:
 
 def _give_up(future: asyncio.Future[pb.OperationResult]) -> None:
     if not future.done():
-        future.set_exception(_Lost("no answer in time"))
+        future.set_exception(Lost("no answer in time"))
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:
