@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shlex
 import shutil
@@ -24,9 +25,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bugs", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("list", help="all that were found")
-    verb = verbs.add_parser("show", help="take the mend out of a copy of the code, and see the test fail")
-    verb.add_argument("names", nargs="*", metavar="NAME", help="; ".join(BY_NAME))
-    verb.add_argument("--all", action="store_true")
+    for name, text in (
+        ("show", "take the mend out of a copy of the code, and see the test fail"),
+        ("needs", "the database servers that show would need"),
+    ):
+        verb = verbs.add_parser(name, help=text)
+        verb.add_argument("names", nargs="*", metavar="NAME", help="; ".join(BY_NAME))
+        verb.add_argument("--all", action="store_true")
     verbs.add_parser("page", help="write docs/bugs.md")
     asked = parser.parse_args()
     if asked.verb == "page":
@@ -39,8 +44,12 @@ def main() -> int:
     unknown = [name for name in asked.names if name not in BY_NAME]
     if unknown or not (asked.names or asked.all):
         parser.error(f"which? {', '.join(unknown or BY_NAME)}")
+    bugs = BUGS if asked.all else [BY_NAME[name] for name in asked.names]
+    if asked.verb == "needs":
+        print("mariadb" if any(bug.services for bug in bugs) else "")
+        return 0
     missed = 0
-    for bug in BUGS if asked.all else [BY_NAME[name] for name in asked.names]:
+    for bug in bugs:
         shown, said = show(bug)
         missed += not shown
         print(f"{bug.name}: {'it shows' if shown else 'NOT SHOWN'}")
@@ -66,7 +75,12 @@ def show(bug: Bug) -> tuple[bool, list[str]]:
             take_out(copy, edit)
         code, said = _pytest(copy, bug.test)
     failed = [line for line in said if line.startswith("FAILED")]
-    why = [line for line in said if line.startswith("E  ")][:_LINES]
+    why = [line for line in said if line.startswith("E  ")]
+    if bug.test.startswith("tests/sim/"):
+        # The story of a simulated world is told to its end.
+        why = list(itertools.takewhile(lambda line: not line.startswith("E   assert "), why))
+    else:
+        why = why[:_LINES]
     # 1: tests were run. One that could not be set up is no proof.
     return code == 1 and bool(failed), [*failed, *why] or said[-_LINES:]
 

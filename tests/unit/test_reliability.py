@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.record import page
-from tests.record.__main__ import ROOT, show, take_out
+from tests.record.__main__ import ROOT, main, show, take_out
 from tests.record.bugs import BUGS, BY_NAME, Bug
 
 PAGE = ROOT / "docs" / "reliability.md"
@@ -105,3 +105,28 @@ def test_without_its_mend_a_bug_shows(name: str) -> None:
     shown, said = show(BY_NAME[name])
     assert shown, "\n".join(said)
     assert any(line.startswith("FAILED") for line in said)
+
+
+@pytest.mark.timeout(300)
+def test_the_story_of_a_simulated_bug_is_told_to_its_end() -> None:
+    shown, said = show(BY_NAME["looks-for-ever"])
+    assert shown, "\n".join(said)
+    assert "what is wrong:" in said[-2]
+    assert "StandsStill" in said[-1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "needed"),
+    [
+        (["late-report"], ""),
+        (["late-report", "holder-cut-short"], ""),
+        (["vote-of-another-call"], "mariadb"),
+        (["--all"], "mariadb"),
+    ],
+)
+def test_databases_are_brought_for_those_that_need_them(
+    asked: list[str], needed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["bugs", "needs", *asked])
+    assert main() == 0
+    assert capsys.readouterr().out.strip() == needed
