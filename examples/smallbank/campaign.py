@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from .report import write
-from .run import Plan, Result, add_options, main_loop, run
+from .run import Plan, Result, add_options, main_loop, run, typed
 from .show import Screen, conclusion, summary
 from .world import LOGS, ROOT
 
@@ -130,6 +130,7 @@ def plans_of(args: argparse.Namespace, out: Path) -> list[Plan]:
             faulty_network=True,
             lease_s=LEASE_S,
             history=out / f"{number}-{savings}-log-{log}.jsonl",
+            command=typed("campaign"),
         )
         for number, (savings, log) in enumerate(pairs, 1)
     ]

@@ -311,9 +311,18 @@ def _left(verdict: Verdict, end: Record, foreign: set[str]) -> None:
 
 
 def read(file: Path) -> list[Record]:
-    """A saved history."""
+    """A saved history. Raises Incomplete where it is none, or was cut off."""
+    records: list[Record] = []
     with file.open() as lines:
-        return [json.loads(line) for line in lines]
+        for number, line in enumerate(lines, 1):
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                text = f"line {number} is no JSON ({error.msg}): its run was killed as it wrote, or it is no history"
+                raise Incomplete(text) from None
+    if not records:
+        raise Incomplete("it is empty: its run was ended before it wrote anything")
+    return records
 
 
 def main(files: Sequence[str]) -> int:

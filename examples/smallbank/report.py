@@ -12,7 +12,19 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from .check import ABORTED, COMMITTED, FAILED, FINAL, REFUSED, UNKNOWN, Record, Verdict, check, read
+from .check import (
+    ABORTED,
+    COMMITTED,
+    FAILED,
+    FINAL,
+    REFUSED,
+    UNKNOWN,
+    Incomplete,
+    Record,
+    Verdict,
+    check,
+    read,
+)
 from .picture import Span, picture
 
 _KILL, _STOP, _JAM = "#c62828", "#ef8e19", "#5e35b1"
@@ -45,6 +57,8 @@ class Run:
     spans: list[Span]
     settled: list[tuple[float, float]]
     """Of each payment: when its client was told a fact, and how long that took."""
+    reasons: Counter[str]
+    """Why payments were aborted."""
 
     @property
     def title(self) -> str:
@@ -75,7 +89,17 @@ def summed_up(file: Path) -> Run:
         sorted({span.row for span in spans}, key=lambda row: (row == "network", row)),
         [Span(s.row, s.begin - world["t"], s.end - world["t"], s.colour, s.text) for s in spans],
         [(t - world["t"], wait) for t, wait in _settled(history)],
+        _reasons(history),
     )
+
+
+def _reasons(history: Sequence[Record]) -> Counter[str]:
+    """As the first who was told of each abort was told."""
+    first: dict[str, str] = {}
+    for record in history:
+        if record["kind"] == "reply" and record["told"] == ABORTED:
+            first.setdefault(record["gid"], record["why"] or "no reason was told")
+    return Counter(first.values())
 
 
 def _spans(faults: Sequence[Record], over: float) -> Iterator[Span]:
@@ -126,12 +150,21 @@ def page(runs: Sequence[Run]) -> str:
         "<meta name='viewport' content='width=device-width'><title>txcoord campaign</title>"
         f"<style>{_STYLE}</style>"
         f"<h1>txcoord campaign, seed {runs[0].plan['seed']}: <span class='{good}'>{found}</span></h1>"
+        + "".join(f"<p class='small'>{escape(line)}</p>" for line in _origin(runs[0].plan))
         + _overview(runs)
         + "<p class='small'>An anomaly is: a payment in one database and not in the other, or twice; an answer, by "
         "whomever and whenever, that is not what the databases say; an outcome that changed, or was forgotten; money "
         "made or lost; anything of ours left prepared, open, undecided or parked; anything of somebody else's "
         "touched; an alarm of a coordinator.</p>" + "".join(map(_run, runs)) + "</html>\n"
     )
+
+
+def _origin(plan: Record) -> Iterator[str]:
+    """What has run, when, and by which command. Histories of before it was written down have none."""
+    if plan.get("begun"):
+        yield f"begun {plan['begun']}, commit {plan.get('commit') or 'unknown'}"
+    if plan.get("command"):
+        yield f"command: {plan['command']} (with --seed {plan['seed']} for the same again)"
 
 
 def _overview(runs: Sequence[Run]) -> str:
@@ -182,6 +215,10 @@ def _run(run: Run) -> str:
     facts = [
         ("told committed", f"{told[COMMITTED]:,}, of them {verdict.one_phase:,} in one database (one-phase)"),
         ("told aborted", f"{told[ABORTED]:,}; refused by the bank: {told[REFUSED]:,}"),
+        (
+            "why aborted",
+            ", ".join(f"{why} {count:,}" for why, count in run.reasons.most_common()) or "none was",
+        ),
         ("never told a fact", f"{told[UNKNOWN] + told[FAILED]:,}"),
         (
             "in doubt for a while",
@@ -218,7 +255,21 @@ def write(histories: Sequence[Path], file: Path) -> Path:
     return file
 
 
+def main(files: Sequence[str]) -> int:
+    """Write the page to standard output. Exit status 2: there is a history that none can be made of."""
+    if not files:
+        print(__doc__)
+        return 2
+    runs = []
+    for file in files:
+        try:
+            runs.append(summed_up(Path(file)))
+        except (Incomplete, OSError, ValueError, KeyError, StopIteration) as error:
+            print(f"{file}: no report: {type(error).__name__}: {error}", file=sys.stderr)
+            return 2
+    sys.stdout.write(page(runs))
+    return 0
+
+
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    sys.stdout.write(page([summed_up(Path(name)) for name in sys.argv[1:]]))
+    sys.exit(main(sys.argv[1:]))

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import shlex
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ from .faults import blows, disturb, disturbances, strike
 from .history import History
 from .observe import observer, read_now_and_then
 from .show import Screen
-from .world import World, in_thread
+from .world import ROOT, World, in_thread
 
 INTERRUPTED = 130
 
@@ -51,6 +55,8 @@ class Plan:
     lease_s: float = 10.0
     history: Path | None = None
     """Where it is written to."""
+    command: str = ""
+    """What the user has typed."""
 
     @property
     def options(self) -> str:
@@ -197,7 +203,31 @@ def _facts(wanted: Plan) -> dict[str, Any]:
         "nodes": wanted.nodes,
         "services": list(wanted.services),
         "lease_s": wanted.lease_s,
+        "kills": wanted.kills,
+        "command": wanted.command,
+        "begun": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
     }
+
+
+def typed(script: str) -> str:
+    """The command line of this process, which a script of the repository has started."""
+    return shlex.join([f"./scripts/{script}", *sys.argv[1:]])
+
+
+def _commit() -> str:
+    """Of what runs here; empty where that is not known."""
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return said.stdout.strip()
 
 
 def _processes(world: World) -> str:

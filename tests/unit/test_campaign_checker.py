@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from examples.smallbank import check as checker
+from examples.smallbank import report
 from examples.smallbank.check import Incomplete, check
 
 Records = list[dict[str, Any]]
@@ -364,3 +365,19 @@ def test_as_a_command(tmp_path: Path) -> None:
     assert (status, "TORN p1" in said) == (1, True)
     status, said = judged(half)
     assert (status, "no verdict" in said) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("", "it is empty"), ('{"kind": "world"}\n{"kind": "ca', "line 2 is no JSON"), ("{}\n", "KeyError")],
+)
+@pytest.mark.parametrize("tool", [checker.main, report.main])
+def test_a_file_that_is_no_history_is_told_as_such(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str, tool: Callable[[list[str]], int]
+) -> None:
+    file = tmp_path / "history.jsonl"
+    file.write_text(text)
+    assert tool([str(file)]) == 2
+    told = capsys.readouterr()
+    assert f"{file}: no " in told.out + told.err
+    assert said in told.out + told.err

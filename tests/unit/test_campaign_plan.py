@@ -89,7 +89,10 @@ def test_the_options_of_one_run(tmp_path: Path) -> None:
 
 
 def test_the_report(tmp_path: Path) -> None:
-    plan = {"seed": 5, "log": "sqlite", "savings": "mariadb", "nodes": 1}
+    plan = {
+        "seed": 5, "log": "sqlite", "savings": "mariadb", "nodes": 1,
+        "begun": "2026-01-02T03:04:05+00:00", "commit": "abc123-dirty", "command": "./scripts/campaign --kills 1",
+    }  # fmt: skip
     database = {"accounts": 2, "each": 100, "foreign": []}
     rows = [["a", 1, -10], ["a", 2, 10]]
     said = {"asked": 9.0, "node": "n1", "gid": "p1", "tx": "t1", "outcome": "committed", "ended": True}
@@ -103,8 +106,13 @@ def test_the_report(tmp_path: Path) -> None:
         {"kind": "fault", "t": 4.0, "what": "jam", "s": 9.0, "on": ["n1>a"], "name": "to a", "trouble": "cut"},
         {"kind": "reply", "t": 5.0, "call": 1, "gid": "p1", "told": "committed", "why": ""},
         {"kind": "fault", "t": 6.0, "what": "up", "on": ["n1"]},
+        {"kind": "call", "t": 6.1, "call": 2, "gid": "p2", "rows": rows},
+        {"kind": "reply", "t": 6.2, "call": 2, "gid": "p2", "told": "aborted", "why": "LOCK_TIMEOUT"},
+        {"kind": "call", "t": 6.3, "call": 3, "gid": "p2", "rows": rows},
+        {"kind": "reply", "t": 6.4, "call": 3, "gid": "p2", "told": "aborted", "why": "ALREADY_ABORTED"},
         {"kind": "over", "t": 8.0},
         {"kind": "seen", "t": 9.5, "last": True, "note": "", **said},
+        {"kind": "seen", "t": 9.6, "last": True, "note": "", **said, "gid": "p2", "tx": "t2", "outcome": "aborted"},
         {
             "kind": "rows", "t": 10.0, "database": "a", "accounts": [[1, 90], [2, 110]],
             "journal": [["p1", 1, -10], ["p1", 2, 10]], "markers": [["t1", True]], "prepared": [], "limbo": 1,
@@ -117,6 +125,9 @@ def test_the_report(tmp_path: Path) -> None:
     assert "LIMBO 1 transactions in a" in page
     assert "postgresql + mariadb, log on sqlite, 1 coordinator" in page
     assert "a 1, n1 1" in page  # killed
+    assert "<td>why aborted</td><td>LOCK_TIMEOUT 1</td>" in page
+    assert "begun 2026-01-02T03:04:05+00:00, commit abc123-dirty" in page
+    assert "command: ./scripts/campaign --kills 1" in page
     found = re.search(r"<svg.*</svg>", page, re.DOTALL)
     assert found is not None
     titles = [title.text for title in ElementTree.fromstring(found[0]).iter("title")]
