@@ -213,11 +213,9 @@ class Calls:
                 attempt=job.attempt,
                 reason=answer.reason,
             )
+        draw = 0.0 if answer.kind is AnswerKind.DONE else self._random.random()
         try:
-            self._tell(
-                job.key[0],
-                Answered(job.key[1], job.op, job.attempt, answer, self._random.random(), self._defaults),
-            )
+            self._tell(job.key[0], Answered(job.key[1], job.op, job.attempt, answer, draw, self._defaults))
         finally:
             # What was told may have begun its next call already: that one is under way.
             self._next(job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
 import typing
@@ -59,9 +60,20 @@ def shaped(value: Any, wanted: Any) -> Any:
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """The declared types; those that cannot be resolved here are taken as they come."""
     try:
-        return typing.get_type_hints(function)
+        return _resolved(function)
     except (NameError, TypeError):
         return {}
+
+
+@functools.lru_cache(maxsize=1024)
+def _resolved(function: Callable[..., Any]) -> dict[str, Any]:
+    return typing.get_type_hints(function)
+
+
+@functools.lru_cache(maxsize=1024)
+def signature(function: Callable[..., Any]) -> inspect.Signature:
+    """As inspect has it, which takes its time: once for each function."""
+    return inspect.signature(function)
 
 
 def arguments(
@@ -83,13 +95,13 @@ def arguments(
 
 def parameters(function: Callable[..., Any], skip: int) -> dict[str, bool]:
     """The parameters that are given by name, and whether each is needed."""
-    found = list(inspect.signature(function).parameters.values())[skip:]
+    found = list(signature(function).parameters.values())[skip:]
     return {p.name: p.default is p.empty for p in found if p.kind in _NAMED}
 
 
 def takes_anything(function: Callable[..., Any]) -> bool:
     """Has it ``**kwargs``?"""
-    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+    return any(p.kind is p.VAR_KEYWORD for p in signature(function).parameters.values())
 
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

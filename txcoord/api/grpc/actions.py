@@ -24,6 +24,7 @@ _MOST_EDGES = 10_000
 """In a plan: each answer looks at all of them."""
 _MOST_ATTEMPTS = 1_000_000
 _LONGEST_CALL_US = 600_000_000
+_NO_RETRY = Retry()
 _LONGEST_US = 366 * 86_400_000_000
 
 
@@ -75,7 +76,7 @@ def read(item: c.Branch, sized: Callable[[bytes, str], None], targets: Targets) 
         results_of=tuple(part.results_of),
         aborted_means_refused=part.aborted_means_refused,
         headers=dict(part.headers),
-        retry=read_retry(item.retry, lambda message: bad(item, message)),
+        retry=read_retry(item.retry, lambda message: bad(item, message)) if item.HasField("retry") else _NO_RETRY,
     )
     return {"resource": part.target, "payload": part.payload, "action": action}
 

@@ -311,7 +311,7 @@ class Participant:
 
 
 def _takes(method: Callable[..., Any]) -> int:
-    return len([p for p in inspect.signature(method).parameters.values() if p.kind in _POSITIONAL])
+    return len([p for p in _values.signature(method).parameters.values() if p.kind in _POSITIONAL])
 
 
 _LATER_S = 0.5
