@@ -179,8 +179,9 @@ def check_graph(branches: Mapping[str, Branch]) -> None:
         if not after[b.id] <= branches.keys():
             raise _of(b, "it comes after a branch that is not there")
     order = _in_order(branches, after)
-    # Else none of them would ever be confirmed, or cancelled.
-    _in_order(branches, {b.id: _confirmed_after(b) & branches.keys() for b in branches.values()})
+    confirmed_after = {b.id: _confirmed_after(b) & branches.keys() for b in branches.values()}
+    if any(confirmed_after.values()):
+        _in_order(branches, confirmed_after)  # Else none of them would ever be confirmed, or cancelled.
     # Sets of branches as bits: all that come before each are found in one pass.
     bit = {name: 1 << n for n, name in enumerate(branches)}
     before: dict[str, int] = {}
