@@ -143,3 +143,19 @@ async def test_tcc_with_its_tries_together_is_two(place: Place) -> None:
 
         assert await place.forced(work) <= 2
     assert place.stock.seen.count("confirm stock.Reserve") == sum(COUNTS)
+
+
+async def test_tries_in_a_plan_are_two(place: Place) -> None:
+    for count in COUNTS:
+        plan = saga("buy")
+        for n in range(count):
+            plan = plan.tcc(place.reserve, name=f"reserve{n}")
+
+        plan = plan.step(place.steps[0])
+
+        async def work(plan: Any = plan) -> None:
+            run = await place.coord.submit(plan, data={"n": 1})
+            assert (await run.wait()).state == "COMMITTED"
+
+        assert await place.forced(work) <= 2
+    assert place.stock.seen.count("confirm stock.Reserve") == sum(COUNTS)

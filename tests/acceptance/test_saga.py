@@ -23,6 +23,7 @@ from txcoord_client import (
     Coordinator,
     Refused,
     Rejected,
+    Retry,
     Saga,
     Transaction,
     Unavailable,
@@ -231,6 +232,42 @@ async def test_abort_by_the_client_and_by_the_deadline(shop: Shop, flows: Flows,
         assert steps(shop, body) == (["action pack", "compensate pack"], [])
 
 
+@pytest.mark.parametrize("refused", ["", "try", "step"])
+async def test_tries_that_the_coordinator_runs(
+    shop: Shop, flows: Flows, coord: Coordinator, refused: str
+) -> None:
+    body = new_gid("tries")
+    flow = (
+        saga("buy")
+        .tcc(shop.stock.reserve)
+        .tcc(shop.coupons.reserve, name="coupon")
+        .step(flows.pack)
+        .step(flows.hand_over, forward=True)
+    )
+    if refused == "try":
+        shop.coupons.script.next[f"try {body}"] = [refuse("NO_COUPON")]
+    elif refused == "step":
+        shop.stock.script.next[f"action pack {body}"] = [refuse("NO_COUPON")]
+    run = await coord.submit(flow, data={"body": body, "n": 3})
+    if not refused:
+        assert (await run.wait()).state == "COMMITTED"
+        assert run.results["Reserve"] == run.results["coupon"] == {"body": body, "n": 3}
+        # Confirmed when everything is done, that which is never undone too.
+        assert shop.stock.notes(body) == ["try", "confirm"]
+        assert shop.coupons.notes(body) == ["try", "confirm"]
+        assert steps(shop, body) == (
+            ["try", "action pack", "confirm"],
+            ["try", "action hand_over", "confirm"],
+        )
+        return
+    with pytest.raises(Aborted) as aborted:
+        await run.wait()
+    assert (aborted.value.reason, aborted.value.decided_by) == ("NO_COUPON", "branch")
+    assert shop.coupons.notes(body) == ([] if refused == "try" else ["try", "cancel"])
+    assert steps(shop, body)[0] in ([], ["try", "cancel"])
+    assert not shop.coupons.db.count(f"action hand_over {body}")
+
+
 async def test_the_same_gid_again(shop: Shop, flows: Flows, coord: Coordinator) -> None:
     gid = new_gid("again")
     await (await coord.submit(flows.in_order, gid=gid, data={"body": gid})).wait()
@@ -239,13 +276,18 @@ async def test_the_same_gid_again(shop: Shop, flows: Flows, coord: Coordinator) 
     assert steps(shop, gid) == (["action pack", "action send"], ["action label"])
 
 
-def test_mistakes_are_seen_when_it_is_built(flows: Flows) -> None:
+def test_mistakes_are_seen_when_it_is_built(shop: Shop, flows: Flows) -> None:
     for wrong in (
         lambda: saga("x").step(flows.pack).step(flows.pack),
         lambda: saga("x").step(flows.pack, after=["nobody"]),
         lambda: saga("x").step(flows.hand_over),
         lambda: saga("x").step(flows.hand_over, forward=True).step(flows.pack),
         lambda: saga("x").step(flows.pack, after=[]).step(flows.hand_over, after=[], forward=True),
+        lambda: saga("x").step(shop.stock.reserve),
+        lambda: saga("x").tcc(flows.pack),
+        lambda: saga("x").step(flows.pack).tcc(shop.stock.reserve),
+        lambda: saga("x").step(flows.pack, retries=1, retry=Retry(attempts=2)),
+        lambda: Retry(factor=0.5),
     ):
         with pytest.raises(Rejected):
             wrong()

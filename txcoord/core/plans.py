@@ -56,7 +56,7 @@ def as_read(tx: Tx) -> Tx:
         return tx
     return replace(
         tx,
-        in_doubt=tx.state is TxState.RUNNING and no_of(tx) is None,
+        in_doubt=may_have_committed(tx),
         branches=tuple(
             replace(b, state=BranchState.RUNNING) if b.state is BranchState.OPEN and is_step(b) else b
             for b in tx.branches
@@ -93,6 +93,11 @@ def unwanted(tx: Tx, by: DecidedBy, reason: str) -> Tx:
 def as_asked(tx: Tx) -> Tx:
     """As its participants see it: a step of a plan that is unwanted must not begin any more."""
     return replace(tx, deadline_us=_LONG_AGO_US) if tx.unwanted is not None and tx.decision is None else tx
+
+
+def may_have_committed(tx: Tx) -> bool:
+    """May a running plan that was read have been committed before, and told so?"""
+    return tx.state is TxState.RUNNING and no_of(tx) is None and may_be_lost(tx)
 
 
 def may_be_lost(tx: Tx) -> bool:

@@ -251,7 +251,7 @@ class Coordinator(Carrier):
                 if live is not None and live.tx.state is TxState.RUNNING:
                     if asked_again:
                         # Other nodes may have read it, and told it, before it was lost.
-                        self.live.put(replace(live.tx, in_doubt=plans.no_of(live.tx) is None))
+                        self.live.put(replace(live.tx, in_doubt=plans.may_have_committed(live.tx)))
                     else:
                         # It may be decided, by what was known now. No step may begin any more: when its lease is over,
                         # the plan is taken over as after a crash.

@@ -90,6 +90,9 @@ async def tried(tx: Home, operation: Operation, arguments: dict[str, Any], timeo
 async def stepped(tx: Home, flow: Saga, data: Mapping[str, Any]) -> dict[str, Any]:
     """Run the steps of a saga now; what each returned. Raises Refused when one said no, Unavailable when the
     coordinator does not answer."""
+    if any(step.tries for step in flow.steps):
+        text = f"saga {flow.name!r} has tries: submit it; inside a transaction they are called by g.tcc"
+        raise Rejected(text, reason=reasons.NOT_SUPPORTED)
     participants: Participants = tx._runtime.participants
     names = {step.operation.participant for step in flow.steps}
     branches = flow.branches({name: participants.target(name) for name in names}, data)

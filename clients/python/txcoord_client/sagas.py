@@ -30,6 +30,11 @@ class Step:
     forward: bool
     retry: Retry | None = None
 
+    @property
+    def tries(self) -> bool:
+        """Is it a reservation, to be confirmed or cancelled?"""
+        return self.operation.first == "try"
+
 
 @dataclass(frozen=True, slots=True)
 class Saga:
@@ -60,28 +65,65 @@ class Saga:
         Raises Rejected for an unknown or repeated step, for ``retry`` beside one of those two, and for one that has no
         compensation and is not ``forward``.
         """
-        operation = operation_of(action)
-        title = name or operation.name
-        known = {s.name for s in self.steps}
-        if title in known:
-            raise self._wrong(f"two steps are called {title!r}")
-        before = tuple(after) if after is not None else tuple(s.name for s in self.steps[-1:])
+        operation, title, known = self._new(action, name)
+        before = tuple(after) if after is not None else self._last()
         if unknown := sorted(set(before) - known):
             raise self._wrong(f"{title} comes after {unknown}, which it does not have yet")
         if operation.first != "action":
-            raise self._wrong(f"{title} is no action")
+            raise self._wrong(f"{title} is no action: a TCC class is added by tcc()")
         if not forward and "compensate" not in operation.after:
             raise self._wrong(f"{title} has no compensation: declare one, or say forward=True")
-        if retries or timeout:
-            if retry is not None:
-                raise self._wrong(f"{title}: retry= says all; retries= and timeout= are for short")
-            retry = Retry(attempts=retries + 1 if retries else 0, call_timeout=timeout)
+        retry = self._retry(title, retries, timeout, retry)
         made = Step(title, operation, before, forward, retry)
         if forward and not {s.name for s in self.steps if not s.forward} <= self._before(made):
             raise self._wrong(f"{title} is never undone, so all that may be comes before it")
         if not forward and any(s.forward for s in self.steps):
             raise self._wrong(f"{title} may be refused, and a step that is never undone is there")
         return type(self)(self.name, (*self.steps, made))
+
+    def tcc(
+        self,
+        reserve: type,
+        *,
+        name: str = "",
+        retries: int = 0,
+        timeout: float = 0.0,
+        retry: Retry | None = None,
+    ) -> Self:
+        """Add a reservation: a class decorated with ``@participant.tcc``, whose try the coordinator runs. It is
+        confirmed when everything is done, and cancelled when anything is refused.
+
+        All tries are run at once, side by side; steps come after them, and are given what they returned as they are
+        given the results of steps. The rest is as in :meth:`step`. Raises Rejected for a try after a step.
+        """
+        operation, title, _ = self._new(reserve, name)
+        if operation.first != "try":
+            raise self._wrong(f"{title} is no TCC class: an action is added by step()")
+        if any(not s.tries for s in self.steps):
+            raise self._wrong(f"{title} reserves before anything is done: add it before the steps")
+        retry = self._retry(title, retries, timeout, retry)
+        return type(self)(self.name, (*self.steps, Step(title, operation, (), False, retry)))
+
+    def _new(self, target: Any, name: str) -> tuple[Operation, str, set[str]]:
+        operation = operation_of(target)
+        title = name or operation.name
+        known = {s.name for s in self.steps}
+        if title in known:
+            raise self._wrong(f"two steps are called {title!r}")
+        return operation, title, known
+
+    def _last(self) -> tuple[str, ...]:
+        """The step before, or all tries."""
+        if self.steps and self.steps[-1].tries:
+            return tuple(s.name for s in self.steps)
+        return tuple(s.name for s in self.steps[-1:])
+
+    def _retry(self, title: str, retries: int, timeout: float, retry: Retry | None) -> Retry | None:
+        if not retries and not timeout:
+            return retry
+        if retry is not None:
+            raise self._wrong(f"{title}: retry= says all; retries= and timeout= are for short")
+        return Retry(attempts=retries + 1 if retries else 0, call_timeout=timeout)
 
     def _wrong(self, message: str) -> Rejected:
         return Rejected(f"saga {self.name!r}: {message}", reason=reasons.BAD_REQUEST)
@@ -124,7 +166,7 @@ class Saga:
         used.update(given)
         branch = c.Branch(
             id=ids[step.name],
-            kind=c.KIND_SAGA,
+            kind=c.KIND_TCC if step.tries else c.KIND_SAGA,
             name=step.name,
             after=[ids[name] for name in step.after],
             action=c.ActionPart(

@@ -36,6 +36,7 @@ from ..errors import (
     UnknownResource,
 )
 from ..outcome import Outcome, State
+from ..retries import Retry
 from ._block import Scope
 from ._runs import Run
 from .coordinator import Coordinator
@@ -64,6 +65,7 @@ __all__ = [
     "ResourceBusy",
     "ResourceMismatch",
     "Run",
+    "Retry",
     "Saga",
     "Scope",
     "State",
