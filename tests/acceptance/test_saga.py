@@ -21,6 +21,7 @@ from txcoord_client import (
     Aborted,
     AlreadyCommitted,
     Coordinator,
+    Ended,
     Refused,
     Rejected,
     Retry,
@@ -67,6 +68,8 @@ class Flows:
         self.label = shop.coupons.action("label", takes="pack")
         self.send = shop.stock.action("send")
         self.hand_over = shop.coupons.action("hand_over", undo=False)
+        self.ended: list[Ended] = []
+        self.told = self._told(shop)
         self.in_order: Saga = saga("ship").step(self.pack).step(self.label).step(self.send)
         self.side_by_side: Saga = (
             saga("ship")
@@ -74,6 +77,16 @@ class Flows:
             .step(self.send, after=[])
             .step(self.label, after=["pack", "send"])
         )
+
+    def _told(self, shop: Shop) -> Any:
+        async def told(ended: Ended) -> None:
+            self.ended.append(ended)
+            await shop.coupons.script.play("told", ended.data["body"])
+
+        return shop.coupons.participant.callback(told)
+
+    def ends(self, body: str) -> list[Ended]:
+        return [ended for ended in self.ended if ended.data == {"body": body}]
 
 
 @pytest.fixture
@@ -266,6 +279,34 @@ async def test_tries_that_the_coordinator_runs(
     assert shop.coupons.notes(body) == ([] if refused == "try" else ["try", "cancel"])
     assert steps(shop, body)[0] in ([], ["try", "cancel"])
     assert not shop.coupons.db.count(f"action hand_over {body}")
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_whoever_asked_is_told_of_the_end(
+    shop: Shop, flows: Flows, coord: Coordinator, refused: bool
+) -> None:
+    body = new_gid("told")
+    if refused:
+        shop.stock.script.next[f"action send {body}"] = [refuse("NO_ROAD")]
+    shop.coupons.script.next[f"told {body}"] = [fail, pend(0.05)]
+    run = await coord.submit(flows.in_order, gid=body, data={"body": body}, on_end=flows.told)
+    if refused:
+        with pytest.raises(Aborted):
+            await run.wait()
+    else:
+        await run.wait()
+    await eventually(lambda: len(flows.ends(body)) >= 3)
+    ends = flows.ends(body)
+    assert {end.id for end in ends} == {f"{run.tx_id}.coupons.told"}
+    last = ends[-1]
+    assert (last.tx_id, last.gid, last.committed) == (run.tx_id, body, not refused)
+    assert last.reason == ("NO_ROAD" if refused else "")
+
+    async def over() -> bool:
+        found = await coord.get(tx_id=run.tx_id)
+        return found is not None and len(flows.ends(body)) == 3
+
+    await eventually(over)
 
 
 async def test_the_same_gid_again(shop: Shop, flows: Flows, coord: Coordinator) -> None:

@@ -103,6 +103,23 @@ class TestClaim(LogContract):
         assert (await get(log, ended.tx_id)).lease_until_us == 5
 
 
+class TestCallbacks(LogContract):
+    async def test_what_has_ended_is_carried_out_while_somebody_is_to_be_told(self, log: SqlLog) -> None:
+        now = await log.now_us()
+
+        def one(state: BranchState, **more: int) -> Tx:
+            asked = Branch("c:shop", Kind.CALLBACK, state, "grpc://shop:1")
+            done = xa(state=B.DONE)
+            return committing(now, done, asked, state=TxState.COMMITTED, lease_until_us=now - S, **more)
+
+        due, told, parked = one(B.FINISHING), one(B.DONE, ended_us=now), one(B.PARKED)
+        await put(log, due, told, parked)
+        assert [tx.tx_id for tx in await log.claim("n2", LEASE, 10)] == [due.tx_id]
+        assert await log.renew("n2", [due.tx_id, told.tx_id, parked.tx_id], LEASE) == {due.tx_id}
+        _, ended = await log.news([], [due.tx_id, told.tx_id, parked.tx_id])
+        assert set(ended) == {due.tx_id, told.tx_id, parked.tx_id}
+
+
 class TestPrune(LogContract):
     @pytest.fixture
     async def now(self, log: SqlLog) -> int:

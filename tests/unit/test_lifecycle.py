@@ -118,6 +118,9 @@ def test_commit_needs_a_vote(kind: Kind) -> None:
 def test_deliveries_wait_for_the_whole(kind: Kind) -> None:
     table = BRANCH_NEXT[kind]
     assert {s for (s, _), after in table.items() if after is B.FINISHING} == {B.READY, B.FINISHING, B.PARKED}
+    if kind is Kind.CALLBACK:
+        assert table[B.OPEN, E.ABORT] is B.READY, "whoever asked is told of an abort too"
+        return
     assert table[B.OPEN, E.ABORT] is B.UNDONE, "an abort delivers nothing"
     assert not any(event in (E.VOTE_YES, E.VOTE_NO) for _, event in table)
 

@@ -85,7 +85,6 @@ BAD: dict[str, tuple[str, list[c.Branch]]] = {
     "mixed names": (reasons.BAD_BRANCH, [step("1", part={"abort_operation": "/s.Ship/Undo"})]),
     "large": (reasons.TOO_LARGE, [step("1", part={"payload": b"x" * 101})]),
     "headers": (reasons.TOO_LARGE, [step("1", part={"headers": {"a": "x" * 9_000}})]),
-    "a callback": (reasons.NOT_SUPPORTED, [step("1", callback=c.Callback(id="x"))]),
     "long times": (reasons.BAD_BRANCH, [step("1", retry=c.RetryPolicy(schedule_us=[1, 1 << 62]))]),
     "results of nobody": (reasons.BAD_BRANCH, [step("1", part={"results_of": ["7"]})]),
     "in a larger circle": (
@@ -214,3 +213,38 @@ def test_whom_the_settings_allow() -> None:
         with pytest.raises(Refused) as error:
             reader.plan([step("1", part=part)])
         assert error.value.refusal.code == code
+
+
+def told(id: str = "shop", **more: Any) -> c.Callback:
+    part = {"target": "grpc://shop:9", "operation": "shop.ended", **more}
+    return c.Callback(id=id, delivery=c.DeliveryPart(**part))
+
+
+def test_callbacks_as_they_are_read() -> None:
+    item = step("1")
+    item.callback.CopyFrom(told("bill"))
+    found = READER.callbacks(c.TransactionSpec(callbacks=[told(payload=b"1")]), [item, step("2")])
+    assert [(b.id, b.kind, b.resource, b.payload) for b in found] == [
+        ("c:shop", Kind.CALLBACK, "grpc://shop:9", b"1"),
+        ("c:bill", Kind.CALLBACK, "grpc://shop:9", b""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ([told("")], reasons.BAD_REQUEST),
+        ([told("a b")], reasons.BAD_REQUEST),
+        ([told(), told()], reasons.BAD_REQUEST),
+        ([told(target="shop")], reasons.UNKNOWN_PARTICIPANT),
+        ([told(operation="")], reasons.BAD_REQUEST),
+        ([told(operation="/txcoord.v1.AdminService/Skip")], reasons.BAD_REQUEST),
+        ([told(payload=b"x" * 101)], reasons.TOO_LARGE),
+        ([told(ordering_key="a")], reasons.NOT_SUPPORTED),
+        ([told(str(n)) for n in range(21)], reasons.TOO_LARGE),
+    ],
+)
+def test_bad_callbacks(wrong: list[c.Callback], reason: str) -> None:
+    with pytest.raises(Refused) as refused:
+        READER.callbacks(c.TransactionSpec(callbacks=wrong))
+    assert refused.value.refusal.reason == reason

@@ -65,7 +65,7 @@ def as_dict(tx: Any, audit: list[Any] | None = None) -> dict[str, Any]:
         "branches": [
             {
                 "branch": b.spec.id,
-                "kind": c.Kind.Name(b.spec.kind).removeprefix("KIND_").lower(),
+                "kind": _kind(b.spec.kind),
                 "resource": b.status.target,
                 "xid": b.spec.xa.xid,
                 "connection_id": b.spec.xa.connection_id,
@@ -170,7 +170,7 @@ def _due(b: Any, now_us: int) -> str:
 
 
 def _branch(b: Any, now_us: int) -> str:
-    kind = c.Kind.Name(b.spec.kind).removeprefix("KIND_").lower()
+    kind = _kind(b.spec.kind)
     text = f"{b.spec.id:<6}{kind:<8}{b.status.target:<18}{_branch_state(b):<10}"
     if b.status.heuristic:
         text += " HEURISTIC"
@@ -201,3 +201,8 @@ def _decision(outcome: Any) -> str:
 
 def _when(us: int, now_us: int) -> str:
     return f"{console.moment(us)} ({console.since(us, now_us)})" if us else ""
+
+
+def _kind(kind: c.Kind) -> str:
+    # The wire has no kind for those who asked to be told of the end.
+    return c.Kind.Name(kind).removeprefix("KIND_").lower() if kind else "callback"

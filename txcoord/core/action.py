@@ -15,6 +15,8 @@ class Op(StrEnum):
     CANCEL = "cancel"
     ACTION = "action"
     COMPENSATE = "compensate"
+    CALLBACK = "callback"
+    """Be told that the whole has ended."""
 
 
 class AnswerKind(StrEnum):
@@ -88,7 +90,7 @@ class Action:
     def operation_of(self, op: Op) -> str:
         """Its name at the participant."""
         match op:
-            case Op.TRY | Op.ACTION:
+            case Op.TRY | Op.ACTION | Op.CALLBACK:
                 special = self.first_operation
             case Op.CONFIRM:
                 special = self.commit_operation

@@ -22,7 +22,7 @@ _ASK_AGAIN_US = 1_000_000
 def answered(tx: Tx, event: Answered, now_us: int) -> Verdict:
     """A participant has answered, or failed to. Repeats and late news change nothing."""
     branch = tx.branch(event.branch_id)
-    if branch is None or tx.ended or op_of(branch) is not event.op:
+    if branch is None or op_of(branch) is not event.op or (tx.ended and event.op is not Op.CALLBACK):
         return Verdict(tx)
     if event.answer.result and event.op in _FIRST and tx.decision is None:
         event = replace(event, answer=_bounded(tx, branch, event.answer))
@@ -55,7 +55,7 @@ def answered(tx: Tx, event: Answered, now_us: int) -> Verdict:
     if new.ended and not tx.ended:
         new = replace(new, epoch=tx.epoch + 1)  # As for the other kinds: see settle.progress.
         effects = (*effects, *settle.effects_of(new))
-    elif new.shown_parked:
+    elif new.rests:
         effects = (*effects, Settled())
     return Verdict(new, settle.lazy(tx, new, moved, history), effects)
 

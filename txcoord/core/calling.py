@@ -13,6 +13,7 @@ _OPS = {
     (Kind.TCC, BranchState.UNDOING): Op.CANCEL,
     (Kind.SAGA, BranchState.RUNNING): Op.ACTION,
     (Kind.SAGA, BranchState.UNDOING): Op.COMPENSATE,
+    (Kind.CALLBACK, BranchState.FINISHING): Op.CALLBACK,
 }
 
 
@@ -29,9 +30,10 @@ def call_of(branch: Branch) -> Call | None:
 
 def calls_of(tx: Tx) -> tuple[Call, ...]:
     """All calls that may be made now; asking twice asks for the same."""
-    if tx.ended:
+    if tx.rests:
         return ()
-    found = (call_of(b) for b in tx.branches if op_of(b) is not None and tx.may_go(b))
+    branches = [b for b in tx.branches if b.kind is Kind.CALLBACK] if tx.ended else tx.branches
+    found = (call_of(b) for b in branches if op_of(b) is not None and tx.may_go(b))
     return tuple(call for call in found if call is not None)
 
 

@@ -144,12 +144,19 @@ _DELIVERY: Table = {
     **_PARKED,
 }
 
+# As a delivery; but it leaves whichever way the whole has ended.
+_CALLBACK: Table = {
+    **_DELIVERY,
+    (B.OPEN, _E.ABORT): B.READY,
+}
+
 BRANCH_NEXT: Mapping[Kind, Table] = {
     Kind.XA: _XA,
     Kind.TCC: _TCC,
     Kind.SAGA: _SAGA,
     Kind.MESSAGE: _DELIVERY,
     Kind.NOTIFY: _DELIVERY,
+    Kind.CALLBACK: _CALLBACK,
 }
 
 

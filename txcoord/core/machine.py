@@ -108,7 +108,7 @@ def _begin(tx: Tx | None, event: Begin, now_us: int, windows: Windows) -> Verdic
         if now_us > new.deadline_us:
             return refuse(new, "FAILED_PRECONDITION", "DEADLINE", "the deadline has passed before begin")
         new = replace(new, created_us=now_us, version=1)
-        return Verdict(new, Change(ChangeKind.INSERT, new, not_after_us=new.deadline_us))
+        return Verdict(new, Change(ChangeKind.INSERT, new, new.branches, not_after_us=new.deadline_us))
     if tx.tx_id != new.tx_id:
         return gid_names(tx, new, windows)
     if tx.decision is Decision.ABORT and tx.namespace in ("", new.namespace):

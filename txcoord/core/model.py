@@ -20,6 +20,8 @@ class Kind(StrEnum):
     SAGA = "saga"
     MESSAGE = "message"
     NOTIFY = "notify"
+    CALLBACK = "callback"
+    """Somebody is told when the whole has ended, whichever way. Not a branch for clients: see *Callbacks*."""
 
 
 class TxState(StrEnum):
@@ -161,6 +163,7 @@ class Tx:
     created_us: int = 0
     decided_us: int = 0
     ended_us: int = 0
+    """When nothing was left to do, callbacks included."""
     version: int = 0
     """Raised by each change of the undecided row; deciding requires the version that was read."""
     epoch: int = 0
@@ -208,6 +211,13 @@ class Tx:
             and self.parked > 0
             and not any(b.state in RUNNABLE_BRANCH and self.may_go(b) for b in self.branches)
         )
+
+    @property
+    def rests(self) -> bool:
+        """Is nothing carried out any more, for good or until an operator comes? Only callbacks go on after the end."""
+        if not self.ended:
+            return self.shown_parked
+        return not any(b.kind is Kind.CALLBACK and b.state is BranchState.FINISHING for b in self.branches)
 
     def may_go(self, branch: Branch, state: BranchState | None = None) -> bool:
         """Has everything happened that comes before what this branch has to do now?

@@ -102,7 +102,7 @@ def may_have_committed(tx: Tx) -> bool:
 
 def may_be_lost(tx: Tx) -> bool:
     """Is its COMMIT found again by asking its steps again, and does nothing else come of it?"""
-    return all(b.kind is Kind.SAGA and is_step(b) for b in tx.branches)
+    return all(b.kind is Kind.CALLBACK or (b.kind is Kind.SAGA and is_step(b)) for b in tx.branches)
 
 
 def may_say_no(tx: Tx) -> bool:

@@ -28,6 +28,7 @@ from .model import (
     ChangeKind,
     Decision,
     HistoryEntry,
+    Kind,
     Tx,
     TxState,
 )
@@ -61,19 +62,27 @@ def effects_of(tx: Tx) -> tuple[Effect, ...]:
 
 def close(tx: Tx, now_us: int) -> Tx:
     """End a decided transaction when no branch with a first phase has anything left; free its deliveries."""
+    if tx.ended:
+        return _over(tx, now_us)
     if tx.state not in _PHASE_TWO:
         return tx
     if any(RULES[b.kind].first_phase and b.state not in SETTLED_BRANCH for b in tx.branches):
         return tx
-    branches = tx.branches
-    if tx.decision is Decision.COMMIT:
-        branches = tuple(
-            replace(b, state=next_branch(b.kind, b.state, BranchEvent.DELIVER))
-            if not RULES[b.kind].first_phase and b.state is BranchState.READY
-            else b
-            for b in branches
-        )
-    return replace(tx, state=next_tx(tx.state, TxEvent.SETTLED), ended_us=now_us, branches=branches)
+    # Under abort only callbacks are ready.
+    branches = tuple(
+        replace(b, state=next_branch(b.kind, b.state, BranchEvent.DELIVER))
+        if not RULES[b.kind].first_phase and b.state is BranchState.READY
+        else b
+        for b in tx.branches
+    )
+    return _over(replace(tx, state=next_tx(tx.state, TxEvent.SETTLED), branches=branches), now_us)
+
+
+def _over(tx: Tx, now_us: int) -> Tx:
+    """Note the end, once callbacks are over too: until then a node has the row, or it waits for an operator."""
+    if tx.ended_us or any(b.kind is Kind.CALLBACK and b.state not in SETTLED_BRANCH for b in tx.branches):
+        return tx
+    return replace(tx, ended_us=now_us)
 
 
 def progress(tx: Tx, event: BranchFinished | BranchFailed | HeuristicSeen, now_us: int) -> Verdict:
@@ -237,7 +246,8 @@ def operate(tx: Tx, event: Operate, now_us: int) -> Verdict:
         return _no(tx, "FAILED_PRECONDITION", "NOT_PARKED", f"the transaction has ended: {tx.state}")
     if tx.decision is None:
         return _no(tx, "FAILED_PRECONDITION", "NOT_SUPPORTED", "the transaction is not decided yet")
-    commit = tx.decision is Decision.COMMIT
+    # A callback has only one way to go.
+    commit = tx.decision is Decision.COMMIT or branch.kind is Kind.CALLBACK
     if event.action == "retry":
         if branch.state is BranchState.PARKED:
             moved = replace(

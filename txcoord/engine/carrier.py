@@ -197,7 +197,7 @@ class Carrier:
         live = self.live.get(tx.tx_id)
         if live is not None and live.logged and (not logged or live.tx.epoch >= tx.epoch):
             return
-        if tx.ended or tx.shown_parked:
+        if tx.rests:
             # Nothing runs: the log alone knows it from now on.
             if live is not None:
                 self.live.put(tx)
@@ -259,7 +259,7 @@ class Carrier:
             limit = self.settings.windows.abort_until(tx.deadline_us)
             change = Change(ChangeKind.INSERT, tx, tx.branches, not_after_us=limit, history=change.history)
             live.logged = True
-        elif change is not None and not tx.ended:
+        elif change is not None and not tx.rests:
             tx = self.leased(tx)
             change = replace(change, tx=tx)
         self.live.put(tx)
@@ -268,7 +268,7 @@ class Carrier:
                 self._spawn(self._write_forced(change), f"write:{tx_id}")
             else:
                 self.log.write_lazily(change, self._after_write(change))
-        if tx.ended:
+        if tx.ended and tx.rests:
             self.live.drop(tx_id)
         self._carry_out(tx, verdict.effects)
 

@@ -303,7 +303,7 @@ class Coordinator(Carrier):
             return await self.log.write(change)
         except (LogUnavailable, asyncio.CancelledError):
             # It may have been written all the same. Nobody else would carry it out before its lease ends.
-            if new.decision is not None and not new.ended:
+            if new.decision is not None and not new.rests:
                 self._spawn(self._pick_up(new), f"pick_up:{new.tx_id}")
             raise
 
@@ -342,7 +342,7 @@ class Coordinator(Carrier):
         new, change = verdict.tx, verdict.change
         # A mere note takes no row over.
         carried_out = new.decision is not None or new.state is TxState.RUNNING
-        if carried_out and not new.ended and change.kind is not ChangeKind.PROGRESS:
+        if carried_out and not new.rests and change.kind is not ChangeKind.PROGRESS:
             new = replace(self.leased(new), owner=self.settings.node)
             change = replace(change, tx=new)
         return new, change

@@ -265,8 +265,7 @@ class MemoryLog:
             r
             for r in self.storage.rows.values()
             if _carried_out(r)
-            and not r.ended
-            and not r.shown_parked
+            and not r.rests
             and (r.lease_until_us < now_us or (all_of_owner and r.owner == owner))
         ]
         for row in sorted(free, key=lambda row: row.lease_until_us)[:limit]:
@@ -286,7 +285,7 @@ class MemoryLog:
         kept = set()
         for tx_id in tx_ids:
             row = self.storage.rows.get(tx_id)
-            if row is not None and row.owner == owner and not row.ended and not row.shown_parked:
+            if row is not None and row.owner == owner and not row.rests:
                 until_us = self.storage.clock() + lease_us
                 self.storage.rows[tx_id] = replace(row, lease_until_us=until_us)
                 kept.add(tx_id)

@@ -11,7 +11,7 @@ async with coord.begin("transfer", gid="order-42") as g:
         await db.execute(credit)
 """
 
-from ._answers import Call
+from ._answers import Call, Ended
 from ._block import Scope
 from ._runs import Run
 from ._version import __version__
@@ -50,6 +50,7 @@ __all__ = [
     "Call",
     "ClientInterceptor",
     "Coordinator",
+    "Ended",
     "ForkedAfterUse",
     "Heuristic",
     "InProgress",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
+from . import _values
 from ._pb import common_pb2 as c
 from ._pb import participant_pb2 as pb
 from .errors import Pending, Refused, TxcoordError
@@ -16,7 +17,23 @@ OPS: Mapping[int, str] = {
     c.BRANCH_OP_CANCEL: "cancel",
     c.BRANCH_OP_ACTION: "action",
     c.BRANCH_OP_COMPENSATE: "compensate",
+    c.BRANCH_OP_CALLBACK: "callback",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A transaction has ended. It may be told more than once: ``id`` is always the same then."""
+
+    id: str
+    tx_id: str
+    gid: str
+    committed: bool
+    """Or aborted, and everything is undone."""
+    reason: str = ""
+    """Why it was aborted."""
+    data: Any = None
+    """What was given when this callback was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +53,8 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
     results: Mapping[str, bytes] = field(default_factory=dict)
     """Of earlier steps, by their names."""
+    ended: Ended | None = None
+    """``callback``: how the whole ended."""
 
     @property
     def not_after_us(self) -> int:
@@ -58,7 +77,17 @@ class Call:
             context.gid,
             {**context.headers, **action.headers},
             {r.name or r.branch: r.result for r in action.results},
+            _ended(action) if action.op == c.BRANCH_OP_CALLBACK else None,
         )
+
+
+def _ended(action: pb.BranchAction) -> Ended:
+    out = action.outcome
+    committed = out.decision == c.DECISION_COMMIT
+    data = (
+        _values.decode(action.payload) if action.content_type in ("", "application/json") else action.payload
+    )
+    return Ended(action.message_id, out.tx_id, out.gid, committed, out.reason, data)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import _aio
+from . import _aio, _values
 from . import outcome as outcomes
 from ._pb import common_pb2 as c
 from ._pb import coordinator_pb2 as pb
 from ._runtime import Runtime
 from ._tries import said_no
-from .errors import Aborted, Heuristic
+from .errors import Aborted, Heuristic, Rejected
 from .outcome import Outcome
+from .participant import operation_of
 from .protocol import identifiers
 from .retries import Retry
 from .sagas import Saga
@@ -104,6 +105,7 @@ async def submitted(
     labels: Mapping[str, str],
     headers: Mapping[str, str],
     retry: Retry | None,
+    on_end: Sequence[Any],
     call_timeout: float,
 ) -> Run:
     """Hand it over; returns when it is durable."""
@@ -123,9 +125,19 @@ async def submitted(
             labels=dict(labels),
             headers=dict(headers),
             retry=retry.to_pb() if retry is not None else None,
+            callbacks=[_callback(runtime, told, data) for told in on_end],
         ),
         wait=c.WAIT_LEVEL_ACCEPTED,
     )
     response = await runtime.wire.call("submit", request, until, tx_id=run.tx_id, gid=gid)
     run._take(response.outcome)
     return run
+
+
+def _callback(runtime: Runtime, told: Any, data: Mapping[str, Any]) -> c.Callback:
+    operation = operation_of(told)
+    if operation.first != "callback":
+        raise Rejected(f"{operation.name} is not told of an end: decorate it with @participant.callback")
+    target = runtime.participants.target(operation.participant)
+    part = c.DeliveryPart(target=target, operation=operation.full_name, payload=_values.encode(dict(data)))
+    return c.Callback(id=operation.full_name, delivery=part)

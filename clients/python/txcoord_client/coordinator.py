@@ -239,13 +239,15 @@ class Coordinator(Services):
         labels: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         retry: Retry | None = None,
+        on_end: Any = (),
     ) -> Run:
         """Hand a saga over to the coordinator, which runs it to its end, whatever becomes of this process. Returns when
         it is durable.
 
         ``data``: by name what its steps are given; each gets what it has a parameter for. ``timeout``: seconds until it
         is aborted if not done (default: none). ``gid``: as in :meth:`begin`. ``retry``: of those of its steps that
-        say nothing themselves.
+        say nothing themselves. ``on_end``: a function decorated with ``@participant.callback``, or several: they are
+        told when it has ended, whichever way, at least once.
 
         Raises Rejected for data that do not fit or a participant without an address, AlreadyCommitted, AlreadyAborted
         or InProgress for a known gid, Unavailable.
@@ -264,6 +266,7 @@ class Coordinator(Services):
             labels=labels or {},
             headers=headers or {},
             retry=retry,
+            on_end=on_end if isinstance(on_end, Sequence) else [on_end],
             call_timeout=self._call_timeout,
         )
 

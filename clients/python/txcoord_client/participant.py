@@ -160,6 +160,16 @@ class Participant:
         self._add(operation)
         return Action(operation)
 
+    def callback(self, function: F) -> F:
+        """Decorator of a function that is told when a transaction has ended, as ``submit(on_end=…)`` asks for:
+        ``@shop.callback async def shipped(ended: Ended): …``. It is told at least once, with the same ``ended.id``, and
+        again until it returns without an exception."""
+        _aio.refuse_wrong_kind(function)
+        operation = Operation(self.name, function.__name__, function, {}, "callback")
+        self._add(operation)
+        setattr(function, OPERATION, operation)
+        return function
+
     def _add(self, operation: Operation) -> None:
         if operation.full_name in self._operations:
             raise Rejected(f"{operation.full_name} is there twice")
@@ -262,6 +272,9 @@ class Participant:
             raise Rejected(
                 f"{self.name} has no {call.op} of {call.operation!r}", reason=reasons.UNKNOWN_OPERATION
             )
+        if call.ended is not None:
+            await method(call.ended)
+            return Answer.done()
         # Here, since only a service that has a database of its own needs it.
         from . import _barrier
         from ._db.redis_ import Repeated

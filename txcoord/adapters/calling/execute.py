@@ -12,7 +12,11 @@ from ...core.model import FOREVER_US, Decision, Kind, Tx
 from ...ports import CallRequest
 
 OPS: Mapping[Op, c.BranchOp] = {op: c.BranchOp.Value(f"BRANCH_OP_{op.name}") for op in Op}  # type: ignore[misc]
-_KINDS: Mapping[Kind, c.Kind] = {kind: c.Kind.Value(f"KIND_{kind.name}") for kind in Kind}  # type: ignore[misc]
+_KINDS: Mapping[Kind, c.Kind] = {
+    kind: c.Kind.Value(f"KIND_{kind.name}")  # type: ignore[misc]
+    for kind in Kind
+    if kind is not Kind.CALLBACK
+}
 _ANSWERS: Mapping[int, AnswerKind] = {
     c.ANSWER_KIND_DONE: AnswerKind.DONE,
     c.ANSWER_KIND_REFUSED: AnswerKind.REFUSED,
@@ -92,9 +96,13 @@ def _action(request: CallRequest) -> pb.BranchAction:
         content_type=action.content_type,
         call_deadline_us=request.deadline_us,
         headers=dict(action.headers),
-        kind=_KINDS[branch.kind],
-        step=action.name,
+        kind=_KINDS.get(branch.kind, c.KIND_UNSPECIFIED),
+        step=action.name if request.op is not Op.CALLBACK else "",
     )
+    if request.op is Op.CALLBACK:
+        out.callback_id = action.name
+        out.message_id = f"{request.tx.tx_id}.{action.name}"
+        out.outcome.CopyFrom(_outcome(request.tx))
     if request.op in (Op.CONFIRM, Op.CANCEL, Op.COMPENSATE):
         out.result = branch.result
         out.result_content_type = branch.result_type
@@ -110,6 +118,21 @@ def _action(request: CallRequest) -> pb.BranchAction:
                 )
             )
     return out
+
+
+def _outcome(tx: Tx) -> c.Outcome:
+    """How the whole ended."""
+    committed = tx.decision is Decision.COMMIT
+    return c.Outcome(
+        tx_id=tx.tx_id,
+        gid=tx.gid,
+        state=c.STATE_COMMITTED if committed else c.STATE_ABORTED,
+        decision=c.DECISION_COMMIT if committed else c.DECISION_ABORT,
+        reason=tx.reason,
+        decided_us=tx.decided_us,
+        heuristic=tx.heuristic,
+        result=tx.result,
+    )
 
 
 def key_of(answer: c.BranchAnswer) -> Key:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ...core.action import Answer, AnswerKind, Op
-from ...core.model import FOREVER_US
+from ...core.model import FOREVER_US, Decision
 from ...ports import CallRequest
 from .execute import MOST_RESULT
 
@@ -48,6 +48,9 @@ def carried(request: CallRequest, reserved: Iterable[str]) -> dict[str, str]:
         out["txcoord-call-deadline-us"] = str(request.deadline_us)
     if len(result_of(request)) > MOST_CARRIED:
         out["txcoord-result-too-large"] = str(len(branch.result))
+    if request.op is Op.CALLBACK and action is not None:
+        out["txcoord-callback-id"] = action.name
+        out["txcoord-outcome"] = "committed" if tx.decision is Decision.COMMIT else "aborted"
     return out
 
 

@@ -122,7 +122,7 @@ def _amend_part(t: Tx) -> Row:
         t.result,
         t.parked,
         t.heuristic,
-        t.shown_parked,
+        t.rests and not t.ended_us,
     )
 
 
@@ -157,7 +157,7 @@ def progress_row(change: Change) -> Row:
         t.lease_until_us,
         t.parked,
         t.heuristic,
-        t.shown_parked,
+        t.rests and not t.ended_us,
         change.expected_epoch,
     )
 

@@ -9,7 +9,7 @@ from sqlalchemy import ARRAY, ColumnElement, Connection, Select, any_, exists, l
 
 from txcoord_client.protocol.identifiers import is_tx_id
 
-from ...core.model import Audit, Branch, HistoryEntry, Tx
+from ...core.model import ENDED, Audit, Branch, HistoryEntry, Tx
 from ...ports import LogIdentity, Query
 from . import mapping, tables
 from .tables import branch, tx
@@ -41,11 +41,14 @@ def read(conn: Connection, tx_ids: Iterable[str]) -> dict[str, Tx]:
     return out
 
 
+_ENDED = sorted(map(str, ENDED))
+
+
 def news(conn: Connection, undecided: Sequence[str], unended: Sequence[str]) -> tuple[set[str], set[str]]:
     """Which of these are decided by now, and which of those have ended or rest."""
     return (
         _those(conn, undecided, tx.c.decision.is_not(None)),
-        _those(conn, unended, or_(tx.c.ended_us > 0, tx.c.at_rest)),
+        _those(conn, unended, or_(tx.c.ended_us > 0, tx.c.at_rest, tx.c.state.in_(_ENDED))),
     )
 
 

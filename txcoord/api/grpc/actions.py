@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import graphlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from txcoord_client._pb import common_pb2 as c
@@ -20,12 +21,15 @@ _MOST_HEADERS = 8 * 1024
 _METHOD = re.compile(r"/[A-Za-z_][\w.]*/[A-Za-z_]\w*", re.ASCII)
 _OURS = ("/txcoord.", "/grpc.")
 """A coordinator calls no coordinator: whoever may submit a plan is no operator."""
+_CALLBACK_ID = re.compile(r"[A-Za-z0-9_.-]{1,48}")
 _MOST_EDGES = 10_000
 """In a plan: each answer looks at all of them."""
 _MOST_ATTEMPTS = 1_000_000
 _LONGEST_CALL_US = 600_000_000
 _NO_RETRY = Retry()
 _LONGEST_US = 366 * 86_400_000_000
+Wrong = Callable[..., Refused]
+"""Makes the refusal of a message, a reason and a code."""
 
 
 def bad(
@@ -53,10 +57,6 @@ def read(item: c.Branch, sized: Callable[[bytes, str], None], targets: Targets) 
         )
     if part.http_method not in ("", "POST"):
         raise bad(item, f"http_method {part.http_method[:20]!r}: POST only", reasons.NOT_SUPPORTED)
-    if item.HasField("callback"):
-        raise bad(
-            item, "completion callbacks are not carried out yet", reasons.NOT_SUPPORTED, "UNIMPLEMENTED"
-        )
     size = sum(len(k) + len(v) for k, v in part.headers.items())
     if size > _MOST_HEADERS or len(item.name) > 200 or len(part.content_type) > 255:
         raise bad(item, f"name, content type or headers ({size} bytes) are too long", reasons.TOO_LARGE)
@@ -76,17 +76,54 @@ def read(item: c.Branch, sized: Callable[[bytes, str], None], targets: Targets) 
         results_of=tuple(part.results_of),
         aborted_means_refused=part.aborted_means_refused,
         headers=dict(part.headers),
-        retry=read_retry(item.retry, lambda message: bad(item, message)) if item.HasField("retry") else _NO_RETRY,
+        retry=read_retry(item.retry, partial(bad, item)) if item.HasField("retry") else _NO_RETRY,
     )
     return {"resource": part.target, "payload": part.payload, "action": action}
 
 
 def check_target(item: c.Branch, target: str, targets: Targets) -> None:
     """Is it one that this coordinator calls? Raises Refused."""
+    _check_target(partial(bad, item), target, targets)
+
+
+def _check_target(wrong: Wrong, target: str, targets: Targets) -> None:
     why = targets.why_not(target)
     if why is not None:
         code = "PERMISSION_DENIED" if why.reason == reasons.TARGET_NOT_ALLOWED else "INVALID_ARGUMENT"
-        raise bad(item, why.message, why.reason, code)
+        raise wrong(why.message, why.reason, code)
+
+
+def callback(item: c.Callback, sized: Callable[[bytes, str], None], targets: Targets) -> Branch:
+    """One who asks to be told of the end. Raises Refused."""
+
+    def wrong(message: str, reason: str = reasons.BAD_REQUEST, code: str = "INVALID_ARGUMENT") -> Refused:
+        return Refused(Refusal(code, reason, f"callback {item.id[:80]!r}: {message}", True))
+
+    part = item.delivery
+    if not _CALLBACK_ID.fullmatch(item.id):
+        raise wrong("its id has 1 to 48 characters of [A-Za-z0-9_.-]")
+    others = {field.name for field, _ in part.ListFields()}
+    if unknown := sorted(others - {"target", "operation", "payload", "content_type", "headers"}):
+        raise wrong(
+            f"{', '.join(unknown)}: not carried out by this version", reasons.NOT_SUPPORTED, "UNIMPLEMENTED"
+        )
+    _check_target(wrong, part.target, targets)
+    if not part.operation or len(part.operation) > 200:
+        raise wrong("its operation has a name of 1 to 200 characters")
+    if part.operation.startswith("/"):
+        _check_operations(wrong, part.target, [part.operation], targets)
+    sized(part.payload, f"payload of callback {item.id}")
+    size = sum(len(k) + len(v) for k, v in part.headers.items())
+    if size > _MOST_HEADERS or len(part.content_type) > 255:
+        raise wrong(f"content type or headers ({size} bytes) are too long", reasons.TOO_LARGE)
+    action = Action(
+        part.operation,
+        item.id,
+        part.content_type,
+        headers=dict(part.headers),
+        retry=read_retry(item.retry, wrong),
+    )
+    return Branch(f"c:{item.id}", Kind.CALLBACK, resource=part.target, payload=part.payload, action=action)
 
 
 def _check_methods(item: c.Branch, targets: Targets) -> None:
@@ -98,23 +135,7 @@ def _check_methods(item: c.Branch, targets: Targets) -> None:
     if not part.no_undo and not part.forward:
         needed.append(part.abort_operation)
     specials = (part.first_operation, part.commit_operation, part.abort_operation)
-    named = targets.named.get(part.target) or [Target.parse(part.target)]
-    over_http = {target.is_http for target in named if target is not None}
-    if len(over_http) > 1:
-        raise bad(
-            item,
-            f"{part.target!r} has addresses of gRPC and of HTTP: it has no methods and no paths of its own",
-        )
-    for method in (*needed, *filter(None, specials)):
-        if over_http == {True}:
-            if not is_path(method):
-                raise bad(
-                    item, f"path {method[:80]!r}: one such as /reserve is needed, for confirm and cancel too"
-                )
-        elif len(method) > 200 or not _METHOD.fullmatch(method) or method.startswith(_OURS):
-            raise bad(
-                item, f"method {method[:80]!r}: /package.Service/Method is needed, for confirm and cancel too"
-            )
+    _check_operations(partial(bad, item), part.target, [*needed, *filter(None, specials)], targets)
     if part.results_of:
         raise bad(
             item,
@@ -122,6 +143,25 @@ def _check_methods(item: c.Branch, targets: Targets) -> None:
             reasons.NOT_SUPPORTED,
             "UNIMPLEMENTED",
         )
+
+
+def _check_operations(wrong: Wrong, target: str, methods: Iterable[str], targets: Targets) -> None:
+    named = targets.named.get(target) or [Target.parse(target)]
+    over_http = {one.is_http for one in named if one is not None}
+    if len(over_http) > 1:
+        raise wrong(
+            f"{target!r} has addresses of gRPC and of HTTP: it has no methods and no paths of its own"
+        )
+    for method in methods:
+        if over_http == {True}:
+            if not is_path(method):
+                raise wrong(
+                    f"path {method[:80]!r}: one such as /reserve is needed, for confirm and cancel too"
+                )
+        elif len(method) > 200 or not _METHOD.fullmatch(method) or method.startswith(_OURS):
+            raise wrong(
+                f"method {method[:80]!r}: /package.Service/Method is needed, for confirm and cancel too"
+            )
 
 
 def read_retry(r: c.RetryPolicy, wrong: Callable[[str], Refused]) -> Retry:

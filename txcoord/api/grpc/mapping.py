@@ -62,8 +62,10 @@ BRANCH_STATE: Mapping[BranchState, c.BranchState] = {
 KIND: Mapping[Kind, c.Kind] = {
     kind: c.Kind.Value(f"KIND_{kind.name}")  # type: ignore[misc]
     for kind in Kind
+    if kind is not Kind.CALLBACK
 }
 _KIND_FROM_PB = {number: kind for kind, number in KIND.items()}
+_MOST_CALLBACKS = 20
 _VOTED: Mapping[int, BranchState] = {
     c.VOTE_UNSPECIFIED: BranchState.OPEN,
     c.VOTE_PREPARED: BranchState.READY,
@@ -162,8 +164,6 @@ class Reader:
             raise bad(
                 reasons.TOO_LARGE, f"name, labels and headers: at most {self._limits.headers} bytes together"
             )
-        if spec.callbacks:
-            raise bad(reasons.NOT_SUPPORTED, "callbacks are not carried out yet", "UNIMPLEMENTED")
         if spec.HasField("retry"):
             if not names_branches:
                 raise bad(
@@ -250,6 +250,16 @@ class Reader:
             str(x),
             reason=item.reason[:500],
         )
+
+    def callbacks(self, spec: c.TransactionSpec, items: Iterable[c.Branch] = ()) -> tuple[Branch, ...]:
+        """Who asks to be told of the end: the transaction, or any of its branches."""
+        asked = [*spec.callbacks, *(item.callback for item in items if item.HasField("callback"))]
+        out = {b.id: b for b in (actions.callback(one, self._sized, self._limits.targets) for one in asked)}
+        if len(out) < len(asked):
+            raise bad(reasons.BAD_REQUEST, "two callbacks have one id")
+        if len(out) > _MOST_CALLBACKS:
+            raise bad(reasons.TOO_LARGE, f"{len(out)} callbacks; at most {_MOST_CALLBACKS}")
+        return tuple(out.values())
 
     def with_retry(self, branches: Iterable[Branch], spec: c.TransactionSpec) -> tuple[Branch, ...]:
         """Branches that are tried as their transaction says, where they say nothing themselves."""
@@ -393,7 +403,7 @@ def branch_status(b: Branch, *, results: bool = True) -> c.BranchStatus:
     """What is known of a branch, for the wire."""
     return c.BranchStatus(
         branch=b.id,
-        kind=KIND[b.kind],
+        kind=KIND.get(b.kind, c.KIND_UNSPECIFIED),
         state=BRANCH_STATE[b.state],
         heuristic=b.heuristic,
         reason=b.reason.split(":", 1)[0],
@@ -436,7 +446,7 @@ def transaction(tx: Tx, *, results: bool = True) -> c.Transaction:
         epoch=tx.epoch,
     )
     for b in tx.branches:
-        spec = c.Branch(id=b.id, kind=KIND[b.kind])
+        spec = c.Branch(id=b.id, kind=KIND.get(b.kind, c.KIND_UNSPECIFIED))
         if b.kind is Kind.XA:
             spec.xa.CopyFrom(xa_part(b))
         if b.action is not None:

@@ -133,6 +133,7 @@ class Operations:
         tx_id = self._tx_id(request, now_us)
         deadline_us = request.deadline_us or now_us + self._limits.deadline_default_us
         tx = self._read.tx(namespace, tx_id, request.gid, deadline_us, request.spec)
+        tx = replace(tx, branches=self._read.callbacks(request.spec))
         again = _taken_over(request.spec)
         first = self._c.begin(Begin(tx), may_take_over=again, retry_of=request.spec.retry_of)
         done = await repeats.same(
@@ -161,6 +162,7 @@ class Operations:
         if not branches:
             raise bad(reasons.BAD_REQUEST, "no branch to enlist")
         branches = self._read.with_retry(branches, request.spec)
+        branches += self._read.callbacks(request.spec, request.branches)
         done = await self._c.enlist(Enlist(tx, branches, request.run), begun=request.begun)
         if not ids:
             return pb.EnlistResponse(outcome=mapping.outcome(done))
@@ -178,6 +180,7 @@ class Operations:
             namespace, tx_id, request.gid, deadline_us, request.spec, may_have_none=True, names_branches=True
         )
         branches = self._read.with_retry(self._read.plan(request.branches), request.spec)
+        branches += self._read.callbacks(request.spec, request.branches)
         plan = replace(tx, branches=branches, one_phase_resource="")
         again = _taken_over(request.spec)
         first = self._c.submit(Submit(plan), may_take_over=again, retry_of=request.spec.retry_of)
@@ -226,6 +229,7 @@ class Operations:
             request.branches,
             request.result,
         )
+        tx = replace(tx, branches=tx.branches + self._read.callbacks(request.spec, request.branches))
         done = await self._c.commit(Commit(tx, request.begun or bool(request.gid)))
         await self._let_go(done, request.branches)
         if done.decision is Decision.ABORT and done.decided_by is not DecidedBy.BRANCH:
@@ -282,6 +286,9 @@ class Operations:
                 raise bad(reasons.BAD_BRANCH, f"branch id {report.branch[:80]!r}")
             self._read.resource(report.xa.resource)
         spec = request.spec if request.HasField("spec") else None
+        if request.spec.callbacks:
+            text = "callbacks are asked for before the end: with begin, submit, enlist or commit"
+            raise bad(reasons.NOT_SUPPORTED, text, "UNIMPLEMENTED")
         tx = self._read.tx(
             namespace, request.tx_id, request.gid, request.deadline_us, spec, result=request.result
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..model import Kind
-from . import message, notify, saga, tcc, xa
+from . import callback, message, notify, saga, tcc, xa
 from .rules import KindRules
 
 RULES: Mapping[Kind, KindRules] = {
@@ -14,6 +14,7 @@ RULES: Mapping[Kind, KindRules] = {
     Kind.SAGA: saga.RULES,
     Kind.MESSAGE: message.RULES,
     Kind.NOTIFY: notify.RULES,
+    Kind.CALLBACK: callback.RULES,
 }
 
 __all__ = ["RULES", "KindRules"]

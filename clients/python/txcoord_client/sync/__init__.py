@@ -14,7 +14,7 @@ SQL runs on the caller's thread. The wire to the coordinator is one background t
 use. Errors and outcomes are those of ``txcoord_client``.
 """
 
-from .._answers import Call
+from .._answers import Call, Ended
 from ..errors import (
     Aborted,
     AlreadyAborted,
@@ -50,6 +50,7 @@ __all__ = [
     "AlreadyCommitted",
     "Call",
     "Coordinator",
+    "Ended",
     "ForkedAfterUse",
     "Heuristic",
     "InProgress",
@@ -64,8 +65,8 @@ __all__ = [
     "Rejected",
     "ResourceBusy",
     "ResourceMismatch",
-    "Run",
     "Retry",
+    "Run",
     "Saga",
     "Scope",
     "State",
