@@ -9,8 +9,10 @@ import asyncio
 from collections.abc import Collection
 
 from ..core import plans
+from ..core.calling import op_of
 from ..core.errors import Refusal, Refused
 from ..core.events import (
+    Answered,
     Begin,
     Commit,
     DeadlinePassed,
@@ -206,6 +208,24 @@ class Coordinator(Carrier):
     async def wait(self, tx: Tx, level: WaitLevel, timeout_s: float) -> Tx:
         """Wait until it has reached ``level``, at most ``timeout_s`` seconds; answers how it stands then."""
         return await self.waiting.wait(tx, level, timeout_s)
+
+    async def answered_late(self, tx_id: str, event: Answered) -> Tx:
+        """A participant reports by itself what became of a call that it had answered *pending*. A crash may forget it:
+        then the participant is asked again."""
+        live = self.live.get(tx_id)
+        if live is None:
+            tx = await self.get(tx_id)
+            if tx is None:
+                raise Refused(Refusal("NOT_FOUND", "NOT_FOUND", f"there is no transaction {tx_id}"))
+            branch = tx.branch(event.branch_id)
+            if tx.rests or branch is None or op_of(branch) is not event.op:
+                return tx  # It is seen to already.
+            text = "another coordinator carries it out: report to that one, or wait to be asked again"
+            raise Refused(Refusal("UNAVAILABLE", "IN_PROGRESS", text, False, {"owner": tx.owner}))
+        self.tell(tx_id, event)
+        # What is told is lost with this process until it is written.
+        await self.log.settle()
+        return live.tx
 
     async def holder_reported(self, asked: Tx, event: HolderReported) -> Tx | None:
         """The session that prepared a branch has finished it, or has let go of it. None: nothing is known of its

@@ -31,6 +31,8 @@ Key = tuple[str, str, int]
 _MOST_BYTES = 3 * 1024 * 1024
 """Of one message: gRPC servers take 4 MiB unless they are told otherwise."""
 MOST_RESULT = 256 * 1024
+_REPORTED_US = 60_000_000
+"""One that reports by itself is asked again only for safety."""
 
 
 def requests_of(requests: Sequence[CallRequest], *, node: str, log_id: str) -> list[pb.ExecuteRequest]:
@@ -151,5 +153,5 @@ def answer_of(answer: c.BranchAnswer) -> Answer:
         answer.result,
         answer.content_type,
         reason[:500],
-        max(answer.retry_after_us, 0),
+        max(answer.retry_after_us, 0) or (_REPORTED_US if answer.will_report else 0),
     )

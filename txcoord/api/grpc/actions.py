@@ -12,15 +12,25 @@ from typing import Any
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client.protocol import identifiers, reasons
 
-from ...core.action import Action, Retry
+from ...core.action import Action, Answer, AnswerKind, Op, Retry
 from ...core.errors import Refusal, Refused
-from ...core.model import Branch, Kind
+from ...core.events import Answered
+from ...core.model import Branch, Kind, Tx
 from ...core.targets import Target, Targets, is_path
 
 _MOST_HEADERS = 8 * 1024
 _METHOD = re.compile(r"/[A-Za-z_][\w.]*/[A-Za-z_]\w*", re.ASCII)
 _OURS = ("/txcoord.", "/grpc.")
 """A coordinator calls no coordinator: whoever may submit a plan is no operator."""
+_ANY_ATTEMPT = 1 << 40
+"""A report counts, however often the participant was asked since."""
+MOST_RESULT = 256 * 1024
+_OPS = {c.BranchOp.Value(f"BRANCH_OP_{op.name}"): op for op in Op}
+_ANSWERS = {
+    c.ANSWER_KIND_DONE: AnswerKind.DONE,
+    c.ANSWER_KIND_REFUSED: AnswerKind.REFUSED,
+    c.ANSWER_KIND_FAILED: AnswerKind.FAILED,
+}
 _CALLBACK_ID = re.compile(r"[A-Za-z0-9_.-]{1,48}")
 _MOST_EDGES = 10_000
 """In a plan: each answer looks at all of them."""
@@ -191,6 +201,26 @@ def with_default(branch: Branch, of_whole: Retry) -> Branch:
         return branch
     said = {name: getattr(of_whole, name) for name in of_whole.__slots__ if not getattr(own.retry, name)}
     return replace(branch, action=replace(own, retry=replace(own.retry, **said)))
+
+
+def late_answer(tx: Tx, report: c.BranchReport) -> Answered:
+    """What a participant reports by itself of a call that it had answered *pending*. Raises Refused."""
+    said = report.answer
+
+    def wrong(message: str, reason: str = reasons.BAD_REQUEST, code: str = "INVALID_ARGUMENT") -> Refused:
+        return Refused(Refusal(code, reason, f"branch {report.branch[:40]!r}: {message}", True))
+
+    branch = tx.branch(report.branch)
+    if branch is None or branch.action is None:
+        raise wrong("no participant does anything for such a branch", reasons.NOT_FOUND, "NOT_FOUND")
+    op, kind = _OPS.get(said.op), _ANSWERS.get(said.kind)
+    if op is None or kind is None:
+        raise wrong("an answer names its op, and is done, refused or failed")
+    if len(said.result) > MOST_RESULT or len(said.content_type) > 255:
+        raise wrong(f"its result has {len(said.result)} bytes; at most {MOST_RESULT}", reasons.TOO_LARGE)
+    reason = f"{said.reason}: {said.message}" if said.message else said.reason
+    answer = Answer(kind, said.result, said.content_type, reason[:500], max(said.retry_after_us, 0))
+    return Answered(branch.id, op, _ANY_ATTEMPT, answer)
 
 
 def write(out: c.Branch, action: Action, target: str) -> None:

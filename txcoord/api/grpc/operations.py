@@ -18,7 +18,7 @@ from ...core.model import FOREVER_US, Branch, BranchState, DecidedBy, Decision, 
 from ...engine.coordinator import Coordinator, expired
 from ...engine.live import reached
 from ...ports import ResourceStatus
-from . import filters, mapping, repeats
+from . import actions, filters, mapping, repeats
 from .mapping import Limits, Reader, bad
 from .waits import LEVEL, Waits, not_found
 
@@ -281,6 +281,8 @@ class Operations:
         """Take what happened elsewhere: a one-phase commit, or what the holders of branches did with them."""
         if not request.reports:
             raise bad(reasons.BAD_REQUEST, "no report")
+        if all(report.event == c.BRANCH_EVENT_ANSWER for report in request.reports):
+            return await self._late_answers(request, namespace)
         for report in request.reports:
             if not identifiers.is_branch(report.branch):
                 raise bad(reasons.BAD_BRANCH, f"branch id {report.branch[:80]!r}")
@@ -304,6 +306,13 @@ class Operations:
             event = HolderReported(report.branch, report.xa.resource, xid, _HOLDER_DID[report.event])
             done = await self._c.holder_reported(tx, event)
         return pb.ReportResponse(outcome=mapping.outcome(done) if done is not None else None)
+
+    async def _late_answers(self, request: pb.ReportRequest, namespace: str) -> pb.ReportResponse:
+        tx = await self.find(namespace, request.tx_id, request.gid)
+        events = [actions.late_answer(tx, report) for report in request.reports]
+        for event in events:
+            tx = await self._c.answered_late(tx.tx_id, replace(event, defaults=self._c.settings.retry))
+        return pb.ReportResponse(outcome=mapping.outcome(tx))
 
     async def _one_phase(self, tx: Tx, report: c.BranchReport) -> Tx:
         branch = Branch(report.branch, Kind.XA, BranchState.DONE, report.xa.resource)
