@@ -308,12 +308,16 @@ def test_whom_it_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("TXCOORD_TARGETS__ALLOW", "10.0.0.1/8", "no network"),
         ("TXCOORD_TARGETS__CA_FILE", "nowhere.pem", "no such file"),
         ("TXCOORD_PARTICIPANTS__coupons__ADDRESSES", "unix:/x", "no address"),
-        ("TXCOORD_PARTICIPANTS__coupons__ADDRESSES", "grpc://a:1", "one address"),
+        ("TXCOORD_PARTICIPANTS__coupons__TOKEN_FILE", "nowhere", "no such file"),
         ("TXCOORD_PARTICIPANTS__coupons__ADDRESSES", ",", "at least one"),
     ):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             assert said in one_problem()
+    monkeypatch.setenv("TXCOORD_PARTICIPANTS__coupons__ADDRESSES", "grpc://a:1")
+    assert load()
+    monkeypatch.setenv("TXCOORD_PARTICIPANTS__coupons__TOKEN_FILE", str(tmp_path / "txcoord.toml"))
+    assert "one address" in one_problem()
 
 
 def test_whom_it_calls_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

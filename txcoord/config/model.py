@@ -265,8 +265,11 @@ class Settings(BaseSettings):
         seen: dict[object, str] = {}
         for name, participant in value.items():
             for target in Targets(named={name: items(participant.addresses)}).named[name]:
-                if seen.setdefault(target, name) != name:
-                    raise ValueError(f"{seen[target]!r} and {name!r} have one address: {target}")
+                other = seen.setdefault(target, name)
+                if value[other].token_file != participant.token_file:
+                    raise ValueError(
+                        f"{other!r} and {name!r} have one address, {target}, but not one token_file"
+                    )
         return value
 
     @property

@@ -136,7 +136,10 @@ class Targets:
         self.named: dict[str, tuple[Target, ...]] = {}
         for name, addresses in (named or {}).items():
             self.named[name] = tuple(map(_read, addresses))
-        self._own = {target: name for name, targets in self.named.items() for target in targets}
+        self._own: dict[Target, str] = {}
+        for name, targets in self.named.items():
+            for target in targets:
+                self._own.setdefault(target, name)
         self._own_places = {(target.host, target.port) for target in self._own}
 
     def _allow(self, entry: str) -> None:
@@ -155,7 +158,7 @@ class Targets:
             )
 
     def name_of(self, target: Target) -> str:
-        """The participant that has this address by the settings; empty if there is none."""
+        """A participant that has this address by the settings; empty if there is none."""
         return self._own.get(target, "")
 
     def why_not(self, text: str) -> NotAllowed | None:

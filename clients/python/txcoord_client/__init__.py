@@ -13,6 +13,7 @@ async with coord.begin("transfer", gid="order-42") as g:
 
 from ._answers import Call, Ended
 from ._block import Scope
+from ._places import ParticipantAt
 from ._runs import Run
 from ._version import __version__
 from .coordinator import Coordinator
@@ -60,6 +61,7 @@ __all__ = [
     "OutcomeUnknown",
     "OverlappingUnits",
     "Participant",
+    "ParticipantAt",
     "Pending",
     "Refused",
     "Rejected",

@@ -8,12 +8,12 @@ from google.protobuf.message import DecodeError
 
 from ._pb import common_pb2 as c
 from ._pb import participant_pb2 as pb
+from ._places import ParticipantAt
 from .errors import Rejected
 from .protocol import over_http, reasons
 
 AWAY = frozenset({429, 502, 503, 504})
 """Who answers so may be back soon."""
-_HEADERS = {"content-type": over_http.REQUEST_TYPE, "accept": over_http.REQUEST_TYPE}
 
 
 class NoAnswer(Exception):
@@ -26,18 +26,17 @@ class NoAnswer(Exception):
 
 
 class AsyncHttp:
-    """Asks participants for one action at a time."""
+    """Asks a participant for one action at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: ParticipantAt) -> None:
         self._httpx = _httpx()
-        self._client: Any = self._httpx.AsyncClient()
+        self._url = place.address.rstrip("/") + over_http.PATH
+        self._client: Any = self._httpx.AsyncClient(**_options(place))
 
-    async def ask(self, target: str, request: pb.ExecuteRequest, timeout: float) -> c.BranchAnswer | None:
+    async def ask(self, request: pb.ExecuteRequest, timeout: float) -> c.BranchAnswer | None:
         """The answer; None where the participant had none. Raises NoAnswer."""
         try:
-            reply = await self._client.post(
-                _url(target), content=request.SerializeToString(), headers=_HEADERS, timeout=timeout
-            )
+            reply = await self._client.post(self._url, content=request.SerializeToString(), timeout=timeout)
         except self._httpx.HTTPError as error:
             raise _failed(self._httpx, error) from error
         return _answer(reply)
@@ -50,16 +49,15 @@ class AsyncHttp:
 class Http:
     """The same for threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: ParticipantAt) -> None:
         self._httpx = _httpx()
-        self._client: Any = self._httpx.Client()
+        self._url = place.address.rstrip("/") + over_http.PATH
+        self._client: Any = self._httpx.Client(**_options(place))
 
-    def ask(self, target: str, request: pb.ExecuteRequest, timeout: float) -> c.BranchAnswer | None:
+    def ask(self, request: pb.ExecuteRequest, timeout: float) -> c.BranchAnswer | None:
         """The answer; None where the participant had none. Raises NoAnswer."""
         try:
-            reply = self._client.post(
-                _url(target), content=request.SerializeToString(), headers=_HEADERS, timeout=timeout
-            )
+            reply = self._client.post(self._url, content=request.SerializeToString(), timeout=timeout)
         except self._httpx.HTTPError as error:
             raise _failed(self._httpx, error) from error
         return _answer(reply)
@@ -67,11 +65,6 @@ class Http:
     def close(self) -> None:
         """Disconnect."""
         self._client.close()
-
-
-def is_http(target: str) -> bool:
-    """Is it reached over HTTP?"""
-    return target.startswith(("http://", "https://"))
 
 
 def _httpx() -> Any:
@@ -85,8 +78,11 @@ def _httpx() -> Any:
     return httpx
 
 
-def _url(target: str) -> str:
-    return target.rstrip("/") + over_http.PATH
+def _options(place: ParticipantAt) -> dict[str, Any]:
+    headers = {"content-type": over_http.REQUEST_TYPE, "accept": over_http.REQUEST_TYPE}
+    if place.token:
+        headers["authorization"] = place.authorization
+    return {"headers": headers, **({"verify": place.context()} if place.address.startswith("https") else {})}
 
 
 def _failed(httpx: Any, error: Exception) -> NoAnswer:

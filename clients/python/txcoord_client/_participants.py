@@ -11,12 +11,13 @@ from collections.abc import Mapping
 import grpc
 
 from . import _aio
-from ._http_tries import AsyncHttp, NoAnswer, is_http
+from ._http_tries import AsyncHttp, NoAnswer
 from ._pb import common_pb2 as c
 from ._pb import participant_pb2 as pb
 from ._pb import participant_pb2_grpc
+from ._places import ParticipantAt, place_of, target_of
 from ._together import Asked, Together
-from .errors import Rejected, Unavailable
+from .errors import Unavailable
 from .protocol import reasons
 
 FIRST_PAUSE_S = 0.05
@@ -24,33 +25,24 @@ LONGEST_PAUSE_S = 1.0
 AWAY = (grpc.StatusCode.UNAVAILABLE,)
 
 
-def address_of(addresses: Mapping[str, str], name: str) -> str:
-    """The address of a participant. Raises Rejected."""
-    found = addresses.get(name)
-    if found is None:
-        raise Rejected(
-            f"participant {name!r} has no address: Coordinator(participants={{{name!r}: 'grpc://host:port'}}), or "
-            "'http://host:port'",
-            reason=reasons.UNKNOWN_PARTICIPANT,
-            facts={"participant": name},
-        )
-    return found
-
-
 class Participants:
     """Where participants are, and channels to them."""
 
-    def __init__(self, addresses: Mapping[str, str]) -> None:
-        self._addresses = addresses
-        self._channels: dict[str, grpc.aio.Channel] = {}
-        self._http: AsyncHttp | None = None
-        self._together: dict[str, Together] = {}
+    def __init__(self, places: Mapping[str, ParticipantAt]) -> None:
+        self._places = places
+        self._channels: dict[ParticipantAt, grpc.aio.Channel] = {}
+        self._http: dict[ParticipantAt, AsyncHttp] = {}
+        self._together: dict[ParticipantAt, Together] = {}
+
+    def place(self, name: str) -> ParticipantAt:
+        """Where a participant is. Raises Rejected."""
+        return place_of(self._places, name)
 
     def target(self, name: str) -> str:
-        """The address of a participant. Raises Rejected."""
-        return address_of(self._addresses, name)
+        """What a branch of a participant names."""
+        return target_of(self._places, name)
 
-    async def run(self, target: str, request: pb.ExecuteRequest, until: float) -> c.BranchAnswer:
+    async def run(self, place: ParticipantAt, request: pb.ExecuteRequest, until: float) -> c.BranchAnswer:
         """Ask for one action until it is answered, again where that may help. Raises Unavailable."""
         pause = FIRST_PAUSE_S
         why = "it has not answered in time"
@@ -59,7 +51,7 @@ class Participants:
             wait = pause
             asked = Asked(request, until, alone=alone)
             try:
-                answer = await self._ask(target, asked)
+                answer = await self._ask(place, asked)
             except NoAnswer as error:
                 why = str(error)
                 if not error.again:
@@ -77,31 +69,37 @@ class Participants:
             await asyncio.sleep(max(min(wait, until - _aio.now()), 0.0))
             pause = min(pause * 2, LONGEST_PAUSE_S)
             request.actions[0].attempt += 1
-        raise Unavailable(f"{target}: {why}", reason=reasons.PARTICIPANT_UNAVAILABLE, definite=False)
+        raise Unavailable(f"{place.address}: {why}", reason=reasons.PARTICIPANT_UNAVAILABLE, definite=False)
 
-    async def _ask(self, target: str, asked: Asked) -> c.BranchAnswer | None:
-        if is_http(target):
-            if self._http is None:
-                self._http = AsyncHttp()
+    async def _ask(self, place: ParticipantAt, asked: Asked) -> c.BranchAnswer | None:
+        if place.is_http:
+            http = self._http.get(place)
+            if http is None:
+                http = self._http[place] = AsyncHttp(place)
             asked.alone = True
             left = asked.until - _aio.now()
             try:
                 async with asyncio.timeout(left):
-                    return await self._http.ask(target, asked.request, left)
+                    return await http.ask(asked.request, left)
             except TimeoutError:
                 return None
         try:
-            return await self._at(target).ask(asked)
+            return await self._at(place).ask(asked)
         except grpc.aio.AioRpcError as error:
             raise NoAnswer(f"{error.code().name}: {error.details()}", again=error.code() in AWAY) from error
 
-    def _at(self, target: str) -> Together:
-        found = self._together.get(target)
+    def _at(self, place: ParticipantAt) -> Together:
+        found = self._together.get(place)
         if found is None:
-            channel = grpc.aio.insecure_channel(target.removeprefix("grpc://"))
-            self._channels[target] = channel
-            stub = participant_pb2_grpc.ParticipantServiceStub(channel)
-            found = self._together[target] = Together(stub)
+            credentials = place.credentials()
+            channel = self._channels[place] = (
+                grpc.aio.insecure_channel(place.host)
+                if credentials is None
+                else grpc.aio.secure_channel(place.host, credentials)
+            )
+            shown = [("authorization", place.authorization)] if place.token else None
+            found = Together(participant_pb2_grpc.ParticipantServiceStub(channel), shown)
+            self._together[place] = found
         return found
 
     async def close(self) -> None:
@@ -110,6 +108,6 @@ class Participants:
         self._together = {}
         for channel in channels:
             await channel.close(None)
-        http, self._http = self._http, None
-        if http is not None:
-            await http.close()
+        clients, self._http = list(self._http.values()), {}
+        for client in clients:
+            await client.close()

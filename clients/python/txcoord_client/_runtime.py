@@ -11,6 +11,7 @@ from ._admission import Admission
 from ._participants import Participants
 from ._pb import common_pb2 as c
 from ._pb import coordinator_pb2 as pb
+from ._places import ParticipantAt
 from ._scope import opening_a_branch
 from ._wire import Wire
 from ._xa.branch import Branch
@@ -40,7 +41,7 @@ class Runtime:
         *,
         version: str,
         call_timeout: float,
-        participants: Mapping[str, str],
+        participants: Mapping[str, ParticipantAt],
     ) -> None:
         self.participants = Participants(participants)
         self.namespace = namespace

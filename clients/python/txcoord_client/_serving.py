@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections.abc import AsyncGenerator, Callable, Iterable, MutableMapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -15,8 +16,8 @@ from ._pb import participant_pb2 as pb
 from .errors import Rejected
 from .protocol import reasons
 
-Begin = Callable[[pb.ExecuteRequest], MutableMapping["asyncio.Future[Answer]", pb.BranchAction]]
-"""Begins all actions of a request."""
+Begin = Callable[[pb.ExecuteRequest, str], MutableMapping["asyncio.Future[Answer]", pb.BranchAction]]
+"""Begins all actions of a request, which came with this authorization."""
 
 
 class Participant(Protocol):
@@ -25,6 +26,7 @@ class Participant(Protocol):
     name: str
     concurrency: int
     _operations: Any
+    _tokens: tuple[str, ...]
 
     def under_way(self, call: Call) -> Answer | None: ...
 
@@ -64,19 +66,23 @@ class Runner:
         self._participants = tuple(participants)
         self._room = {p.name: asyncio.Semaphore(p.concurrency) for p in participants}
 
-    def begin(self, request: pb.ExecuteRequest) -> dict[asyncio.Future[Answer], pb.BranchAction]:
+    def begin(
+        self, request: pb.ExecuteRequest, authorization: str
+    ) -> dict[asyncio.Future[Answer], pb.BranchAction]:
         """Begin all that is asked."""
         return {
-            asyncio.ensure_future(self._one(Call.from_pb(request, action))): action
+            asyncio.ensure_future(self._one(Call.from_pb(request, action), authorization)): action
             for action in request.actions
             if action.context < len(request.contexts)
         }
 
-    async def _one(self, call: Call) -> Answer:
+    async def _one(self, call: Call, authorization: str) -> Answer:
         # What is declared after it was mounted counts too.
         participant = next((p for p in self._participants if call.operation in p._operations), None)
         if participant is None:
             return nobody(call)
+        if not permitted(participant._tokens, authorization):
+            return stranger(participant.name)
         later = participant.under_way(call)
         if later is not None:
             return later
@@ -91,12 +97,26 @@ def nobody(call: Call) -> Answer:
     )
 
 
+def permitted(tokens: tuple[str, ...], authorization: str) -> bool:
+    """Does the caller have one of a participant's tokens? One without tokens does not ask."""
+    scheme, _, given = authorization.partition(" ")
+    wanted = [hmac.compare_digest(given.strip().encode(), token.encode()) for token in tokens]
+    return not tokens or (scheme.lower() == "bearer" and any(wanted))
+
+
+def stranger(name: str) -> Answer:
+    """To whoever has none."""
+    return Answer.failed(
+        Rejected(f"{name} is only called with one of its bearer tokens", reason=reasons.UNAUTHENTICATED)
+    )
+
+
 async def answers(
-    begin: Begin, request: pb.ExecuteRequest
+    begin: Begin, request: pb.ExecuteRequest, authorization: str
 ) -> AsyncGenerator[tuple[pb.ExecuteResponse, bool], None]:
     """Run what is asked; each answer as soon as it is there, and whether it is the last."""
     answered = _Answered()
-    left = begin(request)
+    left = begin(request, authorization)
     for task, action in left.items():
         task.add_done_callback(partial(answered.put, action))
     try:

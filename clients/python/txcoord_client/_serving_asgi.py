@@ -41,7 +41,7 @@ class Endpoint:
             return
         except ConnectionResetError:
             return
-        work = asyncio.ensure_future(self._work(request, send))
+        work = asyncio.ensure_future(self._work(request, headers.get(b"authorization", ""), send))
         gone = asyncio.ensure_future(_gone(receive))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -53,9 +53,9 @@ class Endpoint:
         if not work.cancelled() and work.done():
             work.result()
 
-    async def _work(self, request: pb.ExecuteRequest, send: Send) -> None:
+    async def _work(self, request: pb.ExecuteRequest, authorization: str, send: Send) -> None:
         started = False
-        async with aclosing(answers(self._begin, request)) as found:
+        async with aclosing(answers(self._begin, request, authorization)) as found:
             async for response, last in found:
                 data = over_http.frame(response.SerializeToString())
                 if not started:

@@ -23,7 +23,8 @@ class Servicer(participant_pb2_grpc.ParticipantServiceServicer):
         self, request: pb.ExecuteRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.ExecuteResponse]:
         """Many actions of many transactions."""
-        async with aclosing(answers(self._runner.begin, request)) as found:
+        authorization = str(dict(context.invocation_metadata() or ()).get("authorization", ""))
+        async with aclosing(answers(self._runner.begin, request, authorization)) as found:
             async for response, _ in found:
                 yield response
 

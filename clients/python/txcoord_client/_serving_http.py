@@ -43,8 +43,8 @@ def django_urls(participants: Sequence[Participant]) -> list[Any]:
 
     begin = Runner(participants).begin
 
-    async def frames(asked: pb.ExecuteRequest) -> AsyncIterator[bytes]:
-        async with aclosing(answers(begin, asked)) as found:
+    async def frames(asked: pb.ExecuteRequest, authorization: str) -> AsyncIterator[bytes]:
+        async with aclosing(answers(begin, asked, authorization)) as found:
             async for response, _ in found:
                 yield over_http.frame(response.SerializeToString())
 
@@ -54,6 +54,7 @@ def django_urls(participants: Sequence[Participant]) -> list[Any]:
             asked = parsed(request.read(over_http.MOST_REQUEST + 1))
         except Problem as problem:
             return HttpResponse(str(problem), status=problem.status, content_type="text/plain; charset=utf-8")
-        return StreamingHttpResponse(frames(asked), content_type=over_http.REPLY_TYPE)
+        found = frames(asked, request.headers.get("Authorization", ""))
+        return StreamingHttpResponse(found, content_type=over_http.REPLY_TYPE)
 
     return [path(over_http.PATH[1:], csrf_exempt(execute), name="txcoord")]

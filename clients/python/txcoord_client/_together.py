@@ -6,7 +6,8 @@ Only of the asynchronous SDK: in threads each try is a call of its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from ._pb import common_pb2 as c
@@ -41,10 +42,10 @@ class Asked:
 
 
 class Together:
-    """What is asked of one participant. ``stub`` is that of its service."""
+    """What is asked of one participant. ``stub`` is that of its service, ``shown`` the metadata of each call."""
 
-    def __init__(self, stub: Any) -> None:
-        self._stub = stub
+    def __init__(self, stub: Any, shown: list[tuple[str, str]] | None = None) -> None:
+        self._execute = partial(stub.Execute, metadata=shown)
         self._waiting: list[Asked] = []
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -69,7 +70,7 @@ class Together:
             return
         waiting, self._waiting = self._waiting, []
         for batch in _batches([asked for asked in waiting if not asked.future.done()]):
-            task = loop.create_task(_Call(batch).run(self._stub), name="txcoord.tries")
+            task = loop.create_task(_Call(batch).run(self._execute), name="txcoord.tries")
             self._calls.add(task)
             task.add_done_callback(self._calls.discard)
 
@@ -107,12 +108,12 @@ class _Call:
         if self._open.pop(asked.key, None) is not None and not self._open and self._call is not None:
             self._call.cancel()
 
-    async def run(self, stub: Any) -> None:
+    async def run(self, execute: Callable[..., Any]) -> None:
         """Send it, and hand the answers out."""
         if not self._open:
             return
         left = max(asked.until for asked in self._open.values()) - asyncio.get_running_loop().time()
-        self._call = stub.Execute(_message(list(self._open.values())), timeout=max(left, 0.001))
+        self._call = execute(_message(list(self._open.values())), timeout=max(left, 0.001))
         try:
             async for response in self._call:
                 for answer in response.answers:

@@ -53,20 +53,22 @@ class Home(Protocol):
 async def tried(tx: Home, operation: Operation, arguments: dict[str, Any], timeout: float) -> Any:
     """Enlist and try; what the try returned. Raises Refused, Unavailable, and what enlisting raises."""
     participants: Participants = tx._runtime.participants
-    target = participants.target(operation.participant)
+    place = participants.place(operation.participant)
     payload = _values.encode(arguments)
     most = tx._runtime.limits.max_payload_bytes
     if most and len(payload) > most:
         raise Rejected(f"the arguments have {len(payload)} bytes; at most {most}", reason=reasons.TOO_LARGE)
     what = f"the try of {operation.full_name}"
     number = tx._call_sent(what).branch
-    part = c.ActionPart(target=target, operation=operation.full_name, payload=payload)
+    part = c.ActionPart(
+        target=participants.target(operation.participant), operation=operation.full_name, payload=payload
+    )
     try:
         await tx._enlister.enlist(c.Branch(id=number, kind=c.KIND_TCC, action=part))
         # From here on only its number and vote are said: the rest is in the log.
         tx._remote[number] = c.Branch(id=number, kind=c.KIND_TCC)
         answer = await participants.run(
-            target, _request(tx, number, operation, payload), min(tx._until, _aio.now() + timeout)
+            place, _request(tx, number, operation, payload), min(tx._until, _aio.now() + timeout)
         )
     except BaseException as error:
         tx.set_rollback_only(

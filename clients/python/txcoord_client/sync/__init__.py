@@ -15,6 +15,7 @@ use. Errors and outcomes are those of ``txcoord_client``.
 """
 
 from .._answers import Call, Ended
+from .._places import ParticipantAt
 from ..errors import (
     Aborted,
     AlreadyAborted,
@@ -60,6 +61,7 @@ __all__ = [
     "OutcomeUnknown",
     "OverlappingUnits",
     "Participant",
+    "ParticipantAt",
     "Pending",
     "Refused",
     "Rejected",

@@ -9,11 +9,12 @@ from typing import Any
 
 import grpc
 
-from .._http_tries import Http, NoAnswer, is_http
-from .._participants import AWAY, FIRST_PAUSE_S, LONGEST_PAUSE_S, address_of
+from .._http_tries import Http, NoAnswer
+from .._participants import AWAY, FIRST_PAUSE_S, LONGEST_PAUSE_S
 from .._pb import common_pb2 as c
 from .._pb import participant_pb2 as pb
 from .._pb import participant_pb2_grpc
+from .._places import ParticipantAt, place_of, target_of
 from ..errors import Unavailable
 from ..protocol import reasons
 from . import _aio
@@ -22,24 +23,28 @@ from . import _aio
 class Participants:
     """Where participants are, and channels to them."""
 
-    def __init__(self, addresses: Mapping[str, str]) -> None:
-        self._addresses = addresses
-        self._channels: dict[str, grpc.Channel] = {}
-        self._http: Http | None = None
+    def __init__(self, places: Mapping[str, ParticipantAt]) -> None:
+        self._places = places
+        self._channels: dict[ParticipantAt, grpc.Channel] = {}
+        self._http: dict[ParticipantAt, Http] = {}
         self._lock = threading.Lock()
 
-    def target(self, name: str) -> str:
-        """The address of a participant. Raises Rejected."""
-        return address_of(self._addresses, name)
+    def place(self, name: str) -> ParticipantAt:
+        """Where a participant is. Raises Rejected."""
+        return place_of(self._places, name)
 
-    def run(self, target: str, request: pb.ExecuteRequest, until: float) -> c.BranchAnswer:
+    def target(self, name: str) -> str:
+        """What a branch of a participant names."""
+        return target_of(self._places, name)
+
+    def run(self, place: ParticipantAt, request: pb.ExecuteRequest, until: float) -> c.BranchAnswer:
         """Ask for one action until it is answered, again where that may help. Raises Unavailable."""
         pause = FIRST_PAUSE_S
         why = "it has not answered in time"
         while (left := until - _aio.now()) > 0:
             wait = pause
             try:
-                answer = self._ask(target, request, left)
+                answer = self._ask(place, request, left)
             except NoAnswer as error:
                 why = str(error)
                 if not error.again:
@@ -53,17 +58,18 @@ class Participants:
             time.sleep(max(min(wait, until - _aio.now()), 0.0))
             pause = min(pause * 2, LONGEST_PAUSE_S)
             request.actions[0].attempt += 1
-        raise Unavailable(f"{target}: {why}", reason=reasons.PARTICIPANT_UNAVAILABLE, definite=False)
+        raise Unavailable(f"{place.address}: {why}", reason=reasons.PARTICIPANT_UNAVAILABLE, definite=False)
 
-    def _ask(self, target: str, request: pb.ExecuteRequest, left: float) -> c.BranchAnswer | None:
-        if is_http(target):
+    def _ask(self, place: ParticipantAt, request: pb.ExecuteRequest, left: float) -> c.BranchAnswer | None:
+        if place.is_http:
             with self._lock:
-                if self._http is None:
-                    self._http = Http()
-                http = self._http
-            return http.ask(target, request, left)
+                http = self._http.get(place)
+                if http is None:
+                    http = self._http[place] = Http(place)
+            return http.ask(request, left)
+        shown = [("authorization", place.authorization)] if place.token else None
         try:
-            for response in self._stub(target).Execute(request, timeout=left):
+            for response in self._stub(place).Execute(request, timeout=left, metadata=shown):
                 for answer in response.answers:
                     found: c.BranchAnswer = answer
                     return found
@@ -71,11 +77,16 @@ class Participants:
             raise NoAnswer(f"{error.code().name}: {error.details()}", again=error.code() in AWAY) from error
         return None
 
-    def _stub(self, target: str) -> Any:
+    def _stub(self, place: ParticipantAt) -> Any:
         with self._lock:
-            channel = self._channels.get(target)
+            channel = self._channels.get(place)
             if channel is None:
-                channel = self._channels[target] = grpc.insecure_channel(target.removeprefix("grpc://"))
+                credentials = place.credentials()
+                channel = self._channels[place] = (
+                    grpc.insecure_channel(place.host)
+                    if credentials is None
+                    else grpc.secure_channel(place.host, credentials)
+                )
         return participant_pb2_grpc.ParticipantServiceStub(channel)
 
     def close(self) -> None:
@@ -84,6 +95,6 @@ class Participants:
             channels, self._channels = list(self._channels.values()), {}
         for channel in channels:
             channel.close()
-        http, self._http = self._http, None
-        if http is not None:
-            http.close()
+        clients, self._http = list(self._http.values()), {}
+        for client in clients:
+            client.close()

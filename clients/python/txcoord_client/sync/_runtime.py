@@ -9,6 +9,7 @@ from typing import Any
 
 from .._pb import common_pb2 as c
 from .._pb import coordinator_pb2 as pb
+from .._places import ParticipantAt
 from .._scope import opening_a_branch
 from .._xa.drivers import errno_of, sqlstate_of
 from ..errors import Rejected, ResourceMismatch, UnknownResource
@@ -41,7 +42,7 @@ class Runtime:
         *,
         version: str,
         call_timeout: float,
-        participants: Mapping[str, str],
+        participants: Mapping[str, ParticipantAt],
     ) -> None:
         self.participants = Participants(participants)
         self.namespace = namespace

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from .._answers import Answer, Call
 from .._pb import participant_pb2 as pb
-from .._serving import nobody, response_of
+from .._serving import nobody, permitted, response_of, stranger
 
 
 class Participant(Protocol):
@@ -18,6 +18,7 @@ class Participant(Protocol):
     name: str
     concurrency: int
     _operations: Any
+    _tokens: tuple[str, ...]
 
     def under_way(self, call: Call) -> Answer | None: ...
 
@@ -34,23 +35,30 @@ class Runner:
             for p in participants
         }
 
-    def begin(self, request: pb.ExecuteRequest) -> dict[Future[Answer], pb.BranchAction]:
+    def begin(self, request: pb.ExecuteRequest, authorization: str) -> dict[Future[Answer], pb.BranchAction]:
         """Begin all that is asked."""
         return {
-            self._start(Call.from_pb(request, action)): action
+            self._start(Call.from_pb(request, action), authorization): action
             for action in request.actions
             if action.context < len(request.contexts)
         }
 
-    def begin_in_loop(self, request: pb.ExecuteRequest) -> dict[asyncio.Future[Answer], pb.BranchAction]:
+    def begin_in_loop(
+        self, request: pb.ExecuteRequest, authorization: str
+    ) -> dict[asyncio.Future[Answer], pb.BranchAction]:
         """The same for an event loop that waits for it."""
-        return {asyncio.wrap_future(future): action for future, action in self.begin(request).items()}
+        return {
+            asyncio.wrap_future(future): action
+            for future, action in self.begin(request, authorization).items()
+        }
 
-    def _start(self, call: Call) -> Future[Answer]:
+    def _start(self, call: Call, authorization: str) -> Future[Answer]:
         # What is declared after it was mounted counts too.
         participant = next((p for p in self._participants if call.operation in p._operations), None)
         if participant is None:
             return _told(nobody(call))
+        if not permitted(participant._tokens, authorization):
+            return _told(stranger(participant.name))
         later = participant.under_way(call)
         if later is not None:
             return _told(later)
@@ -64,10 +72,10 @@ def _told(answer: Answer) -> Future[Answer]:
 
 
 def answers(
-    runner: Runner, request: pb.ExecuteRequest
+    runner: Runner, request: pb.ExecuteRequest, authorization: str
 ) -> Generator[tuple[pb.ExecuteResponse, bool], None, None]:
     """Run what is asked; each answer as soon as it is there, and whether it is the last."""
-    left = runner.begin(request)
+    left = runner.begin(request, authorization)
     try:
         while left:
             done, _ = wait(left, return_when=FIRST_COMPLETED)

@@ -23,7 +23,8 @@ class Servicer(participant_pb2_grpc.ParticipantServiceServicer):
         self, request: pb.ExecuteRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.ExecuteResponse]:
         """Many actions of many transactions."""
-        with closing(answers(self._runner, request)) as found:
+        authorization = str(dict(context.invocation_metadata()).get("authorization", ""))
+        with closing(answers(self._runner, request, authorization)) as found:
             for response, _ in found:
                 yield response
 

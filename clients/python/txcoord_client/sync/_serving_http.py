@@ -44,7 +44,10 @@ def django_urls(participants: Sequence[Participant]) -> list[Any]:
             asked = parsed(request.read(over_http.MOST_REQUEST + 1))
         except Problem as problem:
             return HttpResponse(str(problem), status=problem.status, content_type="text/plain; charset=utf-8")
-        return StreamingHttpResponse(_frames(runner, asked), content_type=over_http.REPLY_TYPE)
+        return StreamingHttpResponse(
+            _frames(runner, asked, request.headers.get("Authorization", "")),
+            content_type=over_http.REPLY_TYPE,
+        )
 
     return [path(over_http.PATH[1:], csrf_exempt(execute), name="txcoord")]
 
@@ -73,11 +76,11 @@ class WsgiMount:
         except Problem as problem:
             return _say(start_response, problem.status, str(problem))
         start_response("200 OK", [("Content-Type", over_http.REPLY_TYPE)])
-        return _frames(self._runner, request)
+        return _frames(self._runner, request, environ.get("HTTP_AUTHORIZATION", ""))
 
 
-def _frames(runner: Runner, request: pb.ExecuteRequest) -> Generator[bytes, None, None]:
-    with closing(answers(runner, request)) as found:
+def _frames(runner: Runner, request: pb.ExecuteRequest, authorization: str) -> Generator[bytes, None, None]:
+    with closing(answers(runner, request, authorization)) as found:
         for response, _ in found:
             yield over_http.frame(response.SerializeToString())
 

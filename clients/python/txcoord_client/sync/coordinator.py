@@ -19,6 +19,7 @@ from .. import outcome as outcomes
 from .._carrying import Targets
 from .._nodes import joined
 from .._pb import coordinator_pb2 as pb
+from .._places import ParticipantAt, places_of
 from .._scope import outside_on_purpose
 from .._version import __version__
 from ..errors import (
@@ -52,11 +53,12 @@ class Coordinator(Services):
 
     ``address`` is a gRPC target such as ``127.0.0.1:7070``, or several of them that share a log, in a list or in one
     text with commas; ``dns:///txcoord:7070`` is all addresses of a name. One is used as long as it is well, then
-    another. ``resources`` names the
-    engines and pools whose databases take part. ``timeout`` is how many seconds a transaction may last unless its
-    ``begin`` says otherwise; ``call_timeout`` how long one call to the coordinator is tried. ``propagate_to`` names the
-    hosts and gRPC targets to which transactions go along with calls. ``participants`` says by name where the services
-    are whose operations ``g.tcc`` calls, as this process and the coordinator reach them: ``grpc://host:port``.
+    another. ``resources`` names the engines and pools whose databases take part. ``timeout`` is how many seconds a
+    transaction may last unless its ``begin`` says otherwise; ``call_timeout`` how long one call to the coordinator is
+    tried. ``propagate_to`` names the hosts and gRPC targets to which transactions go along with calls.
+    ``participants`` says by name where the services are whose operations ``g.tcc`` calls, as this process and the
+    coordinator reach them: ``grpc://host:port`` or ``http://host:port``, or a :class:`ParticipantAt` that has more to
+    say. Steps of sagas need no address here where the coordinator's settings have one.
 
     It opens nothing before its first use, and then a channel for each event loop. Use it as a context
     manager, or ``coord.close()`` in the end.
@@ -71,7 +73,7 @@ class Coordinator(Services):
         timeout: Seconds = 30.0,
         call_timeout: Seconds = 5.0,
         propagate_to: str | Iterable[str] = (),
-        participants: Mapping[str, str] | None = None,
+        participants: Mapping[str, str | ParticipantAt] | None = None,
     ) -> None:
         if not identifiers.is_name(namespace):
             raise Rejected(
@@ -81,7 +83,7 @@ class Coordinator(Services):
         self.namespace = namespace
         self._resources = Resources(resources or {})
         self._targets = Targets(propagate_to)
-        self._participants = _addresses(participants or {})
+        self._participants = places_of(participants or {})
         self._timeout = _seconds(timeout, "timeout")
         self._call_timeout = _seconds(call_timeout, "call_timeout")
         self._runtimes: _aio.PerLoop[Runtime] = _aio.PerLoop()
@@ -379,17 +381,6 @@ def _call(function: Callable[..., R], g: Transaction) -> R:
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)
     ]
     return function(g) if takes else function()
-
-
-def _addresses(participants: Mapping[str, str]) -> dict[str, str]:
-    for name, address in participants.items():
-        if not identifiers.is_name(name) or not address.startswith(("grpc://", "http://", "https://")):
-            raise Rejected(
-                f"participants={{{name!r}: {address!r}}}: a name, and an address such as grpc://host:port or "
-                "http://host:port",
-                reason=reasons.UNKNOWN_PARTICIPANT,
-            )
-    return dict(participants)
 
 
 def _seconds(value: Seconds, what: str) -> float:

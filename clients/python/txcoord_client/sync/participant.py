@@ -107,12 +107,22 @@ class Participant:
     ``Participant("stock")`` with the same classes is enough. ``concurrency``: how many of its operations run at a time.
     ``keep_days``: for how many days markers are kept, at least; 0: for ever. A call of a transaction that began longer
     ago fails, where nobody can tell any more whether it was made before. In one database it is the same for all.
+    ``token``: only calls that bring it, or one of them, as a bearer token are served: those of the coordinator whose
+    settings have it, and of callers that have it in their ``ParticipantAt``.
 
     A Redis keeps the markers as well, and as badly, as it keeps the data: what it loses in a crash or a fail-over was
     answered *done* all the same.
     """
 
-    def __init__(self, name: str, *, db: Any = None, concurrency: int = 20, keep_days: int = 90) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        db: Any = None,
+        concurrency: int = 20,
+        keep_days: int = 90,
+        token: str | Iterable[str] = (),
+    ) -> None:
         if not identifiers.is_name(name):
             raise Rejected(f"participant {name!r}: 1 to 63 characters of [A-Za-z0-9_.-]")
         if concurrency < 1:
@@ -126,6 +136,9 @@ class Participant:
         self._source: Source | None = None
         self._calls = 0
         self._running: Counter[tuple[str, str]] = Counter()
+        self._tokens = (token,) if isinstance(token, str) else tuple(token)
+        if not all(self._tokens):
+            raise Rejected("token: an empty one protects nothing")
         self._operations: dict[str, Operation] = {}
 
     # ---- declarations ----
