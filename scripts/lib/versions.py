@@ -5,7 +5,8 @@ from importlib.metadata import version
 
 PACKAGES = (
     "grpcio", "protobuf", "SQLAlchemy", "asyncpg", "psycopg", "PyMySQL", "aiomysql", "asyncmy", "httpx", "requests",
-    "FastAPI", "Starlette", "Flask", "Flask-SQLAlchemy", "Django", "gunicorn", "celery",
+    "FastAPI", "Starlette", "Flask", "Flask-SQLAlchemy", "Django", "gunicorn", "celery", "redis",
+    "aiosqlite",
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -11,11 +11,9 @@ import pytest
 
 from tests.acceptance.test_joining_django import configured
 from tests.support.barrier_drivers import MAKERS, Place
-from tests.support.barrier_stores import MAKE_NOTE, Store, new_call
+from tests.support.barrier_stores import MAKE_NOTE, Store, new_call, now_us, tx_id_at
 from tests.support.databases import Databases, database_of
-from tests.support.node import tx_id_at
 from tests.support.redis_server import RedisServer
-from tests.support.resource import now_us
 from txcoord.testing.mariadb import MariaDBServer
 from txcoord.testing.postgres import PostgresServer
 from txcoord_client import Refused, Rejected

@@ -10,17 +10,18 @@ import asyncio
 import dataclasses
 import inspect
 import json
+import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.support.node import tx_id_at
-from tests.support.resource import now_us
 from txcoord_client import Participant, Refused
 from txcoord_client import sync as sync_sdk
 from txcoord_client._answers import Answer, Call
+from txcoord_client.protocol import identifiers
 
 NOTE = "INSERT INTO note (body) VALUES ('{body}')"
 MAKE_NOTE = "CREATE TABLE note (body varchar(60) NOT NULL)"
@@ -28,6 +29,14 @@ PUSH = "redis.call('RPUSH', KEYS[1], ARGV[1])"
 
 Opener = Callable[[], Any]
 """Gives a context manager, an asynchronous one for an asynchronous store."""
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+def tx_id_at(at_us: int) -> str:
+    return identifiers.new_tx_id(at_us, secrets.randbits)
 
 
 def new_call(
