@@ -225,14 +225,14 @@ def probe(tx_id: str, branch: str, op: str, not_after_us: int, schema: str = "")
 
 
 def delete_old_markers(not_after_us: int, limit: int, schema: str = "") -> str:
-    """Delete a small batch of markers made before ``not_after_us``.
+    """Delete a small batch of markers of XA branches made before ``not_after_us``.
 
     A tx id starts with its time, so the primary key finds the old ones: the table has no other index.
     """
     begun_before = f"{max(not_after_us, 0) // 1000 & 0xFFFF_FFFF_FFFF:012x}".ljust(32, "0")
     return (
         f"DELETE FROM {_table(schema, marker.TABLE)}"
-        f" WHERE tx_id < X'{begun_before}' AND created_us < {int(not_after_us)}"
+        f" WHERE tx_id < X'{begun_before}' AND op IN {marker.XA_OPS} AND created_us < {int(not_after_us)}"
         f" ORDER BY tx_id LIMIT {int(limit)}"
     )
 

@@ -169,7 +169,7 @@ def list_prepared(log_id: str) -> str:
 
 
 def delete_old_markers(not_after_us: int, limit: int, schema: str = DEFAULT_SCHEMA) -> str:
-    """Delete a small batch of markers made before ``not_after_us``.
+    """Delete a small batch of markers of XA branches made before ``not_after_us``.
 
     A tx id starts with its time, so the primary key finds the old ones: the table has no other index.
     """
@@ -177,7 +177,7 @@ def delete_old_markers(not_after_us: int, limit: int, schema: str = DEFAULT_SCHE
     begun_before = f"{max(not_after_us, 0) // 1000 & 0xFFFF_FFFF_FFFF:012x}".ljust(32, "0")
     return (
         f"DELETE FROM {t} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {t}"
-        f" WHERE tx_id < '{begun_before}'::uuid AND created_us < {int(not_after_us)}"
+        f" WHERE tx_id < '{begun_before}'::uuid AND op IN {marker.XA_OPS} AND created_us < {int(not_after_us)}"
         f" ORDER BY tx_id LIMIT {int(limit)}))"
     )
 
