@@ -71,6 +71,8 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     '{"branches": [{"kind": "TCC"}]}': ("branches[0].kind", "one of KIND_UNSPECIFIED, KIND_XA"),
     '{"branches": [{"kind": 77}]}': ("branches[0].kind", "not 77"),
+    '{"wait": {}}': ("wait", "not an object"),
+    '{"wait": [1]}': ("wait", "not an array"),
     '{"branches": [{"action": {"forward": "true"}}]}': ("branches[0].action.forward", "true or false"),
     '{"branches": [{"action": {"payload": "{\\"sku\\": 1}"}}]}': (
         "branches[0].action.payload",

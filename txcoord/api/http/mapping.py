@@ -154,7 +154,9 @@ def _single(item: Any, field: Any, at: str, depth: int) -> Any:
             raise refused(at, f"true or false is expected, not {_name(item)}")
     elif kind == FieldDescriptor.CPPTYPE_ENUM:
         known = field.enum_type.values_by_name
-        if isinstance(item, bool) or not (item in known or item in field.enum_type.values_by_number):
+        numbers = field.enum_type.values_by_number
+        named = isinstance(item, str) and item in known
+        if not named and (isinstance(item, bool) or not isinstance(item, int) or item not in numbers):
             raise refused(at, f"one of {', '.join(known)} is expected, not {_name(item)}")
     elif kind == FieldDescriptor.CPPTYPE_STRING:
         text = _text(item, at)
