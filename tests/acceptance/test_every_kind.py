@@ -258,6 +258,19 @@ async def test_5_who_has_no_tx_ids_repeats_by_the_gid_alone(wire: Wire) -> None:
         await wire.call("Begin", request)
 
 
+async def test_5_text_that_no_log_can_keep(wire: Wire) -> None:
+    """PostgreSQL has no NUL: what names something is refused, what only explains is kept without it."""
+    gid = new_gid()
+    with refused("INVALID_ARGUMENT", "BAD_REQUEST", "NUL"):
+        await wire.call("Begin", pb.BeginRequest(gid=gid, spec=c.TransactionSpec(name="a\0")))
+    await wire.call("Begin", pb.BeginRequest(gid=gid))
+    done = (await wire.call("Rollback", pb.RollbackRequest(gid=gid, reason="BECAUSE\0"))).outcome
+    assert told(done) == ("ABORTED", "client", "BECAUSE?")
+    for request in (pb.ListRequest(filter='name = "a\0"'), pb.ListRequest(page_token="x")):
+        with refused("INVALID_ARGUMENT", "BAD_REQUEST"):
+            await wire.call("List", request)
+
+
 async def test_5_the_same_gid_with_other_content_already_exists(wire: Wire, site: Site) -> None:
     tx = wire.tx(new_gid(), labels={"tenant": "a"})
     await tx.begin()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+
+from .words import storable
 
 
 class Op(StrEnum):
@@ -42,6 +44,12 @@ class Answer:
     """REFUSED, FAILED: a stable code, perhaps followed by a text."""
     retry_after_us: int = 0
     """PENDING, FAILED: ask again not before it."""
+
+    def storable(self) -> Answer:
+        """With texts that every log can store: else a participant could say something that is never taken down."""
+        reason, kind = storable(self.reason), storable(self.content_type)
+        same = (reason, kind) == (self.reason, self.content_type)
+        return self if same else replace(self, reason=reason, content_type=kind)
 
 
 @dataclass(frozen=True, slots=True)

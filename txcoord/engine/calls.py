@@ -203,6 +203,7 @@ class Calls:
 
     def _answered(self, job: Job, answer: Answer) -> None:
         self._under_way.pop(job.key, None)
+        answer = answer.storable()
         if answer.kind is not AnswerKind.DONE:
             log.warning(
                 f"branch.{answer.kind}",

@@ -14,6 +14,7 @@ from ...core.errors import Refused
 from ...core.events import Operate
 from ...core.machine import decide
 from ...core.model import Audit, BranchState, Decision, Tx
+from ...core.words import storable
 from ...engine.coordinator import Coordinator
 from ...ports import ResourceStatus
 from . import filters, mapping, status
@@ -141,7 +142,9 @@ class AdminServicer(rpc.AdminServiceServicer):
 
     async def _one(self, action: str, tx_id: str, branch_id: str, audit: pb.Audit) -> pb.Effect:
         order = Operate(
-            action, branch_id, Audit(audit.actor[:200], audit.reason[:1000], action, self._now_us())
+            action,
+            branch_id,
+            Audit(storable(audit.actor[:200]), storable(audit.reason[:1000]), action, self._now_us()),
         )
         before = await self._c.get(tx_id)
         assert before is not None

@@ -32,7 +32,7 @@ def parse(
     after_us: int | None = None
     for term in _AND.split(text.strip()) if text.strip() else []:
         match = _TERM.fullmatch(term)
-        if match is None:
+        if match is None or "\0" in term:
             raise _bad(term)
         field, op = match["field"].lower(), match["op"]
         value = match["quoted"] if match["quoted"] is not None else match["bare"]

@@ -15,6 +15,7 @@ from ...core.evolve import replace
 from ...core.kinds import RULES
 from ...core.model import FOREVER_US, Branch, BranchState, DecidedBy, Decision, Kind, Tx, TxState
 from ...core.targets import ANYBODY, Targets
+from ...core.words import storable
 from . import actions
 
 
@@ -156,6 +157,8 @@ class Reader:
         return actions.read_retry(spec.retry, lambda message: bad(reasons.BAD_REQUEST, message))
 
     def _with_spec(self, tx: Tx, spec: c.TransactionSpec, names_branches: bool) -> Tx:
+        if "\0" in spec.name:
+            raise bad(reasons.BAD_REQUEST, "name: no log can keep a NUL character")
         labels, headers = dict(spec.labels), dict(spec.headers)
         if len(labels) > self._limits.labels:
             raise bad(reasons.TOO_LARGE, f"{len(labels)} labels; at most {self._limits.labels}")
@@ -248,7 +251,7 @@ class Reader:
             _VOTED.get(item.vote, BranchState.OPEN),
             item.xa.resource,
             str(x),
-            reason=item.reason[:500],
+            reason=storable(item.reason[:500]),
         )
 
     def callbacks(self, spec: c.TransactionSpec, items: Iterable[c.Branch] = ()) -> tuple[Branch, ...]:
@@ -320,9 +323,9 @@ class Reader:
             item.id,
             kind,
             vote,
-            reason=item.reason[:500],
+            reason=storable(item.reason[:500]),
             result=part.result,
-            result_type=part.result_content_type[:255],
+            result_type=storable(part.result_content_type[:255]),
         )
         # One that is enlisted already is named by its id and kind.
         return replace(said, **actions.read(item, self._sized, self._limits.targets)) if part.target else said

@@ -15,6 +15,7 @@ from ...core.errors import Refusal, Refused
 from ...core.events import Begin, Commit, Enlist, HolderReported, OnePhaseDone, Rollback, Submit
 from ...core.evolve import replace
 from ...core.model import FOREVER_US, Branch, BranchState, DecidedBy, Decision, Kind, Tx
+from ...core.words import storable
 from ...engine.coordinator import Coordinator, expired
 from ...engine.live import reached
 from ...ports import ResourceStatus
@@ -265,7 +266,7 @@ class Operations:
         )
         event = Rollback(
             tx,
-            reason=request.reason[:100] or reasons.ROLLED_BACK_BY_CLIENT,
+            reason=storable(request.reason[:100]) or reasons.ROLLED_BACK_BY_CLIENT,
             sealed=request.initiator and request.sealed,
             logged=request.force_log or bool(request.gid) or request.begun,
             resources=tuple(request.resources),
@@ -363,6 +364,8 @@ class Operations:
             raise bad(
                 reasons.BAD_REQUEST, f"order_by {request.order_by[:40]!r}: only 'created desc' is known"
             )
+        if request.page_token and not identifiers.is_tx_id(request.page_token):
+            raise bad(reasons.BAD_REQUEST, f"page_token {request.page_token[:40]!r} was never given out")
         size = min(request.page_size or 50, 1_000)
         query = filters.parse(
             request.filter,
