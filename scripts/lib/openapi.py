@@ -107,6 +107,10 @@ OPERATIONS: Mapping[str, tuple[str, str, type[Any], tuple[int, ...], Mapping[str
     ),
     "GET /v1/hello": ("hello", "Hello", pb.HelloResponse, (200,), None),
 }
+_LEADS_TO = {
+    "begin": ("enlist", "vote", "commit", "rollback", "get", "waitOfOne"),
+    "submit": ("waitOfOne", "get", "rollback"),
+}
 _WAIT_OF_ONE = (
     "Waits until one transaction has got there. 202 when it has not in time: its outcome is how it stands then, "
     "with pending set."
@@ -299,6 +303,10 @@ def operation(route: Route, schemas: Schemas) -> dict[str, Any]:
     body = {"application/json": {"schema": schemas.of(answer.DESCRIPTOR)}}
     said = {200: "It is so.", 201: "It is durable.", 202: "Taken; what was waited for is not reached yet."}
     out["responses"] = {str(number): {"description": said[number], "content": body} for number in statuses}
+    for response in out["responses"].values() if name in _LEADS_TO else ():
+        response["links"] = {
+            to: {"operationId": to, "parameters": {"id": "$response.body#/outcome/txId"}} for to in _LEADS_TO[name]
+        }
     out["responses"]["default"] = {"$ref": "#/components/responses/problem"}
     return out
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.acceptance import eventually, new_gid
 from tests.support.http_api import api_of, http_node
-from tests.support.logs import Held
+from tests.support.logs import Held, lose_replies
 from txcoord.api.grpc.mapping import Limits
 from txcoord.api.http.server import HttpServer, HttpSettings
 from txcoord.wiring import Node
@@ -282,3 +282,16 @@ async def test_not_ready_while_the_log_is_away(node: Node) -> None:
     async with api_of(node) as api:
         assert (await api.get("/readyz", expect=503))["why"] == "the log does not answer"
         assert (await api.get("/livez")) == {"status": "ok"}
+
+
+async def test_a_log_that_goes_away_says_nothing_of_the_outcome(node: Node) -> None:
+    come_back = lose_replies(node.log, 0, then_away=True)
+    body = {"spec": {"name": "pay"}}
+    key = {"Idempotency-Key": new_gid()}
+    async with api_of(node) as api:
+        answer = await api.call("POST", TX, body, headers=key)
+        problem = answer.json()
+        assert (answer.status_code, problem["reason"], problem["definite"]) == (503, "LOG_UNAVAILABLE", False)
+        assert answer.headers["retry-after"] == "1"
+        come_back()
+        assert (await api.call("POST", TX, body, headers=key)).status_code == 201
