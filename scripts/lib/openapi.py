@@ -305,7 +305,8 @@ def operation(route: Route, schemas: Schemas) -> dict[str, Any]:
     out["responses"] = {str(number): {"description": said[number], "content": body} for number in statuses}
     for response in out["responses"].values() if name in _LEADS_TO else ():
         response["links"] = {
-            to: {"operationId": to, "parameters": {"id": "$response.body#/outcome/txId"}} for to in _LEADS_TO[name]
+            to: {"operationId": to, "parameters": {"id": "$response.body#/outcome/txId"}}
+            for to in _LEADS_TO[name]
         }
     out["responses"]["default"] = {"$ref": "#/components/responses/problem"}
     return out

@@ -34,6 +34,7 @@ async def http_node(folder: Path, **settings: Any) -> AsyncIterator[Node]:
         "log": {"url": url},
         "backoff": {"first": "20ms", "cap": "100ms"},
         "node": {"drain_timeout": "200ms"},
+        "targets": {"allow": "*"},
         **settings,
     }
     async with Node(Settings(**values)) as node:

@@ -198,6 +198,9 @@ def test_http_is_guarded_likewise_and_off_by_default(monkeypatch: pytest.MonkeyP
     assert "neither TLS nor authentication" in one_problem()
     monkeypatch.setenv("TXCOORD_INSECURE_LISTEN", "true")
     assert load().http_address == "0.0.0.0:7071"
+    # Whoever comes from elsewhere must not make it call what only this machine reaches.
+    assert load().called.why_not("http://127.0.0.1:8000") is not None
+    assert load(http_address="127.0.0.1:7071").called.why_not("http://127.0.0.1:8000") is None
     monkeypatch.setenv("TXCOORD_HTTP_ADDRESS", "127.0.0.1:7070")
     assert "needs an address of its own" in one_problem()
     monkeypatch.setenv("TXCOORD_HTTP_ADDRESS", "7071")

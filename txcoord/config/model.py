@@ -278,7 +278,8 @@ class Settings(BaseSettings):
         allow = self.targets.allow
         if allow == "auto":
             # Who can reach this node is on its machine, and could call there himself.
-            allow = "loopback" if is_loopback(split_listen(self.listen)[0]) else ""
+            here = all(is_loopback(split_listen(at)[0]) for at in (self.listen, self.http_address) if at)
+            allow = "loopback" if here else ""
         return Targets(items(allow), {name: items(p.addresses) for name, p in self.participants.items()})
 
     @property
