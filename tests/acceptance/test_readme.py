@@ -1,5 +1,5 @@
-"""The README's example and the quickstart, run as they are written against `txcoord dev --with-postgres 2`, by
-someone who has read nothing else. Only the address differs, since 7070 may be taken here."""
+"""The README's example and the quickstart over two databases, run as they are written against `txcoord dev
+--with-postgres 2`, by someone who has read nothing else. Only the address differs, since 7070 may be taken here."""
 
 from __future__ import annotations
 
@@ -111,12 +111,12 @@ async def test_the_readmes_promise_of_a_rollback(newcomer: Newcomer) -> None:
     assert [await _value(newcomer.urls[name], balance) for name in ("db1", "db2")] == found
 
 
-def test_the_quickstart(newcomer: Newcomer) -> None:
-    setup, buy = blocks("docs/quickstart.md", "python")[:2]
+def test_the_quickstart_over_two_databases(newcomer: Newcomer) -> None:
+    setup, buy = blocks("docs/quickstart-databases.md", "python")[:2]
     newcomer.save("setup.py", setup)
     newcomer.save("buy.py", buy)
     assert newcomer.python("setup.py").returncode == 0
-    shell = "\n".join(blocks("docs/quickstart.md", "sh"))
+    shell = "\n".join(blocks("docs/quickstart-databases.md", "sh"))
     commands = re.findall(r"^\.venv/bin/python (buy\.py .*?)(?: +# (.*))?$", shell, re.MULTILINE)
     assert len(commands) >= 5
     for command, comment in commands:

@@ -76,6 +76,7 @@ def test_python_compiles(page: Path) -> None:
 def test_names_of_the_sdk_exist(page: Path) -> None:
     """What a block imports from the SDK is there."""
     import txcoord_client
+    import txcoord_client.sync
 
     missing = [
         alias.name

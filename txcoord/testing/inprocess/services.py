@@ -168,6 +168,8 @@ class Services:
                 reason="UNKNOWN_OPERATION",
                 message=f"{participant.name} has no operation {call.operation}",
             )
+        elif (later := participant.under_way(call)) is not None:
+            answer = later
         else:
             room = self._rooms.setdefault(participant.name, asyncio.Semaphore(participant.concurrency))
             async with room:
