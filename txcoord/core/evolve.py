@@ -29,16 +29,25 @@ def _evolved(record: T, /, **changes: Any) -> T:
 
 
 def _learned(cls: Any) -> tuple[Callable[[Any], Any], dict[str, Put]]:
-    names = [field.name for field in dataclasses.fields(cls)]
+    all_fields = dataclasses.fields(cls)
+    names = [field.name for field in all_fields]
     if hasattr(cls, "__post_init__") or not set(names) <= set(getattr(cls, "__slots__", ())):
         raise TypeError(f"{cls.__name__} is no record with slots")
     # The slots themselves: a frozen class refuses what goes through its attributes.
     fields = {name: getattr(cls, name).__set__ for name in names}
+    # What a record has found out of its fields begins anew, as with dataclasses: it may not hold of the others.
+    found_out = {field.name: field.default for field in all_fields if not field.init}
+    if dataclasses.MISSING in found_out.values():
+        raise TypeError(f"{cls.__name__} has a field that is not given, without a default")
     # Written out for each class, as dataclasses does with its methods: a loop would take twice as long.
-    lines = "".join(f"    put_{name}(new, record.{name})\n" for name in names)
+    lines = "".join(
+        f"    put_{name}(new, {f'default_{name}' if name in found_out else f'record.{name}'})\n"
+        for name in names
+    )
     scope: dict[str, Any] = {"cls": cls, "make": object.__new__, **{f"put_{n}": p for n, p in fields.items()}}
+    scope |= {f"default_{name}": value for name, value in found_out.items()}
     exec(f"def copy(record):\n    new = make(cls)\n{lines}    return new\n", scope)
-    _KNOWN[cls] = found = scope["copy"], fields
+    _KNOWN[cls] = found = scope["copy"], {n: p for n, p in fields.items() if n not in found_out}
     return found
 
 
