@@ -1,5 +1,5 @@
-"""The README's example and the quickstart over two databases, run as they are written against `txcoord dev
---with-postgres 2`, by someone who has read nothing else. Only the address differs, since 7070 may be taken here."""
+"""The README's example and the quickstarts, run as they are written against `txcoord dev --with-postgres 2`, by someone
+who has read nothing else. Only the addresses differ, since 7070 and 8000 may be taken here."""
 
 from __future__ import annotations
 
@@ -134,3 +134,42 @@ def test_the_quickstart_over_two_databases(newcomer: Newcomer) -> None:
     assert "order-1" in listed.stdout
     assert "time line" in shown.stdout
     assert "decided commit by client" in shown.stdout
+
+
+_TOOLS = {
+    "python": [sys.executable],
+    "pytest": [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+    "txcoord": list(TXCOORD),
+}
+
+
+def test_the_quickstart(newcomer: Newcomer) -> None:
+    service, checkout, test = blocks("docs/quickstart.md", "python")
+    code = [line for line in (service + checkout).splitlines() if line.strip()]
+    assert len(code) <= 40
+    port = free_port()
+    newcomer.save("service.py", service)
+    newcomer.save("checkout.py", checkout.replace("127.0.0.1:8000", f"127.0.0.1:{port}"))
+    newcomer.save("test_checkout.py", test)
+    uvicorn = Managed(
+        "uvicorn",
+        [sys.executable, "-m", "uvicorn", "service:app", "--port", str(port)],
+        log=newcomer.folder / "uvicorn.log",
+        address=f"127.0.0.1:{port}",
+        cwd=newcomer.folder,
+    )
+    uvicorn.start(wait_s=0)
+    try:
+        until = time.monotonic() + 30
+        while "Uvicorn running" not in uvicorn.tail() and time.monotonic() < until:
+            time.sleep(0.02)
+        shell = "\n".join(blocks("docs/quickstart.md", "sh"))
+        commands = re.findall(r"^\.venv/bin/(\w+) (.*?) +# (.*)$", shell, re.MULTILINE)
+        assert [tool for tool, *_ in commands] == ["python", "python", "python", "txcoord", "txcoord", "pytest"]
+        for tool, arguments, expected in commands:
+            where = ["--address", newcomer.address] if tool == "txcoord" else []
+            done = newcomer.run(*_TOOLS[tool], *arguments.split(), *where)
+            # The comment beside a command says what it prints.
+            assert expected in done.stdout + done.stderr, (arguments, done.stdout + done.stderr)
+    finally:
+        uvicorn.stop()

@@ -171,7 +171,9 @@ def _due(b: Any, now_us: int) -> str:
 
 def _branch(b: Any, now_us: int) -> str:
     kind = _kind(b.spec.kind)
-    text = f"{b.spec.id:<6}{kind:<8}{b.status.target:<18}{_branch_state(b):<10}"
+    operation = b.spec.action.operation
+    where = f"{operation} at {b.status.target}" if operation else b.status.target
+    text = f"{b.spec.id:<6}{kind:<8}{where:<18} {_branch_state(b):<10}"
     if b.status.heuristic:
         text += " HEURISTIC"
     if b.status.attempts:
