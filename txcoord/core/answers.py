@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import plans, settle
 from .action import Answer, AnswerKind, Op, Retry
-from .calling import calls_of, op_of, pause_us, spent
+from .calling import calls_of, op_of, pause_us, spent, stuck
 from .events import Alarm, Answered, Call, Effect, Settled, Verdict
 from .evolve import replace
 from .lifecycle import BranchEvent, next_branch
@@ -50,6 +50,10 @@ def answered(tx: Tx, event: Answered, now_us: int) -> Verdict:
         )
         # Lazy: what is lost is run again. In an active transaction its caller's commit says all of it.
         change = Change(ChangeKind.PROGRESS, new, changed, tx.epoch, tx.epoch, forced=False, history=history)
+        before_stuck, now_stuck = (stuck(b, event.defaults, now_us) for b in (branch, moved))
+        if now_stuck and not before_stuck and op_of(moved) is event.op:
+            # It is tried on, but a person should look: it is never undone, or may have been committed.
+            effects = (*effects, Alarm("step_stuck", branch.id, moved.reason))
         return Verdict(new, change if tx.state is TxState.RUNNING else None, effects)
     effects = (*effects, *_next_calls(tx, new, moved))
     if new.ended and not tx.ended:

@@ -51,14 +51,18 @@ def pause_us(own: Retry, defaults: Retry, failures: int, draw: float) -> int:
 
 def spent(branch: Branch, defaults: Retry, now_us: int) -> bool:
     """Is its budget of attempts used up?"""
-    own = branch.action.retry if branch.action is not None else Retry()
     # A first phase has no limit of its own but what was asked for: its deadline ends it.
-    running = branch.state is BranchState.RUNNING
+    return stuck(branch, Retry() if branch.state is BranchState.RUNNING else defaults, now_us)
+
+
+def stuck(branch: Branch, defaults: Retry, now_us: int) -> bool:
+    """Has it failed for as long as anything else is tried?"""
+    own = branch.action.retry if branch.action is not None else Retry()
     # Where the coordinator runs the action, a short budget is for that: what undoes it must come to its end.
     firsts = branch.action is not None and branch.action.run_first
-    most = own.max_attempts if running or not firsts else 0
-    most = most or (0 if running else defaults.max_attempts)
-    until = own.give_up_us or (0 if running else defaults.give_up_us)
+    most = own.max_attempts if branch.state is BranchState.RUNNING or not firsts else 0
+    most = most or defaults.max_attempts
+    until = own.give_up_us or defaults.give_up_us
     if most and branch.failures >= most:
         return True
     if own.schedule_us and branch.failures > len(own.schedule_us):

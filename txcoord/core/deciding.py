@@ -61,6 +61,8 @@ def decided(tx: Tx, decision: Decision, by: DecidedBy, reason: str, now_us: int)
 
 def _obeying(b: Branch, event: BranchEvent) -> Branch:
     """A branch once the whole is decided: a new phase, with attempts of its own."""
+    if b.state in (BranchState.SKIPPED, BranchState.RESOLVED):
+        return b  # An operator has settled it while its plan ran.
     state = next_branch(b.kind, b.state, event)
     if b.action is None or state is b.state:
         return replace(b, state=state)

@@ -120,6 +120,9 @@ _SAGA: Table = {
     (B.RUNNING, _E.VOTE_NO): B.REFUSED,
     (B.RUNNING, _E.FAILED): B.RUNNING,
     (B.RUNNING, _E.PARK): B.PARKED,
+    # An operator's word, for one that is never undone: the plan goes on without it.
+    (B.RUNNING, _E.SKIP): B.SKIPPED,
+    (B.RUNNING, _E.RESOLVE): B.RESOLVED,
     (B.PARKED, _E.START): B.RUNNING,
     # The action was the work: commit asks nothing more of it.
     (B.READY, _E.COMMIT): B.DONE,

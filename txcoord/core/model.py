@@ -95,7 +95,7 @@ SETTLED_BRANCH = frozenset(
     }
 )
 RUNNABLE_BRANCH = frozenset({BranchState.RUNNING, BranchState.FINISHING, BranchState.UNDOING})
-_ACTED = frozenset({BranchState.READY, BranchState.DONE})
+_ACTED = frozenset({BranchState.READY, BranchState.DONE, BranchState.SKIPPED, BranchState.RESOLVED})
 FOREVER_US = 253_370_764_800_000_000
 """The deadline of a plan that has none: the first day of the year 9999."""
 _MANY = 8

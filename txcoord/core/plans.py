@@ -18,6 +18,7 @@ from .model import Branch, BranchState, DecidedBy, Kind, Tx, TxState
 _LONG_AGO_US = 1
 _NO = (BranchState.REFUSED, BranchState.PARKED)
 _FACTS = (BranchState.READY, *_NO)
+_BY_HAND = (BranchState.SKIPPED, BranchState.RESOLVED)
 
 
 def is_step(branch: Branch) -> bool:
@@ -72,7 +73,7 @@ def joined(row: Tx, own: Tx) -> Tx:
 
 def only_forward(tx: Tx) -> bool:
     """Has a step begun, or may it have, that is never undone? Then the plan cannot be aborted any more."""
-    begun = (BranchState.RUNNING, BranchState.READY)
+    begun = (BranchState.RUNNING, BranchState.READY, *_BY_HAND)
     return tx.state is TxState.RUNNING and any(
         b.action is not None and b.action.forward and b.state in begun for b in tx.branches
     )
@@ -119,8 +120,9 @@ def no_of(tx: Tx) -> Branch | None:
 
 
 def all_done(tx: Tx) -> bool:
-    """Is the first phase of all its branches done?"""
-    return all(b.state is BranchState.READY for b in tx.branches if RULES[b.kind].first_phase)
+    """Is the first phase of all its branches done, or settled by an operator?"""
+    done = (BranchState.READY, *_BY_HAND)
+    return all(b.state in done for b in tx.branches if RULES[b.kind].first_phase)
 
 
 def effects_of(tx: Tx) -> tuple[Effect, ...]:

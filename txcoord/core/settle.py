@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import plans
+from . import operating, plans
 from .calling import calls_of, op_of
 from .errors import Refusal
 from .events import (
@@ -245,7 +245,7 @@ def operate(tx: Tx, event: Operate, now_us: int) -> Verdict:
     if tx.ended and RULES[branch.kind].first_phase:
         return _no(tx, "FAILED_PRECONDITION", "NOT_PARKED", f"the transaction has ended: {tx.state}")
     if tx.decision is None:
-        return _no(tx, "FAILED_PRECONDITION", "NOT_SUPPORTED", "the transaction is not decided yet")
+        return operating.on_running(tx, branch, event, now_us)
     # A callback has only one way to go.
     commit = tx.decision is Decision.COMMIT or branch.kind is Kind.CALLBACK
     if event.action == "retry":

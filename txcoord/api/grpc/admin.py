@@ -22,7 +22,7 @@ from .mapping import bad
 from .operations import Operations
 
 _APPLIES = {
-    "retry": (BranchState.PARKED, BranchState.FINISHING, BranchState.UNDOING),
+    "retry": (BranchState.PARKED, BranchState.FINISHING, BranchState.UNDOING, BranchState.RUNNING),
     "park": (BranchState.FINISHING, BranchState.UNDOING),
     "skip": (BranchState.PARKED, BranchState.FINISHING, BranchState.UNDOING),
     "resolve": (BranchState.PARKED, BranchState.FINISHING, BranchState.UNDOING),
