@@ -31,8 +31,11 @@ from tests.support.callers import (
 )
 from txcoord.adapters.calling.any_ import AnyCaller
 from txcoord.adapters.calling.credentials import Tls, TokenFile
+from txcoord.config import load
 from txcoord.core.action import Action, AnswerKind, Op
 from txcoord.core.targets import Targets
+from txcoord.wiring import Node
+from txcoord.wiring.errors import StartError
 from txcoord_client._pb import participant_pb2_grpc
 
 SERVINGS = pytest.mark.parametrize("serving", [over_grpc, over_the_web], ids=["grpc", "http"])
@@ -244,3 +247,16 @@ async def test_both_ends_are_who_they_say(serving: Any, host: str, tmp_path: Pat
     me.write_text("nothing")
     with pytest.raises(OSError, match="PEM"):
         AnyCaller(node="n1", tls=Tls(authority.ca, me)).check()
+
+
+async def test_a_node_does_not_start_with_what_it_cannot_show(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text("nothing")
+    for options in (
+        {"targets": {"ca_file": file}},
+        {"participants": {"stock": {"addresses": "grpc://a:1", "token_file": tmp_path / "empty"}}},
+    ):
+        (tmp_path / "empty").write_text("\n")
+        with pytest.raises(StartError, match="cannot be used") as error:
+            await Node(load(listen="127.0.0.1:0", **options)).start()
+        assert error.value.reason == "BAD_CREDENTIALS"

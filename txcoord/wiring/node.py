@@ -120,16 +120,16 @@ class Node:
             raise
 
     async def _start(self) -> None:
-        _may_listen(self.host, self.port)
-        if self.http_host:
-            _may_listen(self.http_host, self.http_port, "--http-address")
-        _must_exist(self.settings)
         try:
             self.caller.check()
         except (OSError, ValueError) as error:
             raise StartError(
                 ExitCode.CONFIG, "BAD_CREDENTIALS", f"what participants are shown cannot be used: {error}"
             ) from error
+        _may_listen(self.host, self.port)
+        if self.http_host:
+            _may_listen(self.http_host, self.http_port, "--http-address")
+        _must_exist(self.settings)
         if self._claim is not None:
             self._claim.take()
         identity = await connect(self.log, self.settings)
