@@ -313,6 +313,8 @@ def grants(user: str, service: str, database: str, flavour: Flavour) -> list[str
         "-- the service: its own tables are yours to grant",
         f"GRANT SELECT, INSERT ON {d}.{marker.TABLE} TO {service};",
         f"GRANT SELECT ON {d}.{marker.IDENTITY_TABLE} TO {service};",
+        "-- a participant, of tries or sagas, keeps results in its markers and deletes old ones as well:",
+        f"-- GRANT UPDATE, DELETE ON {d}.{marker.TABLE} TO {service};",
     ]
 
 

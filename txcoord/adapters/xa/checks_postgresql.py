@@ -222,6 +222,8 @@ def grants(role: str, service: str, database: str) -> list[str]:
         "-- the service: its own tables are yours to grant",
         f"GRANT SELECT, INSERT ON {s}.{marker.TABLE} TO {_quoted(service)};",
         f"GRANT SELECT ON {s}.{marker.IDENTITY_TABLE} TO {_quoted(service)};",
+        "-- a participant, of tries or sagas, keeps results in its markers and deletes old ones as well:",
+        f"-- GRANT UPDATE, DELETE ON {s}.{marker.TABLE} TO {_quoted(service)};",
     ]
 
 
