@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from sqlalchemy import create_engine, event
 from txcoord_client import Participant, Rejected
 from txcoord_client import sync as sync_sdk
 from txcoord_client._answers import Call
+from txcoord_client._serving import Servicer
 from txcoord_client.protocol import barrier
 from txcoord_client.sync._db.hands import SqlAlchemyHand
 
@@ -49,18 +51,12 @@ def test_autocommit_behind_the_back_of_sqlalchemy_is_refused() -> None:
     _looked_at(engine)
 
 
-@pytest.mark.parametrize("db", [object(), "default", 5, dict])
+@pytest.mark.parametrize("db", [object(), "default", 5, dict, create_engine("sqlite://")])
 async def test_what_is_no_database_is_refused(db: Any) -> None:
-    participant = Participant("stock", db=db)
-
-    @participant.action
-    async def pack(db: Any) -> None: ...
-
-    answer = await participant.execute(Call("0" * 32, "1", "action", "stock.pack"))
-    assert answer.reason == "NOT_SUPPORTED"
-    assert "is needed here" in answer.message
     with pytest.raises(Rejected, match="is needed here"):
-        async with participant.guard(db, Call("0" * 32, "1", "action", "stock.pack")):
+        Participant("stock", db=db)
+    with pytest.raises(Rejected, match="is needed here"):
+        async with Participant("stock").guard(db, Call("0" * 32, "1", "action", "stock.pack")):
             pass
 
 
@@ -71,6 +67,32 @@ def test_markers_are_kept_longer_than_a_deadline_can_be_away() -> None:
     assert Participant("stock", keep_days=0).keep_days == 0
     tx_id = f"{1_700_000_000_000:012x}{'0' * 20}"
     assert barrier.known_until_us(tx_id, 3) == 1_700_000_000_000_000 + 2 * barrier.DAY_US
+
+
+async def test_a_try_that_hangs_does_not_keep_its_cancel_waiting_for_a_place() -> None:
+    participant = Participant("stock", concurrency=1)
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    @participant.tcc
+    class Reserve:
+        async def attempt(self, db: Any) -> None: ...
+        async def confirm(self, db: Any) -> None: ...
+        async def cancel(self, db: Any) -> None: ...
+
+    servicer = Servicer([participant])
+
+    async def hangs(call: Call) -> Any:
+        begun.set()
+        await go.wait()
+        raise RuntimeError
+
+    participant._execute = hangs  # type: ignore[method-assign]
+    trying = asyncio.create_task(servicer._one(Call("0" * 32, "1", "try", "stock.Reserve")))
+    await begun.wait()
+    answer = await servicer._one(Call("0" * 32, "1", "cancel", "stock.Reserve"))
+    assert (answer.reason, answer.retry_after_us) == ("PENDING", 500_000)
+    go.set()
+    assert (await trying).reason == "RuntimeError"
 
 
 def test_what_ends_a_call_that_runs_here_takes_no_place_beside_it() -> None:

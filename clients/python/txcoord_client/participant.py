@@ -19,16 +19,16 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from . import _aio, _values
+from . import _aio, _barrier, _values
 from ._answers import Answer, Call
+from ._barrier import Entry
+from ._db import kinds
+from ._db.redis_ import Repeated
+from ._db.sources import Source
 from .errors import Pending, Refused, Rejected
 from .protocol import barrier, identifiers, reasons
-
-if TYPE_CHECKING:
-    from ._barrier import Entry
-    from ._db.sources import Source
 
 log = logging.getLogger("txcoord.client")
 T = TypeVar("T", bound=type)
@@ -107,6 +107,7 @@ class Participant:
     ago fails, where nobody can tell any more whether it was made before. In one database it is the same for all.
     ``token``: only calls that bring it, or one of them, as a bearer token are served: those of the coordinator whose
     settings have it, and of callers that have it in their ``ParticipantAt``.
+    Raises Rejected for what is none of these.
 
     A Redis keeps the markers as well, and as badly, as it keeps the data: what it loses in a crash or a fail-over was
     answered *done* all the same.
@@ -130,8 +131,7 @@ class Participant:
         self.name = name
         self.concurrency = concurrency
         self.keep_days = keep_days
-        self._db = db
-        self._source: Source | None = None
+        self._source: Source | None = None if db is None else kinds.source_of(db)
         self._calls = 0
         self._running: Counter[tuple[str, str]] = Counter()
         self._tokens = (token,) if isinstance(token, str) else tuple(token)
@@ -237,15 +237,11 @@ class Participant:
         first.keep(hold)`` keeps what a try or action returns, ``first.result(Hold)`` is that, in what comes after it.
         Raises Refused for a try that comes after its cancel or its deadline; Rejected for a connection without a
         transaction."""
-        from . import _barrier
-
         yield await _barrier.enter(db, call, self.keep_days)
 
     async def make_table(self) -> None:
         """Make the marker table where there is none. It needs the right to create tables; the service itself needs
         SELECT, INSERT, UPDATE and DELETE on it."""
-        from . import _barrier
-
         async with self._transaction() as db:
             await _barrier.make_table(db)
 
@@ -288,10 +284,6 @@ class Participant:
         if call.ended is not None:
             await method(call.ended)
             return Answer.done()
-        # Here, since only a service that has a database of its own needs it.
-        from . import _barrier
-        from ._db.redis_ import Repeated
-
         try:
             async with self._transaction() as db:
                 entry = await _barrier.enter(db, call, self.keep_days)
@@ -312,8 +304,6 @@ class Participant:
         self._calls += 1
         if not self.keep_days or self._calls % _PRUNED_EVERY:
             return
-        from . import _barrier
-
         try:
             async with self._transaction() as db:
                 await _barrier.prune(db, self.keep_days)
@@ -324,12 +314,7 @@ class Participant:
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Any]:
         if self._source is None:
-            if self._db is None:
-                text = f"Participant({self.name!r}) was made without db="
-                raise Rejected(text, reason=reasons.NOT_SUPPORTED)
-            from ._db import kinds
-
-            self._source = kinds.source_of(self._db)
+            raise Rejected(f"Participant({self.name!r}) was made without db=", reason=reasons.NOT_SUPPORTED)
         async with self._source.begin() as db:
             yield db
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from .. import _aio
 from .._xa.raw import MySqlRaw, PsycopgRaw, Raw
@@ -18,8 +18,9 @@ NO_TRANSACTION = (
 )
 
 
+@runtime_checkable
 class Hand(Protocol):
-    """A connection, whatever it is."""
+    """A connection, whatever it is. One that has these by itself is taken as it is."""
 
     family: str
     """Of its database, as in ``protocol.barrier.BY_FAMILY``."""

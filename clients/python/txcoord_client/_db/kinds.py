@@ -41,7 +41,7 @@ def _asyncpg(connection: Any) -> Hand:
     return hands.RawHand(connection, _AsyncpgRaw(connection))  # type: ignore[arg-type] # of Raw, two are needed
 
 
-class _AsyncpgSource:
+class _AsyncpgSource(Source):
     def __init__(self, pool: Any) -> None:
         self._pool = pool
 
@@ -51,7 +51,7 @@ class _AsyncpgSource:
             yield connection
 
 
-class _MySqlSource:
+class _MySqlSource(Source):
     def __init__(self, pool: Any) -> None:
         self._pool = pool
 
@@ -61,7 +61,7 @@ class _MySqlSource:
             yield connection
 
 
-class _OpenedSource:
+class _OpenedSource(Source):
     """Connections of its own for each transaction."""
 
     def __init__(self, connect: Callable[[], Any]) -> None:
@@ -106,11 +106,13 @@ _SOURCES: dict[tuple[str, str], Callable[[Any], Source]] = {
 
 def hand_of(db: Any) -> Hand:
     """The connection, as the barrier uses it. Raises Rejected."""
-    return hands.found(db, _HANDS, CONNECTION_NEEDED)(db)
+    return db if isinstance(db, Hand) else hands.found(db, _HANDS, CONNECTION_NEEDED)(db)
 
 
 def source_of(db: Any) -> Source:
     """Where transactions come from. Raises Rejected."""
+    if isinstance(db, Source):
+        return db
     if inspect.isfunction(db) or inspect.ismethod(db) or isinstance(db, functools.partial):
         return _OpenedSource(db)
     return hands.found(db, _SOURCES, NEEDED)(db)

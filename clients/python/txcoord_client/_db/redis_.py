@@ -10,6 +10,7 @@ from .._answers import Call
 from ..errors import Refused, Rejected
 from ..protocol import barrier, reasons
 from ..protocol import redis as scripts
+from .sources import Source
 
 
 class Repeated(Exception):
@@ -122,7 +123,7 @@ def forgotten(call: Call) -> Rejected:
     )
 
 
-class RedisSource:
+class RedisSource(Source):
     """A client of redis."""
 
     def __init__(self, client: Any) -> None:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from . import hands
 
 
-class Source(Protocol):
-    """Makes transactions."""
+class Source(ABC):
+    """Makes transactions. Any of this class is taken as it is."""
 
+    @abstractmethod
     def begin(self) -> AbstractAsyncContextManager[Any]:
         """A transaction, committed in the end; what it gives is handed to the service's code."""
-        ...
 
 
-class SqlAlchemySource:
+class SqlAlchemySource(Source):
     """An engine or a sessionmaker."""
 
     def __init__(self, db: Any) -> None:
@@ -29,7 +30,7 @@ class SqlAlchemySource:
             yield db
 
 
-class PsycopgSource:
+class PsycopgSource(Source):
     """A pool of psycopg_pool."""
 
     def __init__(self, pool: Any) -> None:

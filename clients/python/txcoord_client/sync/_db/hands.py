@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from ...errors import Rejected
 from ...protocol import reasons
@@ -19,8 +19,9 @@ NO_TRANSACTION = (
 )
 
 
+@runtime_checkable
 class Hand(Protocol):
-    """A connection, whatever it is."""
+    """A connection, whatever it is. One that has these by itself is taken as it is."""
 
     family: str
     """Of its database, as in ``protocol.barrier.BY_FAMILY``."""

@@ -72,7 +72,7 @@ class _DjangoHand:
         return None if row is None else tuple(row)
 
 
-class _DjangoSource:
+class _DjangoSource(Source):
     """A database of Django's settings."""
 
     def __init__(self, alias: str) -> None:
@@ -91,7 +91,7 @@ class _DjangoSource:
             close_old_connections()
 
 
-class _OpenedSource:
+class _OpenedSource(Source):
     """Connections of its own for each transaction."""
 
     def __init__(self, connect: Callable[[], Any]) -> None:
@@ -154,11 +154,13 @@ def hand_of(db: Any) -> Hand:
         from django.db import connections
 
         db = connections[db]
-    return hands.found(db, _HANDS, CONNECTION_NEEDED)(db)
+    return db if isinstance(db, Hand) else hands.found(db, _HANDS, CONNECTION_NEEDED)(db)
 
 
 def source_of(db: Any) -> Source:
     """Where transactions come from. Raises Rejected."""
+    if isinstance(db, Source):
+        return db
     if isinstance(db, str):
         return _DjangoSource(db)
     if inspect.isfunction(db) or inspect.ismethod(db) or isinstance(db, functools.partial):

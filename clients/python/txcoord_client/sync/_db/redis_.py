@@ -11,6 +11,7 @@ from ..._answers import Call
 from ...errors import Refused, Rejected
 from ...protocol import barrier, reasons
 from ...protocol import redis as scripts
+from .sources import Source
 
 
 class Repeated(Exception):
@@ -123,7 +124,7 @@ def forgotten(call: Call) -> Rejected:
     )
 
 
-class RedisSource:
+class RedisSource(Source):
     """A client of redis."""
 
     def __init__(self, client: Any) -> None:
