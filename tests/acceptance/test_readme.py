@@ -165,7 +165,14 @@ def test_the_quickstart(newcomer: Newcomer) -> None:
             time.sleep(0.02)
         shell = "\n".join(blocks("docs/quickstart.md", "sh"))
         commands = re.findall(r"^\.venv/bin/(\w+) (.*?) +# (.*)$", shell, re.MULTILINE)
-        assert [tool for tool, *_ in commands] == ["python", "python", "python", "txcoord", "txcoord", "pytest"]
+        assert [tool for tool, *_ in commands] == [
+            "python",
+            "python",
+            "python",
+            "txcoord",
+            "txcoord",
+            "pytest",
+        ]
         for tool, arguments, expected in commands:
             where = ["--address", newcomer.address] if tool == "txcoord" else []
             done = newcomer.run(*_TOOLS[tool], *arguments.split(), *where)
