@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -68,6 +68,16 @@ def _dbapi_note(db: Any, body: str) -> None:
         cursor.execute(NOTE.format(body=body))
 
 
+def _commit_each(connection: Any, _: Any) -> None:
+    """Autocommit behind SQLAlchemy's back."""
+    if callable(getattr(connection, "autocommit", None)):
+        connection.autocommit(True)
+    elif hasattr(connection, "autocommit"):
+        connection.autocommit = True
+    else:
+        connection.isolation_level = None
+
+
 # ---- asynchronous ----
 
 
@@ -83,9 +93,12 @@ async def _sqlalchemy(url: str, sql: Callable[[str], str], family: str) -> Async
 
     store.opened = session
     by_itself = engine.execution_options(isolation_level="AUTOCOMMIT")
-    store.autocommits = [by_itself.connect]
+    behind = create_async_engine(url)
+    event.listen(behind.sync_engine, "connect", _commit_each)
+    store.autocommits = [by_itself.connect, behind.connect]
     yield store
     await engine.dispose()
+    await behind.dispose()
 
 
 @_store
@@ -229,9 +242,13 @@ async def _sync_sqlalchemy(url: str, sql: Callable[[str], str], family: str) -> 
     store = SyncStore(sessionmaker(engine), note=_sqlalchemy_note, sql=sql)
     store.family = family
     store.opened = engine.begin
-    store.autocommits = [lambda: Session(engine.execution_options(isolation_level="AUTOCOMMIT"))]
+    behind = create_engine(url)
+    event.listen(behind, "connect", _commit_each)
+    by_itself = engine.execution_options(isolation_level="AUTOCOMMIT")
+    store.autocommits = [lambda: Session(by_itself), lambda: Session(behind)]
     yield store
     engine.dispose()
+    behind.dispose()
 
 
 @_store

@@ -257,6 +257,12 @@ class RedisStore(Store):
 
         return sorted(field.decode() for field in self._client.hkeys(redis.key(tx_id, "1")))
 
+    def lives_for_s(self, tx_id: str) -> int:
+        """How long its markers stay; -1: for ever."""
+        from txcoord_client.protocol import redis
+
+        return int(self._client.ttl(redis.key(tx_id, "1")))
+
 
 class SyncStore(Store):
     """The same with the synchronous SDK, in threads."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -139,6 +140,7 @@ class Participant:
         self._tokens = (token,) if isinstance(token, str) else tuple(token)
         if not all(self._tokens):
             raise Rejected("token: an empty one protects nothing")
+        self._counting = threading.Lock()
         self._operations: dict[str, Operation] = {}
 
     # ---- declarations ----
@@ -250,14 +252,13 @@ class Participant:
     def under_way(self, call: Call) -> Answer | None:
         """To be asked before a call waits for its turn: *later* where another call of its branch is running here.
         What ends a try that hangs would only hang with it, and take one more place each time it is made again."""
-        if call.op in barrier.FIRST and self._running[call.tx_id, call.branch]:
+        if call.op in barrier.FIRST and (call.tx_id, call.branch) in self._running:
             return Answer.pending(Pending("another call of this branch is running", retry_after=_LATER_S))
         return None
 
     def execute(self, call: Call) -> Answer:
         """Do what is asked, once. Never raises."""
-        key = call.tx_id, call.branch
-        self._running[key] += 1
+        self._count(call, 1)
         try:
             answer = self._execute(call)
             self._prune()
@@ -270,7 +271,12 @@ class Participant:
             log.exception("%s of %s, branch %s, failed", call.op, call.tx_id, call.branch)
             return Answer.failed(error)
         finally:
-            self._running[key] -= 1
+            self._count(call, -1)
+
+    def _count(self, call: Call, step: int) -> None:
+        key = call.tx_id, call.branch
+        with self._counting:
+            self._running[key] += step
             if not self._running[key]:
                 del self._running[key]
 
