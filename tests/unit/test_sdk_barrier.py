@@ -90,7 +90,7 @@ async def test_a_try_that_hangs_does_not_keep_its_cancel_waiting_for_a_place() -
     trying = asyncio.create_task(servicer._one(Call("0" * 32, "1", "try", "stock.Reserve")))
     await begun.wait()
     answer = await servicer._one(Call("0" * 32, "1", "cancel", "stock.Reserve"))
-    assert (answer.reason, answer.retry_after_us) == ("PENDING", 500_000)
+    assert (answer.reason, answer.retry_after_us >= 500_000) == ("PENDING", True)
     go.set()
     assert (await trying).reason == "RuntimeError"
 

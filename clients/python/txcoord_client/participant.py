@@ -16,7 +16,6 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -134,10 +133,11 @@ class Participant:
         self.keep_days = keep_days
         self._source: Source | None = None if db is None else kinds.source_of(db)
         self._calls = 0
-        self._running: Counter[tuple[str, str]] = Counter()
         self._tokens = (token,) if isinstance(token, str) else tuple(token)
         if not all(self._tokens):
             raise Rejected("token: an empty one protects nothing")
+        self._running: dict[tuple[str, str], tuple[int, float]] = {}
+        """Of each branch, how many calls are running, and since when."""
         self._counting = threading.Lock()
         self._operations: dict[str, Operation] = {}
 
@@ -250,9 +250,12 @@ class Participant:
     def under_way(self, call: Call) -> Answer | None:
         """To be asked before a call waits for its turn: *later* where another call of its branch is running here.
         What ends a try that hangs would only hang with it, and take one more place each time it is made again."""
-        if call.op in barrier.FIRST and (call.tx_id, call.branch) in self._running:
-            return Answer.pending(Pending("another call of this branch is running", retry_after=_LATER_S))
-        return None
+        running = self._running.get((call.tx_id, call.branch))
+        if running is None or call.op not in barrier.FIRST:
+            return None
+        # What has hung for long is asked for less often.
+        later_s = min(max(_aio.now() - running[1], _LATER_S), _LATEST_S)
+        return Answer.pending(Pending("another call of this branch is running", retry_after=later_s))
 
     async def execute(self, call: Call) -> Answer:
         """Do what is asked, once. Never raises."""
@@ -274,9 +277,9 @@ class Participant:
     def _count(self, call: Call, step: int) -> None:
         key = call.tx_id, call.branch
         with self._counting:
-            self._running[key] += step
-            if not self._running[key]:
-                del self._running[key]
+            count, since = self._running.pop(key, (0, _aio.now()))
+            if count + step:
+                self._running[key] = count + step, since
 
     async def _execute(self, call: Call) -> Answer:
         operation = self._operations.get(call.operation)
@@ -329,5 +332,5 @@ def _takes(method: Callable[..., Any]) -> int:
     return len([p for p in _values.signature(method).parameters.values() if p.kind in _POSITIONAL])
 
 
-_LATER_S = 0.5
+_LATER_S, _LATEST_S = 0.5, 30.0
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
