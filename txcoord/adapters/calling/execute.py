@@ -151,7 +151,7 @@ def answer_of(answer: c.BranchAnswer) -> Answer:
     return Answer(
         _ANSWERS.get(answer.kind, AnswerKind.FAILED),
         answer.result,
-        answer.content_type,
+        answer.content_type[:255],
         reason[:500],
         max(answer.retry_after_us, 0) or (_REPORTED_US if answer.will_report else 0),
     )
