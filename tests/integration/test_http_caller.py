@@ -171,7 +171,8 @@ async def test_connections_are_kept(caller: AnyCaller) -> None:
     async with over_the_web() as target:
         for _ in range(5):
             await answers(caller, target, *confirms(3))
-        assert caller.http._session is not None
-        connector = caller.http._session.connector
+        assert caller._http is not None
+        assert caller._http._session is not None
+        connector = caller._http._session.connector
         assert connector is not None
         assert sum(len(kept) for kept in connector._conns.values()) == 1  # type: ignore[attr-defined]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...core.action import Answer, AnswerKind, Op
 from ...core.targets import ANYBODY, Target, Targets
@@ -14,7 +15,9 @@ from ...ports import CallRequest
 from .credentials import Credentials, Tls, TokenFile
 from .dialling import Dialling
 from .grpc_ import GrpcCaller
-from .http_ import HttpCaller
+
+if TYPE_CHECKING:
+    from .http_ import HttpCaller
 
 _REST_S = 5.0
 """How long an address that did not answer comes after the others."""
@@ -36,13 +39,17 @@ class AnyCaller:
         self._targets = targets
         self._dialling = Dialling(targets)
         self._credentials = credentials = Credentials(targets, tls, tokens or {})
+        self._node = node
         self.grpc = GrpcCaller(node=node, credentials=credentials, dialling=self._dialling)
-        self.http = HttpCaller(node=node, credentials=credentials, dialling=self._dialling)
+        self._http: HttpCaller | None = None
+        self._loading = asyncio.Lock()
         self._resting: dict[Target, float] = {}
 
     def knows_log(self, log_id: str) -> None:
         """Which log it calls for."""
-        self.grpc.log_id = self.http.log_id = log_id
+        self.grpc.log_id = log_id
+        if self._http is not None:
+            self._http.log_id = log_id
 
     def check(self) -> None:
         """Can its certificates and tokens be used? Raises OSError, ValueError."""
@@ -51,7 +58,7 @@ class AnyCaller:
     @property
     def messages(self) -> int:
         """Messages sent and received."""
-        return self.grpc.messages + self.http.messages
+        return self.grpc.messages + (self._http.messages if self._http is not None else 0)
 
     def call(
         self, target: str, requests: Sequence[CallRequest], timeout_s: float
@@ -68,8 +75,24 @@ class AnyCaller:
         if scheme in ("grpc", "grpcs"):
             return self.grpc.call(target, requests, timeout_s)
         if scheme in ("http", "https"):
-            return self.http.call(target, requests, timeout_s)
+            if self._http is not None:
+                return self._http.call(target, requests, timeout_s)
+            return self._first_over_http(target, requests, timeout_s)
         return _nobody(f"UNKNOWN_PARTICIPANT: {target[:200]!r} cannot be called", requests)
+
+    async def _first_over_http(
+        self, target: str, requests: Sequence[CallRequest], timeout_s: float
+    ) -> AsyncIterator[tuple[CallRequest, Answer]]:
+        """Most nodes have nobody to call over HTTP: only for the others it is loaded, past the loop."""
+        async with self._loading:
+            if self._http is None:
+                found = await asyncio.to_thread(importlib.import_module, f"{__package__}.http_")
+                self._http = found.HttpCaller(
+                    node=self._node, credentials=self._credentials, dialling=self._dialling
+                )
+                self._http.log_id = self.grpc.log_id
+        async for item in self._http.call(target, requests, timeout_s):
+            yield item
 
     async def _by_name(
         self, addresses: Sequence[Target], requests: Sequence[CallRequest], timeout_s: float
@@ -111,7 +134,8 @@ class AnyCaller:
     async def close(self) -> None:
         """Disconnect."""
         await self.grpc.close()
-        await self.http.close()
+        if self._http is not None:
+            await self._http.close()
         self._dialling.close()
 
 

@@ -186,7 +186,7 @@ class GrpcCaller:
     def _failed(self, target: Target, error: grpc.aio.AioRpcError) -> None:
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             self._dialling.forget(target.host, target.port)
-            self._over_ipv6 ^= {target}
+            self._over_ipv6 = self._over_ipv6 & self._channels.keys() ^ {target}
 
     def _leave(self, channel: grpc.aio.Channel) -> None:
         """Close it after its last calls."""
