@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 from tests.support.virtual import eventually, run
 from txcoord.core.action import Answer, AnswerKind, Op, Retry
-from txcoord.core.model import DecidedBy, Kind, TxState
+from txcoord.core.model import Change, ChangeKind, DecidedBy, Decision, Kind, TxState
 
 from .test_engine_calls import a_place, step, submit
 
@@ -126,5 +127,43 @@ def test_a_commit_that_confirms_tries_is_forced() -> None:
                 done = await node.ended(await submit(node, place.tx(), *steps, one))
                 assert done.state is TxState.COMMITTED
                 assert node.log.forced_flushes - before == 2
+
+    run(main())
+
+
+def test_an_abort_that_was_on_its_way_beside_the_commit_does_not_outlive_it() -> None:
+    """It was decided while the COMMIT was being written, and comes to the log after that was told and lost."""
+
+    async def main() -> None:
+        for way in ("a client", "its deadline"):
+            async with a_place() as place:
+                node = await place.node()
+                tx = place.tx(deadline_s=5.0)
+                write, sent, gate = node.log.write, asyncio.Event(), asyncio.Event()
+
+                async def held(change: Change, write: Any = write, sent: Any = sent, gate: Any = gate) -> Any:
+                    if change.tx.decision is Decision.COMMIT:
+                        sent.set()
+                    elif change.kind is ChangeKind.AMEND:
+                        await gate.wait()
+                    return await write(change)
+
+                node.log.write = held
+                asked = await submit(node, tx, step("1"))
+                await sent.wait()
+                if way == "a client":
+                    other = asyncio.create_task(node.rollback(tx, begun=True))
+                else:
+                    place.clock.now_us = lambda late=tx.deadline_us + 1: late
+                    live = node.coordinator.live.get(tx.tx_id)
+                    assert live is not None
+                    other = asyncio.create_task(node.coordinator.expire(live.tx))
+                assert (await node.ended(asked)).state is TxState.COMMITTED
+                place.storage.lose_unforced()
+                gate.set()
+                await other
+                await eventually(lambda place=place, tx=tx: place.storage.row(tx.tx_id).ended)
+                assert place.storage.row(tx.tx_id).state is TxState.COMMITTED, way
+                assert place.effects(tx) == {"1": [Op.ACTION]}, way
 
     run(main())

@@ -282,6 +282,8 @@ class Coordinator(Carrier):
         live = self.live.get(tx.tx_id) if tx is not None else None
         if live is not None and live.logged:
             tx = live.tx
+        elif tx is not None and tx.state is TxState.RUNNING:
+            tx = plans.as_read(tx)  # It was live here a moment ago: it may have been committed since.
         now_us = self.clock.now_us()
         looked = False
         for _ in range(_PATIENCE):
@@ -303,8 +305,11 @@ class Coordinator(Carrier):
             if verdict.change is None:
                 return self._unwritten(verdict)
             new, change = self._stamp(verdict)
+            doubted = self._doubted(change)
             result = await self._write(new, change)
             self.clock.observe(result.now_us)
+            if doubted is not None and result.written is Written.TOO_LATE:
+                self._doubted_no_more(*doubted)
             if result.written is Written.OK:
                 self._written(new, change, verdict.effects)
                 return new
@@ -317,6 +322,23 @@ class Coordinator(Carrier):
         raise Refused(
             Refusal("ABORTED", "IN_PROGRESS", "many writers at once on this transaction: try again", False)
         )
+
+    def _doubted(self, change: Change) -> tuple[Tx, Tx] | None:
+        """While a COMMIT that may be lost is being written it may be told, and lost, before the next change is there:
+        whatever is decided beside it is decided in doubt. The plan as it was, and as it is now."""
+        live = self.live.get(change.tx.tx_id)
+        lossy = change.tx.decision is Decision.COMMIT and not change.forced
+        if not lossy or live is None or live.tx.state is not TxState.RUNNING or live.tx.in_doubt:
+            return None
+        was = live.tx
+        self.live.put(replace(was, in_doubt=plans.no_of(was) is None))
+        return was, live.tx
+
+    def _doubted_no_more(self, was: Tx, doubted: Tx) -> None:
+        """The log says that it was not written."""
+        live = self.live.get(was.tx_id)
+        if live is not None and live.tx is doubted:
+            self.live.put(was)
 
     async def _write(self, new: Tx, change: Change) -> WriteResult:
         try:
