@@ -272,6 +272,10 @@ async def test_what_nobody_can_tell_any_more_is_no_success(store: Store) -> None
         for tx_id, wanted in ((young, (DONE, "")), (old, (FAILED, reasons.EXPIRED))):
             call = new_call(op, tx_id, operation=f"stock.{operation}", deadline_s=0)
             assert said(await store.execute(call)) == wanted, (op, tx_id)
+    # Nor is it a no, though its deadline has passed as well: it may have been done in time, and pruned.
+    for deadline_s in (-1, -94 * 86_400):
+        call = new_call("action", old, operation="stock.pack", deadline_s=deadline_s)
+        assert said(await store.execute(call)) == (FAILED, reasons.EXPIRED)
     assert store.markers(old) == []
     for_ever = store.new_participant(keep_days=0)
     call = new_call("action", old, operation="stock.pack", deadline_s=0)

@@ -116,7 +116,8 @@ def _entered(
         raise Refused(reasons.DECIDED, f"the {op} came after it was undone")
     if row is not None:
         return False, _bytes(row[1])
-    if soonest_us != limit_us:
+    if known_us and (soonest_us != limit_us or _now_us(hand, statements) > known_us):
+        # It may have been done and pruned: a no would be a lie, also where its deadline has passed as well.
         raise forgotten(call)
     raise Refused(reasons.DEADLINE, f"the {op} came after its transaction's deadline")
 
@@ -128,9 +129,14 @@ def prune(db: Any, keep_days: int) -> int:
     hand = kinds.hand_of(db)
     statements = _statements(hand)
     hand.refuse_autocommit()
+    before_us = _now_us(hand, statements) - keep_days * barrier.DAY_US
+    return hand.run(statements.prune(before_us, PRUNED_AT_ONCE))
+
+
+def _now_us(hand: Hand, statements: barrier.Statements) -> int:
     row = hand.row(statements.now)
     assert row is not None
-    return hand.run(statements.prune(int(row[0]) - keep_days * barrier.DAY_US, PRUNED_AT_ONCE))
+    return int(row[0])
 
 
 def make_table(db: Any) -> None:
