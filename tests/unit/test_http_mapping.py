@@ -216,3 +216,23 @@ def test_idempotency_keys() -> None:
         with pytest.raises(Refused) as caught:
             asking.idempotency_key(text)
         assert caught.value.refusal.reason == "BAD_GID"
+
+
+def test_a_key_that_is_there_twice_is_found_in_one_pass() -> None:
+    """Else one request, or one result of a participant, would stop the whole node for minutes."""
+    looks = 0
+
+    class Key(str):
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal looks
+            looks += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    keys = [Key(n) for n in range(1_000)]
+    with pytest.raises(ValueError, match="'999' is there twice"):
+        mapping._object([(key, 0) for key in [*keys, Key(999)]])
+    assert looks < 10_000
