@@ -43,7 +43,24 @@ def test_what_is_no_address(text: str) -> None:
 def test_paths() -> None:
     assert all(map(is_path, ["/x", "/x/y", "/", "/x?y=1&z=a/b", "/x%20y"]))
     assert not any(
-        map(is_path, ["", "x", "//x", "/../x", "/x/..", "/%2e%2e/x", "/x#y", "/x y", "/x\n", "/a%5cb"])
+        map(
+            is_path,
+            [
+                "",
+                "x",
+                "//x",
+                "/../x",
+                "/x/..",
+                "/%2e%2e/x",
+                "/x#y",
+                "/x y",
+                "/x\n",
+                "/a%5cb",
+                "/..;/x",
+                "/a/.;v=1",
+                "/%2e.%3B/x",
+            ],
+        )
     )
 
 

@@ -69,7 +69,9 @@ def stays(path: str) -> bool:
     """Does a path lead nowhere above itself, nor to another host?"""
     plain = re.sub("%2[eE]", ".", path.partition("?")[0])
     hidden = re.search("%(?:2[fF]|5[cC]|0|1|7[fF])", plain)
-    return not hidden and "//" not in plain and not {".", ".."} & set(plain.split("/"))
+    # Some servers take what follows a semicolon away before they go by a segment: /..;/ is /../ to them.
+    segments = {segment.partition(";")[0] for segment in re.sub("%3[bB]", ";", plain).split("/")}
+    return not hidden and "//" not in plain and not {".", ".."} & segments
 
 
 # ---- whom a coordinator calls ----
