@@ -321,6 +321,8 @@ def test_a_gid_that_names_other_data() -> None:
         action = replace(a_step("1").action, operation="ship.other")  # type: ignore[type-var]
         other = plan("2", b'{"order":1,"n":2}', action=action)
         assert ask(known, Submit(other)).refusal.reason == "CONTENT_MISMATCH"
+    deep = ask(None, Submit(plan("1", b"[" * 100_000 + b"]" * 100_000))).tx
+    assert ask(deep, Submit(plan("2", b"[" * 100_000))).refusal.reason == "CONTENT_MISMATCH"
     pruned = replace(done, branches=(), detail_pruned=True)
     assert ask(pruned, Submit(plan("2", b"{}"))).refusal.reason == "ALREADY_COMMITTED"
 
