@@ -186,6 +186,17 @@ def test_a_step_that_was_given_up_may_have_run() -> None:
         assert calls(failed.effects) == [("1", Op.COMPENSATE)]
 
 
+@pytest.mark.parametrize("retry", [Retry(schedule_us=(1_000, 1_000)), Retry(give_up_us=1_000)])
+def test_each_budget_is_of_the_action_alone(retry: Retry) -> None:
+    tx = running(a_step("1", retry=retry), a_step("2", "1"))
+    tx = said(said(tx, "1", K.DONE).tx, "2", K.REFUSED).tx
+    undoing = ask(tx, StepsSettled()).tx
+    for n in range(5):
+        event = Answered("1", Op.COMPENSATE, n + 1, Answer(K.FAILED, reason="BUSY"), 0.5, DEFAULTS)
+        undoing = decide(undoing, event, 50 + n * 1_000, WINDOWS).tx
+        assert undoing.branch("1").state is B.UNDOING, n
+
+
 def test_a_plan_that_was_read_may_have_gone_further_than_its_row() -> None:
     row = running(*GRAPH)
     read = read_back(row)

@@ -62,7 +62,7 @@ class Retry:
     cap_us: int = 0
     max_attempts: int = 0
     """So many failures in a row: then a first phase counts as refused, and anything else is parked. Of a branch whose
-    first phase the coordinator runs, it is the budget of that alone."""
+    first phase the coordinator runs, it is the budget of that alone, and so are the next two."""
     give_up_us: int = 0
     """The same happens so long after the first attempt."""
     schedule_us: tuple[int, ...] = ()

@@ -58,10 +58,10 @@ def spent(branch: Branch, defaults: Retry, now_us: int) -> bool:
 def stuck(branch: Branch, defaults: Retry, now_us: int) -> bool:
     """Has it failed for as long as anything else is tried?"""
     own = branch.action.retry if branch.action is not None else Retry()
-    # Where the coordinator runs the action, a short budget is for that: what undoes it must come to its end.
-    firsts = branch.action is not None and branch.action.run_first
-    most = own.max_attempts if branch.state is BranchState.RUNNING or not firsts else 0
-    most = most or defaults.max_attempts
+    if branch.state is not BranchState.RUNNING and branch.action is not None and branch.action.run_first:
+        # Where the coordinator runs the action, a short budget is for that: what undoes it must come to its end.
+        own = Retry()
+    most = own.max_attempts or defaults.max_attempts
     until = own.give_up_us or defaults.give_up_us
     if most and branch.failures >= most:
         return True

@@ -16,8 +16,9 @@ class Retry:
 
     A failure is tried again after a random part of ``first``, ``first * factor``, … seconds, at most ``cap``; after an
     answer, *pending* too, it begins anew. After ``attempts`` failures in a row, or ``give_up`` seconds after the first
-    attempt, an action is given up (the saga is undone), and anything else is parked for an operator. ``schedule``: the
-    pauses themselves, instead of a back-off; when it is used up the same happens. ``call_timeout``: of one call.
+    attempt, an action is given up, and the saga is undone. ``schedule``: the pauses themselves, instead of a back-off;
+    when it is used up the same happens. What undoes a step is asked for with the same pauses until it is done; the
+    coordinator's own budget parks it for an operator. ``call_timeout``: of one call.
 
     Raises Rejected for what is negative, and for a factor below 1.
     """
