@@ -365,6 +365,19 @@ def test_a_long_chain_costs_each_answer_little() -> None:
     assert looks < 20  # And not once for each step.
 
 
+def test_what_is_looked_up_is_of_the_list_that_is_there() -> None:
+    tx = running(a_step("1"), *(a_step(str(n), str(n - 1)) for n in range(2, 20)))
+    assert tx.branch("1") is tx.branches[0]
+    copied = replace(tx, branches=tuple(replace(b, state=B.UNDOING) for b in tx.branches))
+    # However it was copied: with what was found in the other list.
+    object.__setattr__(copied, "_by_id", tx._by_id)
+    assert copied.branch("1") is copied.branches[0]
+    assert not copied.may_go(copied.branches[0])
+    ended = replace(copied, branches=tuple(replace(b, state=B.UNDONE) for b in copied.branches))
+    object.__setattr__(ended, "_followers", copied._followers)
+    assert ended.may_go(replace(ended.branches[0], state=B.UNDOING))
+
+
 def test_before_a_step_that_is_never_undone_has_surely_begun() -> None:
     """After a take-over it reads as begun. Those before it still tell whether it can have been."""
     tx = running(a_step("1"), a_step("2", "1", forward=True))

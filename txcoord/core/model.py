@@ -183,10 +183,13 @@ class Tx:
     unwanted: tuple[DecidedBy, str] | None = field(default=None, compare=False)
     """In doubt: who wants it aborted, and why, if its steps leave that open."""
 
-    _by_id: dict[str, Branch] | None = field(default=None, init=False, compare=False, repr=False)
-    _followers: dict[str, tuple[Branch, ...]] | None = field(
+    _by_id: tuple[object, dict[str, Branch]] | None = field(
         default=None, init=False, compare=False, repr=False
     )
+    _followers: tuple[object, dict[str, list[Branch]]] | None = field(
+        default=None, init=False, compare=False, repr=False
+    )
+    # Found at first use, each with the list that it was found in: a copy may have taken it along with another list.
 
     @property
     def ended(self) -> bool:
@@ -237,24 +240,26 @@ class Tx:
 
     def _after(self, branch: Branch) -> list[Branch]:
         """Those of its kind that come after it."""
-        if self._followers is None:
-            found: dict[str, list[Branch]] = {}
+        found = self._followers
+        if found is None or found[0] is not self.branches:
+            following: dict[str, list[Branch]] = {}
             for b in self.branches:
                 for name in b.action.after if b.action is not None else ():
-                    found.setdefault(name, []).append(b)
-            object.__setattr__(self, "_followers", {name: tuple(bs) for name, bs in found.items()})
-        assert self._followers is not None
-        return [b for b in self._followers.get(branch.id, ()) if b.kind is branch.kind]
+                    following.setdefault(name, []).append(b)
+            found = (self.branches, following)
+            object.__setattr__(self, "_followers", found)
+        return [b for b in found[1].get(branch.id, ()) if b.kind is branch.kind]
 
     def branch(self, branch_id: str) -> Branch | None:
         """The branch of that id."""
         if len(self.branches) < _MANY:
             return next((b for b in self.branches if b.id == branch_id), None)
         # Found once for all of them: a plan may have a thousand, and each answer looks for many.
-        if self._by_id is None:
-            object.__setattr__(self, "_by_id", {b.id: b for b in self.branches})
-        assert self._by_id is not None
-        return self._by_id.get(branch_id)
+        found = self._by_id
+        if found is None or found[0] is not self.branches:
+            found = (self.branches, {b.id: b for b in self.branches})
+            object.__setattr__(self, "_by_id", found)
+        return found[1].get(branch_id)
 
 
 @dataclass(frozen=True, slots=True)
