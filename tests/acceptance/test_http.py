@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from tests.support.acceptance import eventually, new_gid
 from tests.support.http_api import DOCUMENT, Api, PlainService, api_of, http_node, plain_service
@@ -258,10 +259,12 @@ async def test_whoever_leaves_while_waiting_is_forgotten_and_a_commit_goes_on(no
     gid = new_gid()
     await api.post(TX, {"gid": gid}, expect=201)
     assert node._http is not None
-    waiting = asyncio.ensure_future(api.get(f"{TX}/{gid}/wait?timeout=60s"))
-    await eventually(lambda: node._http is not None and node._http._open)
-    waiting.cancel()
-    await eventually(lambda: node._http is not None and not node._http._open)
+    with capture_logs() as logged:
+        waiting = asyncio.ensure_future(api.get(f"{TX}/{gid}/wait?timeout=60s"))
+        await eventually(lambda: node._http is not None and node._http._open)
+        waiting.cancel()
+        await eventually(lambda: node._http is not None and not node._http._connections.connections)  # type: ignore[union-attr]
+    assert not logged
     held = Held(node.log)
     commit = asyncio.ensure_future(api.post(f"{TX}/{gid}/commit"))
     await held.taken.wait()

@@ -38,6 +38,7 @@ async def prepared(api: Api, site: Site, gid: str) -> list[dict[str, Any]]:
     return branches
 
 
+@pytest.mark.timeout(120)
 async def test_the_coordinator_dies_at_the_decision_and_the_same_request_is_sent_again(
     new_site: NewSite,
 ) -> None:

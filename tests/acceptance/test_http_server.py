@@ -276,6 +276,24 @@ async def test_a_node_that_leaves_answers_what_is_open_and_takes_nothing_new(tmp
             await api.get("/livez")
 
 
+async def test_what_is_still_open_when_the_time_is_over_is_cut_off(tmp_path: Path) -> None:
+    async with http_node(tmp_path) as node, api_of(node) as api:
+        gid = new_gid()
+        await api.post(TX, {"gid": gid}, expect=201)
+        assert node._http is not None
+        http, held = node._http, Held(node.log)
+        commit = asyncio.ensure_future(api.call("POST", f"{TX}/{gid}/commit", {}))
+        await held.taken.wait()
+        await http.stop(0.05)
+        answer = await commit
+        assert (answer.status_code, answer.json()["reason"], answer.json()["definite"]) == (
+            503,
+            "SHUTTING_DOWN",
+            False,
+        )
+        held.let_go()
+
+
 async def test_not_ready_while_the_log_is_away(node: Node) -> None:
     assert node._http is not None
     node._http.ready(False)

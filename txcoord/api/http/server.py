@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from txcoord_client.protocol import reasons
+
+from ...core.errors import Refusal, Refused
 from ...observe import logs
 from ..grpc.mapping import Limits
 from ..grpc.operations import Operations
@@ -19,6 +22,7 @@ from .problems import HttpRefused
 log = logs.get("txcoord.http")
 
 _CUT_S = 0.5
+_CUT = Refusal("UNAVAILABLE", reasons.SHUTTING_DOWN, "this node has left", False, retry_after_us=100_000)
 _ALWAYS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Server": "txcoord"}
 
 
@@ -91,6 +95,8 @@ class HttpServer:
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         assert self._connections is not None
         connection = self._connections.of(request)
+        if connection is None:
+            return web.Response(status=503)  # Its client has gone.
         connection.head_is_there()
         asked = Asked(
             request.method if request.method != "HEAD" else "GET",
@@ -131,7 +137,8 @@ class HttpServer:
         except asyncio.CancelledError:
             if not task.cancelled():
                 raise
-            raise ConnectionResetError("nobody waits for this answer any more") from None
+            # Its client has gone, or the node has left: it was cut off.
+            return refusal(Refused(_CUT)), False
         finally:
             connection.when_lost = None
 
@@ -169,7 +176,7 @@ class HttpServer:
 
 
 def _too_large(most: int) -> HttpRefused:
-    return HttpRefused(413, f"the body is larger than {most} bytes", reason="TOO_LARGE")
+    return HttpRefused(413, f"the body is larger than {most} bytes", reason=reasons.TOO_LARGE)
 
 
 def _host_of(header: str) -> str:
@@ -227,12 +234,9 @@ class _Connections(web.Server):
         self._head_s = head_s
         self._known: dict[web.RequestHandler, _Connection] = {}
 
-    def of(self, request: web.BaseRequest) -> _Connection:
-        """The connection of a request. Raises ConnectionResetError when it is gone."""
-        try:
-            return self._known[request.protocol]
-        except KeyError:
-            raise ConnectionResetError("it is gone") from None
+    def of(self, request: web.BaseRequest) -> _Connection | None:
+        """The connection of a request; None when it is gone."""
+        return self._known.get(request.protocol)
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         """A client has connected."""
