@@ -149,6 +149,28 @@ async def test_a_saga_that_is_refused_is_compensated(api: Api, shop: PlainServic
     assert shop.paths() == ["/pack", "/send", "/unpack"]
 
 
+@pytest.mark.parametrize("has_deadline", [False, True])
+async def test_a_plan_is_nobodys_to_decide_but_may_be_stopped(
+    api: Api, shop: PlainService, has_deadline: bool
+) -> None:
+    gid = new_gid()
+    plan: dict[str, Any] = {"gid": gid, "branches": [shop.step("1", "pack")]}
+    if has_deadline:
+        plan["deadlineUs"] = int((await api.get("/v1/hello"))["logTimeUs"]) + 600_000_000
+    shop.fail.add("/pack")
+    await api.post("/v1/plans", plan, expect=202, Prefer="respond-async")
+    await eventually(shop.paths)
+    for what, body, reason in (
+        ("commit", {}, "NOT_SUPPORTED"),
+        ("branches", {"branches": [shop.tcc("2")]}, "DECIDED"),
+    ):
+        refused = await api.post(f"{TX}/{gid}/{what}", body, expect=409)
+        assert refused["reason"] == reason, refused
+    assert state(await api.post(f"{TX}/{gid}/rollback")) == "ABORTED"
+    assert set(shop.paths()[:-1]) == {"/pack"}
+    assert shop.paths()[-1] == "/unpack"
+
+
 async def test_steps_inside_a_transaction(api: Api, shop: PlainService) -> None:
     gid = new_gid()
     await api.post(TX, {"gid": gid}, expect=201)

@@ -102,6 +102,8 @@ class PlainService:
     """Path, JSON and headers of each call."""
     refuse: set[str] = field(default_factory=set)
     """Paths that say no."""
+    fail: set[str] = field(default_factory=set)
+    """Paths that have a bug."""
 
     def paths(self) -> list[str]:
         return [path for path, _, _ in self.calls]
@@ -110,6 +112,8 @@ class PlainService:
         self.calls.append((request.path, await self._json(request), request.headers))
         if request.path in self.refuse:
             return web.json_response({"reason": "SOLD_OUT"}, status=409)
+        if request.path in self.fail:
+            return web.Response(status=500)
         return web.Response(text=json.dumps({"did": request.path}) + "\n", content_type="application/json")
 
     @staticmethod

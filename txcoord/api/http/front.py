@@ -16,6 +16,7 @@ from txcoord_client._pb import coordinator_pb2 as pb
 from txcoord_client.protocol import identifiers, reasons
 
 from ...core.errors import Refusal, Refused
+from ...core.model import FOREVER_US
 from ..grpc import mapping as wire
 from ..grpc.mapping import Limits, bad
 from ..grpc.operations import Operations
@@ -298,6 +299,11 @@ class Front:
         if self._is_named(call):
             return
         tx = await self._ops.find(call.namespace, "", call.ref)
+        if tx.deadline_us == FOREVER_US and not isinstance(request, pb.ReportRequest):
+            # Which is no deadline that a request can have. Only a plan has none, and then too it is answered thus.
+            reason = reasons.NOT_SUPPORTED if isinstance(request, pb.CommitRequest) else reasons.DECIDED
+            text = "it is a plan: the coordinator runs and decides it; only a rollback may stop it"
+            raise bad(reason, text, "FAILED_PRECONDITION", tx_id=tx.tx_id)
         request.tx_id, request.gid, request.deadline_us = tx.tx_id, tx.gid, tx.deadline_us
         if "begun" in request.DESCRIPTOR.fields_by_name:
             request.begun = True
