@@ -300,7 +300,7 @@ class Front:
             return
         tx = await self._ops.find(call.namespace, "", call.ref)
         if tx.deadline_us == FOREVER_US and not isinstance(request, pb.ReportRequest):
-            # Which is no deadline that a request can have. Only a plan has none, and then too it is answered thus.
+            # No request can have that one. Only a plan has none; of one that has a deadline the core says the same.
             reason = reasons.NOT_SUPPORTED if isinstance(request, pb.CommitRequest) else reasons.DECIDED
             text = "it is a plan: the coordinator runs and decides it; only a rollback may stop it"
             raise bad(reason, text, "FAILED_PRECONDITION", tx_id=tx.tx_id)
