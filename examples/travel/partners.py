@@ -17,12 +17,11 @@ from txcoord_client import Participant, Refused
 DATA = os.environ.get("DATA", ".")
 
 
-def partner(name: str) -> Participant:
-    """A participant with a database."""
-    return Participant(name, db=create_async_engine(f"sqlite+aiosqlite:///{DATA}/{name}.db"))
-
-
-airline, hotel, rental = partner("airline"), partner("hotel"), partner("rental")
+engines = {
+    name: create_async_engine(f"sqlite+aiosqlite:///{DATA}/{name}.db")
+    for name in ("airline", "hotel", "rental")
+}
+airline, hotel, rental = (Participant(name, db=engine) for name, engine in engines.items())
 
 
 @airline.action
@@ -74,7 +73,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """The tables: the barrier's, and ours. Ten seats, ten rooms, and two cars."""
     for participant, n in ((airline, 10), (hotel, 10), (rental, 2)):
         await participant.make_table()
-        async with participant._db.begin() as db:
+        async with engines[participant.name].begin() as db:
             if not await db.run_sync(lambda c: c.dialect.has_table(c, "free")):
                 await db.execute(text("CREATE TABLE free (n int)"))
                 await db.execute(text("CREATE TABLE booking (trip text)"))

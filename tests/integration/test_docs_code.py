@@ -13,6 +13,7 @@ import ast
 import asyncio
 import functools
 import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -37,7 +38,7 @@ from tests.unit.test_docs import PAGES, ROOT, name_of
 from txcoord.config import Settings
 from txcoord.testing import Txcoord
 from txcoord.testing.postgres import PostgresServer
-from txcoord_client import OutcomeUnknown, Refused
+from txcoord_client import OutcomeUnknown, Participant, Refused
 from txcoord_client.protocol import postgresql
 
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -50,6 +51,8 @@ ELSEWHERE = {
     "docs/quickstart.md": "tests/acceptance/test_readme.py",
     "docs/quickstart-databases.md": "tests/acceptance/test_readme.py",
     "docs/explanation/barrier.md": "tests/integration/test_barrier_page.py",
+    "docs/how-to/curl.md": "tests/acceptance/test_http_docs.py",
+    "docs/reference/participants.md": "tests/acceptance/test_participants_plain.py",
 }
 PYTHON = {"python", "pip", "pytest", "uvicorn"}
 OTHERS = {
@@ -85,6 +88,14 @@ def having(language: str) -> Any:
 def test_every_block_says_what_it_is(page: Path) -> None:
     said = [found for found, _ in _FENCE.findall(page.read_text(encoding="utf-8"))]
     assert not [s for s in said if s.split()[:1] == [] or s.split()[0] not in LANGUAGES]
+
+
+def elsewhere(page: Path) -> bool:
+    """Is its code run by another test?"""
+    where = ELSEWHERE.get(name_of(page))
+    if where is not None:
+        assert page.name in (ROOT / where).read_text(encoding="utf-8")
+    return where is not None
 
 
 # ---- python ----
@@ -148,6 +159,7 @@ async def tcc(w: World) -> None:
 async def saga(w: World) -> None:
     w.sql("ship", "CREATE TABLE parcel (order_id text, gone bool)")
     w.txcoord.serve(w.ns["ship"])
+    w.txcoord.stub("shop")
     assert await w.ns["deliver"]("order-1") == {"order": "order-1"}
     await w.ns["order"]("order-2")
     w.txcoord.assert_committed()
@@ -278,8 +290,19 @@ async def readme_of_the_sdk(w: World) -> None:
     await w.ns["orders"].dispose()
 
 
+shop = Participant("shop")
+
+
+@shop.tcc
+class Reserve:
+    async def attempt(self, db: Any) -> None: ...
+    async def confirm(self, db: Any) -> None: ...
+    async def cancel(self, db: Any) -> None: ...
+
+
 GIVEN: dict[str, Callable[[World], dict[str, Any]]] = {
     "docs/concepts.md": lambda w: {"coord": w.txcoord.coordinator()},
+    "docs/how-to/saga.md": lambda w: {"Reserve": Reserve, "Coupon": Reserve},
 }
 """What a page's code has not made itself."""
 THEN: dict[str, Callable[[World], Awaitable[None]]] = {
@@ -296,9 +319,7 @@ THEN: dict[str, Callable[[World], Awaitable[None]]] = {
 
 @having("python")
 async def test_python(page: Path, world: World) -> None:
-    elsewhere = ELSEWHERE.get(name_of(page))
-    if elsewhere is not None:
-        assert Path(name_of(page)).name in (ROOT / elsewhere).read_text(encoding="utf-8")
+    if elsewhere(page):
         return
     if name_of(page) in GIVEN:
         world.ns.update(GIVEN[name_of(page)](world))
@@ -358,6 +379,8 @@ def _behind_scripts() -> str:
 
 @having("sh")
 def test_shell(page: Path) -> None:
+    if name_of(page) == "docs/how-to/curl.md" and elsewhere(page):
+        return
     for code in blocks(page, "sh"):
         for program, *arguments in _commands(code):
             name = program.rpartition("/")[2]
@@ -385,6 +408,13 @@ def test_toml(page: Path) -> None:
         found = tomllib.loads(code)
         unknown = found.keys() - Settings.model_fields.keys()
         assert not unknown
+
+
+@having("json")
+def test_json(page: Path) -> None:
+    """It is JSON."""
+    for code in blocks(page, "json"):
+        json.loads(code)
 
 
 @having("sql")

@@ -19,6 +19,7 @@ import txcoord_client._nodes as nodes
 import txcoord_client._participants as participants
 import txcoord_client.sync._aio as sync_aio
 import txcoord_client.sync._participants as sync_participants
+from txcoord_client._places import ParticipantAt
 from txcoord_client.errors import Unavailable
 from txcoord_client.protocol import reasons
 
@@ -55,34 +56,39 @@ def applied(house: House) -> Iterator[None]:
     def now_us(self: Any) -> int:
         return house.now_us()
 
-    def target_of(real: Any) -> Any:
-        def target(self: Any, name: str) -> str:
-            if name not in self._addresses and services.knows(name):
-                return f"grpc://{name.lower().replace('_', '-')}.test:7071"
-            found: str = real(self, name)
+    def place_of(real: Any) -> Any:
+        def place(self: Any, name: str) -> ParticipantAt:
+            if name not in self._places and services.knows(name):
+                return ParticipantAt(f"grpc://{name.lower().replace('_', '-')}.test:7071")
+            found: ParticipantAt = real(self, name)
             return found
 
-        return target
+        return place
 
-    def answer(found: Any, target: str) -> Any:
+    def target(self: Any, name: str) -> str:
+        return str(self.place(name).address)
+
+    def answer(found: Any, place: ParticipantAt) -> Any:
         if isinstance(found, str):
-            raise Unavailable(f"{target}: {found}", reason=reasons.PARTICIPANT_UNAVAILABLE, definite=False)
+            raise Unavailable(
+                f"{place.address}: {found}", reason=reasons.PARTICIPANT_UNAVAILABLE, definite=False
+            )
         return found
 
-    async def run(self: Any, target: str, request: Any, until: float) -> Any:
+    async def run(self: Any, place: ParticipantAt, request: Any, until: float) -> Any:
         house.used_here()
         asked = start_on(house.loop, services.tried(request.SerializeToString(), until - aio.now()))
         try:
-            return answer(await asyncio.wrap_future(asked), target)
+            return answer(await asyncio.wrap_future(asked), place)
         except Gone as gone:
-            return answer(str(gone), target)
+            return answer(str(gone), place)
 
-    def run_sync(self: Any, target: str, request: Any, until: float) -> Any:
+    def run_sync(self: Any, place: ParticipantAt, request: Any, until: float) -> Any:
         asked = start_on(house.loop, services.tried(request.SerializeToString(), until - sync_aio.now()))
         try:
-            return answer(asked.result(), target)
+            return answer(asked.result(), place)
         except (Gone, concurrent.futures.CancelledError) as gone:
-            return answer(str(gone), target)
+            return answer(str(gone), place)
 
     def now_of(real: Callable[[], float]) -> Callable[[], float]:
         """Whoever waits for the coordinator waits by its clock."""
@@ -94,8 +100,10 @@ def applied(house: House) -> Iterator[None]:
         (clock.LogClock, "now_us", now_us),
         (participants.Participants, "run", run),
         (sync_participants.Participants, "run", run_sync),
-        (participants.Participants, "target", target_of(participants.Participants.target)),
-        (sync_participants.Participants, "target", target_of(sync_participants.Participants.target)),
+        (participants.Participants, "place", place_of(participants.Participants.place)),
+        (sync_participants.Participants, "place", place_of(sync_participants.Participants.place)),
+        (participants.Participants, "target", target),
+        (sync_participants.Participants, "target", target),
         (aio, "now", now_of(aio.now)),
         (sync_aio, "now", now_of(sync_aio.now)),
     ]

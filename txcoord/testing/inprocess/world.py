@@ -64,7 +64,7 @@ class Txcoord:
         """These participants are called in process, by whatever address they are known. They need a ``db``, since what
         they do is done behind the barrier."""
         for participant in participants:
-            if getattr(participant, "_db", None) is None:
+            if participant._source is None:
                 raise ValueError(
                     f"Participant({participant.name!r}) has no db: give it one (SQLite will do), or play it by "
                     f"txcoord.stub({participant.name!r})"
