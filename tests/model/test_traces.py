@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.sim.plan import plan
+from tests.sim.kinds import plan
 from tests.sim.world import World
 
 from .transitions import ACTIONS, Monitor, Windows, check

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 from . import bugs, run
-from .plan import plan
+from .kinds import plan
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "simulation.md"
 _START, _END = "<!-- by ./scripts/simulate bugs --page -->\n", "<!-- until here -->\n"
@@ -50,7 +50,8 @@ def _run(asked: argparse.Namespace) -> int:
     print(
         f"{report.seeds:,} seeds in {report.took_s:,.0f} s ({report.per_minute:,.0f} a minute); "
         f"{report.virtual_s / 3600:,.1f} hours of simulated time; {report.committed:,} transactions committed, "
-        f"{report.told:,} answers checked; services went to another coordinator {report.moved:,} times; "
+        f"{report.told:,} answers checked; participants did {report.effects:,} things, "
+        f"{report.undone:,} of them to undo others; services went to another coordinator {report.moved:,} times; "
         f"{len(report.failures)} failed"
     )
     print("faults: " + ", ".join(f"{what} {count:,}" for what, count in sorted(report.faults.items())))

@@ -18,6 +18,8 @@ from txcoord.adapters.sql import mapping as m
 from txcoord.core.model import WriteResult, Written
 from txcoord.ports import Finished, FinishResult, Probed
 
+from .bugs_kinds import PLANTS
+
 _DONE = FinishResult(Finished.DONE)
 
 
@@ -192,5 +194,6 @@ BUGS = (
         "_must_be",
         _tag_not_checked,
     ),
+    *(Bug(*plant) for plant in PLANTS),
 )
 BY_NAME = {bug.name: bug for bug in BUGS}

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tests.model import transitions
-from txcoord.core.model import BranchState, Change, ChangeKind, DecidedBy, WriteResult, Written
+from txcoord.core.model import BranchState, Change, ChangeKind, DecidedBy, Kind, WriteResult, Written
 from txcoord_client.protocol import xid as xids
+
+from .effects import Effects
 
 if TYPE_CHECKING:
     from .world import World
@@ -72,6 +74,7 @@ class Checker:
     def __init__(self, world: World) -> None:
         self._world = world
         self.attempts: dict[str, Attempt] = {}
+        self.effects = Effects(world)
         self.violations: list[str] = []
         self.decisions: dict[str, str] = {}
         self.alarms: list[str] = []
@@ -149,9 +152,11 @@ class Checker:
             if change.kind is ChangeKind.INSERT:
                 world.acted("Begin", tx.tx_id, node=tx.owner, **facts)
             for b in change.touched:
+                if b.kind is not Kind.XA:
+                    continue  # The model is one of XA; what participants do is checked by itself.
                 world.acted("Enlist", tx.tx_id, b.id, tx.owner, **facts)
         elif not before or change.kind is ChangeKind.INSERT:
-            listed = [b.id for b in tx.branches if b.state is not BranchState.READ_ONLY]
+            listed = [b.id for b in tx.branches if b.kind is Kind.XA and b.state is not BranchState.READ_ONLY]
             by = DecidedBy.CLIENT if tx.decided_by is None else tx.decided_by
             name = _DECIDES[by] if decision == "abort" else _COMMITS[by]
             world.acted(name, tx.tx_id, node=tx.owner, branches=listed, **facts)
@@ -164,6 +169,13 @@ class Checker:
         if request.initiator and request.sealed and request.tx_id not in self._sealed:
             self._sealed.add(request.tx_id)
             self._world.acted("Rollback_unlogged", request.tx_id, deadline_us=request.deadline_us)
+
+    def submit_sent(self, request: Any) -> None:
+        """A whole plan is on its way to a coordinator."""
+        tx_id = request.tx_id
+        self.effects.plans.add(tx_id)
+        self.effects.expect(tx_id, request.branches)
+        self.attempts.setdefault(tx_id, Attempt(request.spec.name, tx_id, request.deadline_us, request.gid))
 
     def log_restarted(self) -> None:
         """What was not synced is gone. Only what a database has decided may be."""
@@ -202,6 +214,8 @@ class Checker:
         if what in ("COMMITTED", "COMMITTING", "ABORTED") and attempt.rows:
             self._world.acted("tell", tx_id, what=what, who=who, deadline_us=attempt.deadline_us)
         self._world.note("told", tx=tx_id, who=who, state=state)
+        if tx_id not in self.by_hand:
+            self.effects.told(tx_id, who, state)
         if state == "COMMITTED" and tx_id not in self.by_hand:
             missing = [row for row in attempt.rows if not self._world.has_row(row)]
             if missing:
@@ -257,7 +271,9 @@ class Checker:
     def final(self) -> None:
         """Nothing happens any more."""
         world = self._world
-        rows: Counter[str] = Counter(row for d in world.databases.values() for row in d.rows)
+        rows: Counter[str] = Counter(
+            row for d in world.databases.values() for row in d.rows if not row.startswith("fx:")
+        )
         log = {
             tx_id: decision or ""
             for tx_id, decision in world.log.select("SELECT tx_id, decision FROM txcoord_tx")
@@ -290,7 +306,7 @@ class Checker:
                 self.wrong(f"{a.op}: the log says commit, and {len(there)} of {len(a.rows)} rows are there")
             if log.get(tx_id) == "abort" and there:
                 self.wrong(f"{a.op}: the log says abort, and {_where(there)} is there")
-            if there and a.gid:
+            if (there or self.effects.of(tx_id)) and a.gid:
                 by_gid.setdefault(a.gid, []).append(a.op)
         for gid, ops in by_gid.items():
             if len(ops) > 1:
@@ -299,7 +315,9 @@ class Checker:
             for xid in world.foreign:
                 if xid not in database.prepared:
                     self.wrong(f"the foreign transaction {xid} in {database.name} was touched")
-        history = [step for step in world.actions if step["tx"] not in self.by_hand]
+        self.effects.final(log)
+        left_out = self.by_hand | self.effects.plans
+        history = [step for step in world.actions if step["tx"] not in left_out]
         windows = transitions.Windows(world.windows.grace_us, world.windows.retention_us)
         for text in transitions.check(history, windows):
             self.wrong(f"the model does not allow it: {text}")
@@ -307,6 +325,15 @@ class Checker:
         for row in rows:
             if row not in known:
                 self.wrong(f"{row} was done by nobody")
+
+    def told_of(self, tx_id: str) -> list[tuple[str, str]]:
+        """Who was told what of it."""
+        attempt = self.attempts.get(tx_id)
+        return attempt.told if attempt is not None else []
+
+    def name_of(self, tx_id: str) -> str:
+        """For people."""
+        return self._name(tx_id)
 
     def _name(self, tx_id: str) -> str:
         attempt = self.attempts.get(tx_id)

@@ -22,6 +22,7 @@ from txcoord_client.interceptors import ServerInterceptor
 from .checker import Attempt
 from .drivers import MyPool, PgPool
 from .loop import Process
+from .participants import arguments_of, flow_of
 from .plan import Op
 
 if TYPE_CHECKING:
@@ -65,7 +66,12 @@ class SimClient:
         for database in world.databases.values():
             make = PgPool if database.kind == "postgresql" else MyPool
             self.pools[database.name] = make(world, process, database, _POOL)
-        self.coordinator = Coordinator(world.address, resources=self.pools, call_timeout=3.0)
+        self.coordinator = Coordinator(
+            world.address,
+            resources=self.pools,
+            call_timeout=3.0,
+            participants={place.name: place.address for place in world.places.values()},
+        )
         for op in self._todo:
             process.start(self._op(op), op.name)
 
@@ -97,10 +103,32 @@ class SimClient:
                 self.world.note("cancelled", op=op.name)
                 task.cancel()
                 await asyncio.wait({task})
+        elif op.submit:
+            await self._submit(op)
         elif op.how == "run":
             await self._again_and_again(op)
         else:
             await self._transaction(op)
+
+    async def _submit(self, op: Op) -> None:
+        """A saga that the coordinator runs."""
+        world = self.world
+        try:
+            run = await self.coordinator.submit(
+                flow_of(op, world.places), gid=op.gid, data=arguments_of(op), timeout=op.timeout_s or None
+            )
+            world.note("submitted", op=op.name, tx=run.tx_id)
+            if op.how == "raise":
+                await asyncio.sleep(op.pause_s)
+                world.checker.told(run.tx_id, op.name, str((await run.abort()).state))
+            outcome = await run.wait(timeout=6.0)
+            world.checker.told(run.tx_id, op.name, str(outcome.state))
+        except AlreadyCommitted as error:
+            world.checker.told(error.tx_id, op.name, "COMMITTING")
+        except AlreadyAborted as error:
+            world.checker.told(error.tx_id, op.name, "ABORTING")
+        except Aborted as error:
+            world.checker.told(error.tx_id, op.name, "ABORTED")
 
     async def _again_and_again(self, op: Op) -> None:
         """``coord.run``: the same work tried again under its gid."""
@@ -162,6 +190,8 @@ class SimClient:
 
     async def _work(self, op: Op, g: Any, attempt: Attempt) -> None:
         world = self.world
+        if op.early:
+            await self._take_part(op, g)
         for n, name in enumerate(op.databases):
             reads = op.how == "read" and n == 0
             async with g.xa(self.pools[name], read_only=reads and op.pause_s > 0) as db:
@@ -173,10 +203,27 @@ class SimClient:
                     await self._fail_unseen(name, db, attempt)
             if op.pause_s:
                 await asyncio.sleep(op.pause_s)
+        if not op.early:
+            await self._take_part(op, g)
         if op.remote:
             with begin_call(self.coordinator, "s1") as call:  # type: ignore[union-attr]
                 ok, trailing = await world.call(self.process, call.context, op.remote, call.remaining)
                 call.answered(200 if ok else 500, vote_in_metadata(trailing))
+
+    async def _take_part(self, op: Op, g: Any) -> None:
+        """Its tries, and its saga."""
+        places = self.world.places
+
+        async def reserve(name: str) -> None:
+            await g.tcc(places[name].operations.hold, call_timeout=2.5, **arguments_of(op))
+
+        if op.together:
+            await asyncio.gather(*map(reserve, op.tries))
+        else:
+            for name in op.tries:
+                await reserve(name)
+        if op.steps:
+            await g.saga(flow_of(op, places), **arguments_of(op))
 
     @staticmethod
     async def _read(name: str, db: Any) -> None:
@@ -259,6 +306,8 @@ class SimClient:
         for attempt in list(self.world.checker.attempts.values()):
             if any(state in ("COMMITTED", "ABORTED") for _, state in attempt.told):
                 continue
+            if attempt.tx_id in self.world.checker.effects.plans:
+                continue  # It was asked for: nobody but its gid, or its row, says more.
             unknown = OutcomeUnknown(
                 "?",
                 tx_id=attempt.tx_id,

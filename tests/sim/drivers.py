@@ -27,6 +27,10 @@ def kind_of(sql: str) -> str:
     """What sort of statement it is, for faults to be aimed at."""
     if sql.startswith("DELETE"):
         return "prune"
+    if "v.op, v.state" in sql:
+        return "barrier"
+    if sql in ("COMMIT", "COMMIT;"):
+        return "commit_work"
     if "PREPARE TRANSACTION" in sql or sql.startswith("XA PREPARE"):
         return "prepare"
     if "COMMIT PREPARED" in sql or (sql.startswith("XA COMMIT") and not sql.endswith("ONE PHASE")):

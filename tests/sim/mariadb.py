@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from txcoord_client.protocol import mariadb as my
 from txcoord_client.protocol import marker
 
+from . import barriers
 from .postgres import Database, Session, Tx, Wait
 from .replies import Answer, SqlError
 
@@ -86,6 +87,13 @@ class MariaDB(Database):
         words = sql.split(" ", 3)
         if words[0] == "XA":
             return self._xa(session, sql, words[1])
+        if barriers.enters(sql):
+            return Answer((yield from barriers.entered(self, session, sql)))
+        if words[0] == "UPDATE":
+            barriers.keep(session, sql)
+            return Answer(1)
+        if sql.startswith("SELECT state, result"):
+            return Answer(0, (yield from barriers.read(self, session, sql)))
         if "INSERT" in words or " INSERT" in sql[:80] or sql.startswith("INSERT"):
             return Answer((yield from self._insert(session, sql)))
         if sql == my.READ_NOW_US:
@@ -109,6 +117,12 @@ class MariaDB(Database):
         if words[0] in ("ROLLBACK", "COMMIT"):
             if session.xa:
                 raise SqlError(1399, "wrong state")
+            tx, session.tx = session.tx, None
+            if tx is not None:
+                (self._commit if words[0] == "COMMIT" else self._roll_back)(tx)
+            return Answer(0)
+        if words[0] == "BEGIN":
+            session.tx = Tx(self.now_us(), session)
             return Answer(0)
         raise AssertionError(f"not known to the simulation: {sql}")
 
@@ -219,7 +233,7 @@ class MariaDB(Database):
                 session.tx.markers.clear()
                 session.xa = "rollback_only"
                 raise SqlError(1213, "Deadlock found")
-            if session.xa != "active" or session.tx is None:
+            if session.xa not in ("", "active") or session.tx is None:
                 raise SqlError(1399, "wrong state")
             session.tx.rows.append(_QUOTED.findall(sql)[0])
             return 1

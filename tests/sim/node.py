@@ -8,6 +8,7 @@ import random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from txcoord.adapters.calling.grpc_ import GrpcCaller
 from txcoord.adapters.embedded import SystemClock, Tasks
 from txcoord.adapters.sql.leases import SqlLeases
 from txcoord.adapters.xa.mariadb import MariaFinisher
@@ -22,7 +23,7 @@ from txcoord.wiring.node import CarefulLeases, CarefulRecovery, Node
 
 from .log import new_log
 from .loop import Process
-from .settings import BACKOFF, HOLD_US, LEASE_US, SCAN_S, SWEEP_S, TAKEOVER_S, TOLERANCE_US, WIDTH
+from .settings import BACKOFF, HOLD_US, LEASE_US, RETRY, SCAN_S, SWEEP_S, TAKEOVER_S, TOLERANCE_US, WIDTH
 
 if TYPE_CHECKING:
     from .world import World
@@ -95,6 +96,8 @@ class SimNode:
             identity = await log.store.reading(reading.identity)
             clock.observe(await log.now_us())
             finishers = {d.name: self._finisher(d) for d in world.databases.values()}
+            caller = GrpcCaller(node=self.name)
+            caller.log_id = identity.log_id
             coordinator = Coordinator(
                 log,
                 finishers,
@@ -103,6 +106,7 @@ class SimNode:
                     windows=world.windows,
                     lease_us=LEASE_US,
                     backoff=BACKOFF,
+                    retry=RETRY,
                     hold_us=HOLD_US,
                     finish_width=WIDTH,
                 ),
@@ -110,6 +114,7 @@ class SimNode:
                 randomness=_Random(rng.getrandbits(64)),
                 spawn=tasks.spawn,
                 failpoints=_Failpoints(world, process),
+                caller=caller,
             )
             coordinator.identity = identity
             recovery = CarefulRecovery(

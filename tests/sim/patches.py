@@ -23,6 +23,7 @@ import txcoord.adapters.sql.log as sql_log
 import txcoord.adapters.sql.sqlite as sql_sqlite
 import txcoord.adapters.xa.mariadb_holder as maria_holder
 import txcoord_client._block as sdk_block
+import txcoord_client._runs as sdk_runs
 import txcoord_client._wire as sdk_wire
 import txcoord_client.coordinator as sdk_coordinator
 
@@ -82,6 +83,7 @@ def applied(world: World) -> Iterator[None]:
         (sdk_wire, "LogClock", clock),
         (sdk_wire, "random", _Draws(world.rng("sdk wire"))),
         (sdk_block, "secrets", _Draws(world.rng("sdk block"))),
+        (sdk_runs, "secrets", _Draws(world.rng("sdk runs"))),
         (sdk_coordinator, "random", _Draws(world.rng("sdk"))),
         (sql_log, "secrets", _Draws(world.rng("log"))),
         (sql_sqlite, "now_us", world.log.now_us),

@@ -70,12 +70,57 @@ class Op:
     """Between its statements."""
     cancel_s: float = 0.0
     """After that its caller goes away; 0: never."""
+    tries: tuple[str, ...] = ()
+    """Participants of which it calls a try."""
+    steps: tuple[str, ...] = ()
+    """Participants that do the steps of its saga."""
+    submit: bool = False
+    """Is it nothing but that saga, handed over to the coordinator? How \"raise\": it is asked to abort."""
+    shape: str = "sequence"
+    """Of the saga; or parallel, or graph."""
+    forward: bool = False
+    """Is its last step one that is never undone?"""
+    retries: int = 0
+    """How often a step that fails is tried again before the saga is given up; 0: to its deadline."""
+    no: str = ""
+    """Who says no: \"try\" is each try, \"s2\" the second step."""
+    fickle: bool = False
+    """Does that one say no the first time only?"""
+    later: int = 0
+    """So often each try and step says *not yet*."""
+    rest_s: float = 0.3
+    """So long each wants to be left alone then."""
+    fails: int = 0
+    """So often each fails then."""
+    hard: int = 0
+    """So often each confirm, cancel and compensation fails."""
+    early: bool = False
+    """Do they take part before its own databases?"""
+    together: bool = False
+    """Are its tries called side by side?"""
 
     def __str__(self) -> str:
         where = " and ".join(self.databases) or "nothing"
         said = f"{self.at_s:5.2f} s  {self.client} begins {self.name}"
         said += f" (gid {self.gid})" if self.gid else ""
         said += f": works in {where}"
+        if self.tries:
+            said += f", reserves at {' and '.join(self.tries)}{' side by side' if self.together else ''}"
+        if self.steps:
+            said += f", {'submits' if self.submit else 'runs'} a saga of steps at {', '.join(self.steps)}"
+            said += {"sequence": "", "parallel": " side by side", "graph": " as a graph"}[self.shape]
+            said += ", the last of which is never undone" if self.forward else ""
+            said += f", each tried again {self.retries} times" if self.retries else ""
+        if self.no:
+            said += (
+                f" ({'each try' if self.no == 'try' else self.no} says no{', once' if self.fickle else ''})"
+            )
+        for count, what in (
+            (self.later, f"wants {self.rest_s:g} s more"),
+            (self.fails, "fails"),
+            (self.hard, "fails when it is to end"),
+        ):
+            said += f" (each {what} {count} times)" if count else ""
         if self.remote:
             said += f", calls a service that works in {' and '.join(self.remote)}"
         said += {
@@ -85,7 +130,7 @@ class Op:
             "swallow": "; a statement fails, unseen",
             "read": "; only reads",
         }[self.how]
-        said += f"; {self.timeout_s:g} s to its deadline"
+        said += f"; {self.timeout_s:g} s to its deadline" if self.timeout_s else "; no deadline"
         said += f"; waits {self.pause_s:g} s" if self.pause_s else ""
         return said + (f"; is cancelled after {self.cancel_s:g} s" if self.cancel_s else "")
 
@@ -109,6 +154,7 @@ class Fault:
             "crash": f"{where} is killed, and started again {s} later",
             "leave": f"{where} is told to end, ends in good order, and is started again",
             "stop": f"{where} stands still for {s}",
+            "hang": f"{where} accepts calls, and does nothing for {s}",
             "cut": f"nothing gets from {where} to {self.other} for {s}",
             "slow": f"the network is slow for {s}",
             "slow_disk": f"the log's disk is slow for {s}",
@@ -183,8 +229,8 @@ class Plan:
         )
 
 
-def plan(seed: int) -> Plan:
-    """The plan of a seed."""
+def of_xa(seed: int) -> Plan:
+    """The plan of a seed, as long as all is XA."""
     rng = random.Random(f"txcoord plan {seed}")
     nodes = rng.choice((1, 1, 2, 2, 3))
     kinds = rng.choice(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from txcoord_client.protocol import marker
 from txcoord_client.protocol import xid as xids
 
+from . import barriers
 from .network import Link
 from .replies import Answer, SqlError
 
@@ -32,6 +33,8 @@ class Tx:
     xid: str = ""
     rows: list[str] = field(default_factory=list)
     markers: dict[Key, int] = field(default_factory=dict)
+    results: dict[Key, bytes] = field(default_factory=dict)
+    """What tries and actions returned, kept with their markers."""
     savepoint: bool = False
     failed: bool = False
     read_only: bool = False
@@ -82,6 +85,7 @@ class Database:
         self.rows: list[str] = []
         """What is committed: a text for each thing done."""
         self.markers: dict[Key, tuple[int, int]] = {}
+        self.results: dict[Key, bytes] = {}
         self.prepared: dict[str, Tx] = {}
         self.limbo: list[Tx] = []
         """MariaDB: prepared, and forgotten by name."""
@@ -202,6 +206,7 @@ class Database:
         now_us = self.now_us()
         self.rows.extend(tx.rows)
         self.markers.update((key, (state, now_us)) for key, state in tx.markers.items())
+        self.results.update(tx.results)
         if self.prepared.pop(tx.xid, None) is not None:
             self._acted("finish", tx.xid, to="committed")
         for tx_id, _, op in tx.markers:
@@ -210,6 +215,8 @@ class Database:
                 self.world.acted("local_commit" if done else "tombstone", tx_id)
         for text in tx.rows:
             self.world.note("committed", at=self.name, row=text)
+            if text.startswith("fx:"):
+                self.world.checker.effects.happened(text)
         self._unlock(tx)
 
     def _roll_back(self, tx: Tx) -> None:
@@ -246,6 +253,7 @@ class Database:
         old = [key for key, (_, at_us) in self.markers.items() if at_us < before_us][:limit]
         for key in old:
             del self.markers[key]
+            self.results.pop(key, None)
         return len(old)
 
 
@@ -307,6 +315,13 @@ class PostgreSQL(Database):
                 raise SqlError("3B001", "no such savepoint")
             tx.savepoint = False
             return "RELEASE", ()
+        if first == "WITH":
+            return f"INSERT 0 {yield from barriers.entered(self, session, sql)}", ()
+        if first == "UPDATE":
+            barriers.keep(session, sql)
+            return "UPDATE 1", ()
+        if first == "SELECT" and "state, result" in sql:
+            return "SELECT 1", (yield from barriers.read(self, session, sql))
         if first == "INSERT":
             yield from self._insert(session, sql)
             return "INSERT 0 1", ()

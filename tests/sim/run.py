@@ -13,7 +13,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass, field, replace
 
 from . import bugs, story
-from .plan import Fault, Op, Plan, plan
+from .kinds import plan
+from .plan import Fault, Op, Plan
 from .world import Result, World
 
 _CHUNK = 25
@@ -41,6 +42,8 @@ class Report:
     told: int = 0
     committed: int = 0
     moved: int = 0
+    effects: int = 0
+    undone: int = 0
     faults: dict[str, int] = field(default_factory=dict)
     virtual_s: float = 0.0
     took_s: float = 0.0
@@ -52,6 +55,8 @@ class Report:
         self.told += other.told
         self.committed += other.committed
         self.moved += other.moved
+        self.effects += other.effects
+        self.undone += other.undone
         self.virtual_s += other.virtual_s
         for what, count in other.faults.items():
             self.faults[what] = self.faults.get(what, 0) + count
@@ -88,6 +93,8 @@ def run_chunk(seeds: Sequence[int], bug: str = "") -> Report:
         report.told += result.told
         report.committed += result.committed
         report.moved += result.moved
+        report.effects += result.effects
+        report.undone += result.undone
         report.virtual_s += result.virtual_s
         for fault in result.fired:
             report.faults[fault.what] = report.faults.get(fault.what, 0) + 1
@@ -215,6 +222,17 @@ def _simpler(op: Op) -> Iterator[Op]:
         yield replace(op, how="commit")
     if op.remote:
         yield replace(op, databases=op.databases + op.remote, remote=())
+    for nothing in ({"later": 0}, {"fails": 0}, {"hard": 0}, {"no": "", "fickle": False}, {"retries": 0}):
+        if any(getattr(op, name) != value for name, value in nothing.items()):
+            yield replace(op, **nothing)  # type: ignore[arg-type]
+    if op.shape != "sequence":
+        yield replace(op, shape="sequence")
+    if op.forward:
+        yield replace(op, forward=False)
+    for name, least in (("tries", 0), ("steps", 1 if op.submit else 0)):
+        found = getattr(op, name)
+        for n in range(len(found) if len(found) > least else 0):
+            yield replace(op, **{name: found[:n] + found[n + 1 :]})
     for n in range(len(op.databases)):
         if len(op.databases) + len(op.remote) > 1:
             yield replace(op, databases=op.databases[:n] + op.databases[n + 1 :])

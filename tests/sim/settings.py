@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from txcoord.core.action import Retry
 from txcoord.core.backoff import Backoff
 
 LEASE_US = 3_000_000
 HOLD_US = 1_000_000
 BACKOFF = Backoff(first_us=200_000, cap_us=2_000_000)
+RETRY = Retry(1_500_000, 200_000, 2.0, 2_000_000, give_up_us=86_400_000_000)
 SWEEP_S = 1.5
 TAKEOVER_S = 1.5
 SCAN_S = 2.5

@@ -36,6 +36,9 @@ def _said(text: str, names: dict[str, str]) -> str:
         case "begun":
             names[facts["tx"]] = facts["op"]
             return f"{facts['op']} has begun"
+        case "submitted":
+            names[facts["tx"]] = facts["op"]
+            return f"{facts['op']} is submitted"
         case "prepared":
             return f"{_branch(facts['xid'], names)} is prepared in {facts['at']}"
         case "decided":
@@ -71,5 +74,8 @@ def _branch(xid: str, names: dict[str, str]) -> str:
 
 
 def _row(row: str, names: dict[str, str]) -> str:
+    if row.startswith("fx:"):
+        _, tx_id, place, branch, op = row.split(":")
+        return f"{op} of {branch} of {names.get(tx_id, tx_id[-6:])} at {place}"
     tx_id, _, rest = row.partition(".")
     return f"the row of {names.get(tx_id, tx_id[-6:])} ({rest})"

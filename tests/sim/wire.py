@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from txcoord_client._pb import coordinator_pb2 as pb
 
+from .calls import ExecuteCall, error
 from .loop import Process
 
 if TYPE_CHECKING:
@@ -19,10 +21,6 @@ if TYPE_CHECKING:
 
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 KEEPALIVE_S = 5.0
-
-
-def _error(code: grpc.StatusCode, text: str, trailing: Any = ()) -> grpc.aio.AioRpcError:
-    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailing), text)
 
 
 class Aborted(Exception):
@@ -57,6 +55,10 @@ class Channel:
     def unary_unary(self, method: str, **_: Any) -> Any:
         return UnaryCall(self._world, self._process, self._target, method.rsplit("/", 1)[1])
 
+    def unary_stream(self, method: str, **_: Any) -> Any:
+        place = self._world.places[self._target.removeprefix("dns:///").partition(":")[0]]
+        return partial(ExecuteCall, self._world, self._process, place)
+
     def stream_stream(self, method: str, **_: Any) -> Any:
         return lambda: Stream(self._world, self._process, self._world.node_at(self._target))
 
@@ -85,14 +87,14 @@ class UnaryCall:
             try:
                 method = getattr(node.servicer, self._name)  # type: ignore[union-attr]
                 response = await method(request, Context(until, world.loop.time))
-            except Aborted as error:
-                answer(_error(error.code, error.text, error.trailing))
+            except Aborted as raised:
+                answer(error(raised.code, raised.text, raised.trailing))
             else:
                 answer(type(response).FromString(response.SerializeToString()))
 
         def arrive() -> None:
             if node is None or node.process is None or node.servicer is None or not node.process.alive:
-                answer(_error(grpc.StatusCode.UNAVAILABLE, "connection refused"))
+                answer(error(grpc.StatusCode.UNAVAILABLE, "connection refused"))
                 return
             node.process.start(serve(node.process), f"rpc.{self._name}")
 
@@ -101,7 +103,7 @@ class UnaryCall:
             async with asyncio.timeout(timeout):
                 return await future
         except TimeoutError:
-            raise _error(grpc.StatusCode.DEADLINE_EXCEEDED, "too late") from None
+            raise error(grpc.StatusCode.DEADLINE_EXCEEDED, "too late") from None
 
 
 class Stream:
@@ -124,7 +126,7 @@ class Stream:
         self._serving: asyncio.Task[Any] | None = None
         process.when_dead.append(self._client_gone)
         if self._server is None or not self._server.alive:
-            self._break(_error(grpc.StatusCode.UNAVAILABLE, "connection refused"))
+            self._break(error(grpc.StatusCode.UNAVAILABLE, "connection refused"))
         else:
             self._server.when_dead.append(self._server_gone)
             world.streams[self] = None
@@ -141,14 +143,14 @@ class Stream:
         """Put a message on its way; ``do`` is what becomes of it."""
         process = self._process
         if do == "lose_request":
-            self._break(_error(grpc.StatusCode.UNAVAILABLE, "connection reset"))
+            self._break(error(grpc.StatusCode.UNAVAILABLE, "connection reset"))
             self._send_up(self._gone)
             return
         late = float(do[4:]) if do.startswith("late") else 0.0
         if late:
             # It arrives after its stream has broken: there it is taken, and nobody hears the answer.
             self._send_up(self._request, data, late=late)
-            self._break(_error(grpc.StatusCode.UNAVAILABLE, "connection reset"))
+            self._break(error(grpc.StatusCode.UNAVAILABLE, "connection reset"))
             self._send_up(self._gone)
             return
         self._send_up(self._request, data)
@@ -157,7 +159,7 @@ class Stream:
             ghost._send_up(ghost._request, data, late=self._world.net.delay("ghost", "node") * 50)
         elif do == "lose_reply":
             self._send_up(self._gone)
-            self._break(_error(grpc.StatusCode.UNAVAILABLE, "connection reset"))
+            self._break(error(grpc.StatusCode.UNAVAILABLE, "connection reset"))
         elif do == "crash_client":
             self._world.crash(process)
         elif do.startswith("stop_client"):
@@ -187,7 +189,7 @@ class Stream:
     def unheard(self) -> None:
         """Nothing was heard from the other side for too long."""
         if not self._over:
-            self._break(_error(grpc.StatusCode.UNAVAILABLE, "keepalive timed out"))
+            self._break(error(grpc.StatusCode.UNAVAILABLE, "keepalive timed out"))
             self._send_up(self._gone)
 
     def between(self, client: str, node: str) -> bool:
@@ -210,7 +212,7 @@ class Stream:
     def _server_gone(self) -> None:
         self._ended = True
         self._world.streams.pop(self, None)
-        self._break(_error(grpc.StatusCode.UNAVAILABLE, "connection reset"))
+        self._break(error(grpc.StatusCode.UNAVAILABLE, "connection reset"))
 
     def _receive(self, item: Any, delay: float) -> None:
         now = self._world.loop.now
@@ -236,7 +238,7 @@ class Stream:
     def _opened(self) -> None:
         server = self._server
         if server is None or not server.alive or self._node is None or self._node.servicer is None:
-            self._break(_error(grpc.StatusCode.UNAVAILABLE, "connection refused"))
+            self._break(error(grpc.StatusCode.UNAVAILABLE, "connection refused"))
             return
         self._serving = server.start(self._serve(), "session")
 
@@ -250,8 +252,8 @@ class Stream:
                 data = response.SerializeToString()
                 if not self._over:
                     self._receive(data, self._world.net.delay(self.node_name, self._process.name))
-        except Aborted as error:
-            last = _error(error.code, error.text, error.trailing)
+        except Aborted as raised:
+            last = error(raised.code, raised.text, raised.trailing)
         if not self._over:
             self._receive(last, self._world.net.delay(self.node_name, self._process.name))
 

@@ -21,6 +21,7 @@ from .loop import Process, SimLoop
 from .mariadb import MariaDB
 from .network import Network
 from .node import SimNode
+from .participants import SimParticipant
 from .plan import Fault, Plan
 from .postgres import Database, PostgreSQL, Tx
 from .settings import EPOCH_US, FAULTS_S, GRACE_US, QUIET_S
@@ -46,6 +47,10 @@ class Result:
     committed: int = 0
     moved: int = 0
     """How often a service has gone from one coordinator to another."""
+    effects: int = 0
+    """What participants have done, and"""
+    undone: int = 0
+    """cancelled or compensated."""
 
 
 class World:
@@ -85,6 +90,14 @@ class World:
             for xid in self.foreign:
                 database.prepared[xid] = Tx(self.now_us(), xid=xid)
         self.nodes = {name: SimNode(self, name) for name in names}
+        used = {place for op in plan.ops for place in (*op.tries, *op.steps)}
+        self.places = {
+            f"p{n}": SimParticipant(self, f"p{n}", database)
+            for n, database in enumerate(list(self.databases.values())[:2], 1)
+            if f"p{n}" in used
+        }
+        """Services that take part by TCC and saga: p1 works in the first database, p2 in the second."""
+        self._asked: dict[tuple[str, str, str], int] = {}
         self.clients = {name: SimClient(self, name) for name in ("c1", "c2", "s1", "auditor")}
 
     def rng(self, name: str) -> random.Random:
@@ -144,6 +157,10 @@ class World:
         for op in message.operations:
             if op.HasField("rollback"):
                 self.checker.rollback_sent(op.rollback)
+            elif op.HasField("submit"):
+                self.checker.submit_sent(op.submit)
+            elif op.HasField("enlist"):
+                self.checker.effects.expect(op.enlist.tx_id, op.enlist.branches)
         process = stream._process
         before = self._used.get(process)
         self._moved += before is not None and before != stream.node_name
@@ -202,6 +219,12 @@ class World:
         async with asyncio.timeout(seconds):
             return await future
 
+    def asked(self, tx_id: str, branch: str, op: str) -> int:
+        """How often a participant's own code has been asked for it, this time included."""
+        key = (tx_id, branch, op)
+        self._asked[key] = self._asked.get(key, 0) + 1
+        return self._asked[key]
+
     def node_at(self, target: str) -> SimNode | None:
         """Who serves there: a node by its name, or, behind a balancer, any that is up."""
         name = target.partition(":")[0]
@@ -221,8 +244,11 @@ class World:
         process.kill()
         self.loop.outside(seconds, self._start, process.name.partition("#")[0])
 
+    def _place(self, name: str) -> SimNode | SimClient | SimParticipant | None:
+        return self.nodes.get(name) or self.clients.get(name) or self.places.get(name)
+
     def _start(self, name: str) -> None:
-        place: SimNode | SimClient | None = self.nodes.get(name) or self.clients.get(name)
+        place = self._place(name)
         if place is not None and not place.up:
             self.note("started", who=name)
             place.start()
@@ -255,13 +281,15 @@ class World:
         self._fire(fault)
         target, seconds = fault.target, fault.seconds
         server = self.log if target == "log" else self.databases.get(target)
-        place: SimNode | SimClient | None = self.nodes.get(target) or self.clients.get(target)
+        place = self._place(target)
         match fault.what:
             case "crash" if server is not None:
                 self.crash_server(server, seconds)
             case "crash" if place is not None and place.process is not None:
                 self.crash(place.process, seconds)
-            case "leave" if place is not None and place.process is not None:
+            case "hang" if isinstance(place, SimParticipant):
+                place.hung_until = self.loop.now + seconds
+            case "leave" if isinstance(place, SimNode | SimClient) and place.process is not None:
                 place.process.start(place.leave(), "leave")
             case "stop" if place is not None and place.process is not None:
                 self.stop(place.process, seconds)
@@ -340,6 +368,8 @@ class World:
             sum(len(a.told) for a in self.checker.attempts.values()),
             sum(1 for d in self.checker.decisions.values() if d == "commit"),
             self._moved,
+            self.checker.effects.count,
+            self.checker.effects.undone,
         )
 
     def _run(self) -> None:
@@ -353,6 +383,8 @@ class World:
             loop.outside(6.0, self._clock_back, 10.0)
         for node in self.nodes.values():
             node.start()
+        for service in self.places.values():
+            service.start()
         for client in self.clients.values():
             client.start()
         last = max((f.at_s + max(f.seconds, 0.0) for f in self.plan.faults if not f.nth), default=0.0)
