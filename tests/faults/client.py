@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +22,7 @@ from asyncmy import errors as asyncmy_errors
 
 from tests.faults.crashing import Died
 from tests.faults.points import MARIADB
+from tests.faults.services import ADDRESSES, Channel
 from txcoord.adapters.xa.mariadb_session import Address
 from txcoord.core.model import Decision, Tx
 from txcoord_client import (
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from tests.faults.place import Run
 
 T = TypeVar("T")
-_OPERATIONS = ("begin", "commit", "rollback", "report")
+_OPERATIONS = ("begin", "commit", "rollback", "report", "enlist", "submit")
 _LOST = "the reply was lost"
 _CALL_S = 20.0
 
@@ -64,6 +65,8 @@ class Client:
         self._work: list[asyncio.Future[Any]] = []
         self.pools: dict[str, Any] = {}
         self.coordinator: Coordinator
+        self.also: Callable[[], Awaitable[None]] | None = None
+        """What it does beside when it is called."""
         run.clients.append(self)
 
     async def start(self) -> Client:
@@ -76,10 +79,13 @@ class Client:
             resources=self.pools,
             timeout=30.0 * self.run.scale,
             call_timeout=_CALL_S * self.run.scale,
+            participants=ADDRESSES,
         )
         self._runtime: Any = self.coordinator._runtime()
         self._runtime.wire._send = self._send
         self._runtime.wire._ask_hello = self._hello
+        for name, address in ADDRESSES.items():
+            self._runtime.participants._channels[address] = Channel(self.run, self, name, "client.try")
         real = self._runtime.source
         self._runtime.source = lambda target, resource: self._pointed(real(target, resource))
         return self
@@ -105,7 +111,7 @@ class Client:
 
     async def _send(self, name: str, request: Any, left: float) -> pb.OperationResult:
         await self.points.alive(self)
-        if name in ("begin", "commit", "report"):
+        if name in ("begin", "commit", "report", "enlist", "submit"):
             self._noted(request)
         operation = pb.Operation(op_id=1)
         getattr(operation, name).CopyFrom(request)
@@ -233,6 +239,8 @@ class Client:
 
         async def application(scope: Any, receive: Any, send: Any) -> None:
             await self.insert(self.coordinator.current, "b")
+            if self.also is not None:
+                await self.also()
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b""})
 

@@ -139,7 +139,7 @@ async def _replay(text: str, campaign: Campaign, wanted: Sequence[Scenario]) -> 
 
 def _table(what: str, jobs: Sequence[Job]) -> str:
     """How many, by scenario and by actor."""
-    actors = ("client", "coordinator", "finisher", "scanner", "log")
+    actors = ("client", "coordinator", "participant", "finisher", "scanner", "log")
     by: dict[str, Counter[str]] = {}
     for scenario, crash in jobs:
         by.setdefault(scenario.name, Counter())[crash[-1][0].partition(".")[0]] += 1

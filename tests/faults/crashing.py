@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import asyncpg
@@ -27,6 +28,7 @@ from txcoord.api.grpc.servicer import CoordinatorServicer
 from txcoord.core.backoff import Backoff
 from txcoord.core.errors import Refusal, Refused
 from txcoord.core.model import Windows
+from txcoord.engine.carrier import RETRY
 from txcoord.engine.coordinator import Coordinator, EngineSettings
 from txcoord.engine.recovery import Recovery, RecoverySettings
 from txcoord.ports import LogUnavailable, ResourceStatus, ResourceTrouble
@@ -60,6 +62,7 @@ class Process:
         node: str = "n1",
         lease_us: int = 10_000_000,
         scale: float = 1.0,
+        caller: Any = None,
     ) -> None:
         self.points = points
         self.dead = asyncio.Event()
@@ -81,12 +84,16 @@ class Process:
                 lease_us=lease_us,
                 backoff=Backoff(first_us=20_000, cap_us=50_000),
                 hold_us=round(HOLD_S * 1e6 * scale),
+                retry=replace(RETRY, first_us=20_000, cap_us=50_000),
             ),
             clock=self.clock,
             randomness=random.Random(1),
             spawn=self._tasks.spawn,
             failpoints=failpoints,
+            caller=caller,
         )
+        if caller is not None:
+            caller.process = self
         self.recovery = Recovery(
             self.coordinator,
             leases=InProcessLeases(self.clock.now_us),
@@ -278,7 +285,7 @@ class _Failpoints:
 def _told(step: str) -> Exception:
     """What whoever has taken this step is told when the reply is lost."""
     match step:
-        case "coordinator.finish":
+        case "coordinator.finish" | "coordinator.call":
             return ConnectionResetError(_LOST)
         case "coordinator.probe":
             return Refused(Refusal("UNAVAILABLE", "RESOURCE_UNREACHABLE", _LOST, False))

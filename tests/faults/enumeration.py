@@ -13,13 +13,13 @@ from operator import and_
 
 import pytest
 
-from tests.faults import scenarios_sdk  # noqa: F401 - its scenarios
+from tests.faults import scenarios_kinds, scenarios_sdk, services  # noqa: F401 - their scenarios
 from tests.faults.place import LATE, NAMES, Connections, Place, Run, TooSlow, kind_of
 from tests.faults.points import MARIADB, Hit, Points, hits_of, points_of, text_of
 from tests.faults.scenarios import SCENARIOS, Scenario
 from txcoord.core.errors import Refused
 from txcoord.core.events import Begin, Commit, Rollback
-from txcoord.core.model import Decision, Tx
+from txcoord.core.model import Decision, Tx, TxState
 from txcoord.engine.live import WaitLevel
 
 _TRIES = 3
@@ -111,14 +111,18 @@ class Places:
         try:
             return [run for run in await asyncio.gather(*(one(job) for job in jobs)) if run is not None]
         finally:
-            connections.close()
+            await connections.close()
             # Who died while it connected has left sockets open: they go here, and not in some other test.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ResourceWarning)
                 gc.collect()
 
     async def count(
-        self, jobs: Sequence[Job], done: Callable[[Job, Run | Exception], None] | None = None
+        self,
+        jobs: Sequence[Job],
+        done: Callable[[Job, Run | Exception], None] | None = None,
+        *,
+        times: int = _COUNTS,
     ) -> dict[Job, list[Hit]]:
         """The hits that are reached after the crashes of each job: what is common to some runs."""
         runs: dict[Job, list[Run]] = {job: [] for job in jobs}
@@ -131,7 +135,7 @@ class Places:
             elif not run.points.unfired:
                 runs[job].append(run)
 
-        await self.run([job for job in jobs for _ in range(_COUNTS)], ran)
+        await self.run([job for job in jobs for _ in range(times)], ran)
         return {
             job: hits_of(reduce(and_, (run.reached[-1] for run in found)))
             for job, found in runs.items()
@@ -163,18 +167,22 @@ class Campaign:
         scenarios: Iterable[Scenario] = (),
         *,
         each: int = 0,
+        counts: int = _COUNTS,
         say: Callable[[str], None] | None = None,
     ) -> None:
         self.places = places
         self.report = Report()
         self._scenarios = list(scenarios) or places.scenarios
         self._each = each
+        self._counts = counts
         self._say = say
 
     async def singles(self) -> list[Job]:
         """One job for each hit of each scenario; with ``each`` only the first hit of a point, in at most so many
         scenarios."""
-        counted = await self.places.count([(s, ()) for s in self._scenarios], self._failed)
+        counted = await self.places.count(
+            [(s, ()) for s in self._scenarios], self._failed, times=self._counts
+        )
         jobs = []
         for (scenario, _), hits in counted.items():
             wanted = [h for h in hits if not scenario.actors or h[0].partition(".")[0] in scenario.actors]
@@ -280,6 +288,8 @@ async def _under_way(run: Run) -> bool:
         return False
     tx = run.last
     row = await run.ask(lambda c: c.get(tx.tx_id))
+    if row is not None and row.state is TxState.RUNNING:
+        return True
     return row is not None and row.decision is not None and not row.ended and not row.shown_parked
 
 
@@ -295,6 +305,7 @@ async def _check(run: Run, expected: Decision) -> None:
         wanted = committed and name in run.involved and not (run.torn_by_hand and name == "b")
         assert count == wanted, (name, count, expected)
         assert set(run.place.foreign[name]) <= set(await _all_prepared(run, url))
+    await services.check(run, committed)
     if run.last is not None:
         await _check_log(run, run.last, expected)
 

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from tests.faults.crashing import Died, Process
 from tests.faults.points import MARIADB, Points
+from tests.faults.services import Caller, Service
 from tests.support.node import tx_id_at
 from txcoord.adapters.xa.mariadb_session import Address
 from txcoord.core.errors import Refused
@@ -86,6 +88,15 @@ class Run:
     reached: list[Counter[str]] = field(default_factory=list)
     """What the scenario has reached: before the first crash, after it, …"""
     clients: list[Client] = field(default_factory=list)
+    services: dict[str, Service] = field(default_factory=dict)
+    steps: set[str] = field(default_factory=set)
+    """What participants are to do, and"""
+    order: list[tuple[str, str]] = field(default_factory=list)
+    """what of it comes before what."""
+    done: list[tuple[str, str]] = field(default_factory=list)
+    """What they have done, in that order."""
+    asked: Counter[str] = field(default_factory=Counter)
+    graves: list[Service] = field(default_factory=list)
     _held: list[Any] = field(default_factory=list)
     _starting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -114,6 +125,7 @@ class Run:
                     node=self.node,
                     lease_us=self.lease_us,
                     scale=self.scale,
+                    caller=Caller(self, self.node),
                 )
                 with suppress(Died):
                     await process.start()
@@ -153,8 +165,19 @@ class Run:
         await self.recover(lambda p: p.log.settle())  # The lazy end record is a step as well.
         return tx
 
+    def service(self, name: str) -> Service:
+        """A service that takes part, started again if it is dead."""
+        found = self.services.get(name)
+        if found is None or found.dead.is_set():
+            if found is not None:
+                self.graves.append(found)
+            found = self.services[name] = Service(self, name)
+        return found
+
     async def bury(self) -> None:
         """End what is left of all of its processes."""
+        for service in (*self.graves, *self.services.values()):
+            await service.bury()
         for client in self.clients:
             await client.bury()
         for session in self._held:
@@ -306,6 +329,13 @@ class Connections:
     def __init__(self) -> None:
         self._idle: dict[str, list[asyncpg.Connection]] = {}
         self._sessions: dict[str, list[Any]] = {}
+        self._engines: dict[str, AsyncEngine] = {}
+
+    def engine(self, url: str) -> AsyncEngine:
+        """For services."""
+        if url not in self._engines:
+            self._engines[url] = create_async_engine(url, pool_size=10, max_overflow=50)
+        return self._engines[url]
 
     @asynccontextmanager
     async def on(self, url: str) -> AsyncIterator[asyncpg.Connection]:
@@ -346,8 +376,10 @@ class Connections:
         async with self.on(url) as db:
             await db.execute(sql)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close all."""
+        for engine in self._engines.values():
+            await engine.dispose()
         for idle in self._idle.values():
             for db in idle:
                 db.terminate()

@@ -48,6 +48,8 @@ _STEPS = [
     Step("client.commit"),
     Step("client.rollback"),
     Step("client.report"),
+    Step("client.enlist"),
+    Step("client.submit"),
     # What it does in its databases.
     Step("client.prepare"),
     Step("client.commit_one_phase"),
@@ -55,6 +57,9 @@ _STEPS = [
     Step("client.finish_rollback", only=MARIADB),
     # A call to another service, which takes part.
     Step("client.call"),
+    # The try of a participant, and what a participant makes durable.
+    Step("client.try"),
+    Step("participant.commit"),
     # What a coordinator does in a database.
     Step("finisher.commit"),
     Step("finisher.rollback"),
@@ -99,6 +104,15 @@ def points_of(databases: Iterable[str]) -> frozenset[str]:
     return frozenset(p for s in STEPS.values() if not s.only or s.only in kinds for p in s.points)
 
 
+OF_PARTICIPANTS = frozenset(
+    p
+    for name, s in STEPS.items()
+    if name.startswith("participant.")
+    or name.partition(".")[2] in ("enlist", "submit", "try", "decide")
+    or name == "coordinator.call"
+    for p in s.points
+)
+"""Where only TCC and saga come to, or mostly."""
 Hit = tuple[str, int]
 """A point, and which time it is reached."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.faults.enumeration import Places
 from tests.faults.place import NAMES
+from tests.faults.services import TABLE
 from txcoord.adapters.sql.migrate import migrate
 from txcoord.testing.mariadb import MariaDBServer
 from txcoord.testing.postgres import PostgresServer
@@ -22,6 +23,8 @@ _FOREIGN_LOG = "vvvvvvvvvv"
 _WORK = (
     "CREATE TABLE work (gid varchar(64) NOT NULL)",
     "CREATE INDEX work_gid ON work (gid)",
+    TABLE,
+    "CREATE INDEX done_gid ON done (gid)",
 )
 _CHECKED_LATE = (
     "CREATE TABLE allowed (gid varchar(64) PRIMARY KEY)",

@@ -7,11 +7,15 @@ PostgreSQL and on MariaDB.
 
 from __future__ import annotations
 
+import math
+import os
+import random
+
 import pytest
 
 from tests.faults import points
 from tests.faults.enumeration import Campaign, Places
-from tests.faults.scenarios import SCENARIOS
+from tests.faults.scenarios import SCENARIOS, Scenario
 from tests.faults.servers import LOGS, with_logs
 from txcoord.engine import failpoints
 from txcoord.testing.mariadb import MariaDBServer
@@ -29,6 +33,10 @@ LEAVES_MUCH = {
     "sdk_called_service": "client.prepare:lost",
 }
 """First crashes whose recovery has the most to do."""
+KINDS = [s for s in SCENARIOS.values() if s.play.__module__ == "tests.faults.scenarios_kinds"]
+"""Those of TCC, saga and mixes."""
+SEED = int(os.environ.get("TXCOORD_SEED", "7"))
+"""Which of their points are tried."""
 
 
 @pytest.mark.timeout(900)
@@ -36,12 +44,46 @@ LEAVES_MUCH = {
 async def test_each_point_once(log: str, mixed: Places, pg18: PostgresServer, mariadb: MariaDBServer) -> None:
     """Each in the first scenario that comes to it, and none is left out; then again during recovery."""
     async with with_logs(mixed, log, lambda: pg18, lambda: mariadb) as places:
-        campaign = Campaign(places, each=1)
+        campaign = Campaign(places, _xa_of(places), each=1)
         await campaign.run(await campaign.singles())
         firsts = [(SCENARIOS[name], ((point, 1),)) for name, point in LEAVES_MUCH.items()]
         await campaign.run(await campaign.pairs(firsts))
         _is_well(campaign)
-        assert sorted(places.points - campaign.report.fired) == []
+        assert sorted(places.points - points.OF_PARTICIPANTS - campaign.report.fired) == []
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("log", LOGS)
+async def test_a_tenth_of_the_points_of_tcc_and_saga(
+    log: str, mixed: Places, pg18: PostgresServer, mariadb: MariaDBServer
+) -> None:
+    """Two hundred, a tenth of the two thousand that were to be: on each log of a third of the scenarios a fifth of the
+    points, drawn by TXCOORD_SEED."""
+    rng = random.Random(SEED)
+    drawn = rng.sample(KINDS, len(KINDS))
+    async with with_logs(mixed, log, lambda: pg18, lambda: mariadb) as places:
+        campaign = Campaign(places, drawn[LOGS.index(log) :: len(LOGS)], counts=1)
+        jobs = await campaign.singles()
+        await campaign.run(rng.sample(jobs, math.ceil(len(jobs) / 5)))
+        _is_well(campaign)
+
+
+@pytest.mark.timeout(600)
+async def test_each_point_of_participants_once(
+    mixed: Places, pg18: PostgresServer, mariadb: MariaDBServer
+) -> None:
+    async with with_logs(mixed, "sqlite", lambda: pg18, lambda: mariadb) as places:
+        campaign = Campaign(
+            places, [SCENARIOS[name] for name in ("mixed_commit", "saga_compensated")], each=1
+        )
+        jobs = [job for job in await campaign.singles() if job[1][0][0] in points.OF_PARTICIPANTS]
+        await campaign.run(jobs)
+        _is_well(campaign)
+        assert sorted(points.OF_PARTICIPANTS - campaign.report.fired) == []
+
+
+def _xa_of(places: Places) -> list[Scenario]:
+    return [s for s in places.scenarios if s not in KINDS]
 
 
 @pytest.mark.timeout(600)
@@ -49,10 +91,10 @@ async def test_each_point_once_on_postgresql_only(
     postgresql_only: Places, pg18: PostgresServer, mariadb: MariaDBServer
 ) -> None:
     async with with_logs(postgresql_only, "sqlite", lambda: pg18, lambda: mariadb) as places:
-        campaign = Campaign(places, each=1)
+        campaign = Campaign(places, _xa_of(places), each=1)
         await campaign.run(await campaign.singles())
         _is_well(campaign)
-        assert sorted(places.points - campaign.report.fired) == []
+        assert sorted(places.points - points.OF_PARTICIPANTS - campaign.report.fired) == []
 
 
 def _is_well(campaign: Campaign) -> None:
