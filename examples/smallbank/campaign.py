@@ -1,6 +1,7 @@
 """Long runs of the bank while everything around it breaks, with a checker over the whole history.
 
-Three coordinators on one log (on SQLite one), two services, two databases, and the log's own server where it has one.
+Three coordinators on one log (on SQLite one), two services, two databases, two participants for payments of TCC and
+saga and mixes with XA, and the log's own server where it has one.
 Drawn from the seed: who is killed (SIGKILL) and when, some two at once, some again in the middle of their recovery; who
 is stopped (SIGSTOP), for less or more than the lease; what the network does between coordinators, services and
 databases (cut, slow, reset, silent in one direction or both); and who pays whom.
@@ -28,6 +29,7 @@ from .show import Screen, conclusion, summary
 from .world import LOGS, ROOT
 
 NODES = 3
+TILLS = 2
 LEASE_S = 3.0
 _ALL = [
     (savings, log) for log in ("postgresql", "mariadb", "sqlite") for savings in ("postgresql", "mariadb")
@@ -97,6 +99,7 @@ def figures(plan: Plan, result: Result) -> dict[str, Any]:
         "in_doubt": dict(sorted(verdict.doubted.items())),
         "asked_again": result.clients.repeats,
         "one_phase": verdict.one_phase,
+        "participants_branches": verdict.branches,
         "seconds": round(result.busy_s),
         "longest_wait_s": round(result.clients.longest_s, 1),
         "anomalies": len(verdict.anomalies),
@@ -126,6 +129,7 @@ def plans_of(args: argparse.Namespace, out: Path) -> list[Plan]:
             savings=savings,
             services=("sync", "sync") if args.sync else ("async", "sync"),
             nodes=1 if log == "sqlite" else args.nodes,
+            tills=TILLS,
             disturbances=kills // 2 if args.disturbances is None else args.disturbances,
             faulty_network=True,
             lease_s=LEASE_S,

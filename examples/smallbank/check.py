@@ -8,16 +8,19 @@ library. As a command it reads saved ones, a record of JSON on each line:
 Records have a `kind`, and `t`, seconds since the run began (one clock for all):
 
     world   databases: {name: {accounts, each, foreign}}, nodes: [name]           how it was before
-    call    call, gid, rows: [[database, account, cents]]                         a client asks for a payment
+    call    call, gid, rows: [[database, account, cents]], xa: [database]         a client asks for a payment
     reply   call, gid, told, why                                                  and is answered
     seen    asked, node, gid, tx, outcome, ended, note, last                      what a node says of a gid
     read    asked, gid, database, rows                                            how many rows of it are there now
     rows    database, accounts: [[id, cents]], journal: [[gid, account, cents]],
-            markers: [[tx, done]], prepared: [xid], limbo                         a database in the end
+            markers: [[tx, done]], prepared: [xid], limbo,
+            calls: [[tx, branch, op, done]]                                       a database in the end
     alarm   node, text                                                            what a person must see
     fault … whatever else there is: for people
 
-`rows` of a call is what it leaves when it is done, once, and nothing otherwise. `told` is one of the words below.
+`rows` of a call is what it leaves when it is done, once, and nothing otherwise; `xa` (without it: all of them) names
+the databases in which it leaves a marker. `calls` is what participants say that they did: try, confirm, cancel, action,
+compensate. `told` is one of the words below.
 `outcome` is committed, aborted or "" (undecided, or never heard of); `last` marks what was asked when all was over.
 Of several `rows` of a database the last one counts.
 """
@@ -58,6 +61,8 @@ class Payment:
 
     gid: str
     rows: list[Row]
+    xa: set[str]
+    """Where it is a branch; elsewhere a participant does it."""
     asked: dict[int, float] = field(default_factory=dict)
     """When each call was made."""
     answers: list[tuple[float, int, str]] = field(default_factory=list)
@@ -101,9 +106,11 @@ class Verdict:
     limbo_left: int = 0
     """Held by a database that has forgotten their names."""
     foreign_left: int = 0
+    branches: int = 0
+    """Reservations and steps of participants."""
     anomalies: list[str] = field(default_factory=list)
     """Each begins with its kind: MONEY, BALANCE, NOBODY_ASKED, TORN, TWICE, WRONG_ROWS, LOST, UNDEAD, TWO_STORIES,
-    CHANGED, FORGOTTEN, TOO_EARLY, LIE, NOT_ENDED, HEURISTIC, MARKER, PREPARED, LIMBO, FOREIGN, ALARM."""
+    CHANGED, FORGOTTEN, TOO_EARLY, LIE, NOT_ENDED, HEURISTIC, MARKER, HALF, PREPARED, LIMBO, FOREIGN, ALARM."""
 
     @property
     def good(self) -> bool:
@@ -129,7 +136,8 @@ def check(history: Iterable[Record]) -> Verdict:
                 ends[record["database"]] = record
             case "call":
                 rows = sorted((str(db), int(account), int(cents)) for db, account, cents in record["rows"])
-                payment = payments.setdefault(record["gid"], Payment(record["gid"], rows))
+                xa = set(record.get("xa", [db for db, _, _ in rows]))
+                payment = payments.setdefault(record["gid"], Payment(record["gid"], rows, xa))
                 if payment.rows != rows:
                     raise Incomplete(f"{payment.gid} was asked for with two contents")
                 payment.asked[record["call"]] = record["t"]
@@ -156,10 +164,12 @@ def check(history: Iterable[Record]) -> Verdict:
         _one_story(verdict, payment)
         _at_once(verdict, payment)
         _in_the_end(verdict, payment, list(world["nodes"]), markers, done=payment.gid in done)
+    outcomes = {r["tx"]: r["outcome"] for p in payments.values() for r in p.seen if r["last"]}
     known = {record["tx"] for payment in payments.values() for record in payment.seen}
     for name, end in ends.items():
         if strange := markers[name] - known:
             verdict.bad("MARKER", f"{sorted(strange)[:3]} in {name}: of no transaction that a node knows")
+        _calls(verdict, end, outcomes)
         _left(verdict, end, set(world["databases"][name]["foreign"]))
     return verdict
 
@@ -257,6 +267,8 @@ def _at_once(verdict: Verdict, payment: Payment) -> None:
     if not facts:
         return
     since, fact = min(facts)
+    if fact == ABORTED and not payment.xa:
+        return  # What a saga has done may be seen until it is undone.
     for record in payment.reads:
         wanted = sum(db == record["database"] for db, _, _ in payment.rows) if fact == COMMITTED else 0
         if record["asked"] > since and record["rows"] != wanted:
@@ -289,10 +301,29 @@ def _in_the_end(
     here = {record["tx"] for record in last if record["tx"]}
     if len(here) > 1:
         verdict.bad("LIE", f"{payment.gid}: it is {sorted(here)} at once")
-    wanted = {db for db, _, _ in payment.rows} if done else set()
+    wanted = payment.xa if done else set()
     found = {db for db, marked in markers.items() if here & marked}
     if here and found != wanted:
         verdict.bad("MARKER", f"{payment.gid}: marked as done in {sorted(found)}, done in {sorted(wanted)}")
+
+
+_KEPT = ({"try", "confirm"}, {"action"})
+_UNDONE = (set(), {"cancel"}, {"try", "cancel"}, {"compensate"}, {"action", "compensate"})
+"""What of one branch a participant has done. A cancel or compensation of nothing does nothing, and is noted."""
+
+
+def _calls(verdict: Verdict, end: Record, outcomes: Mapping[str, str]) -> None:
+    """Each reservation and step is done and kept, or undone, as its transaction was decided."""
+    did: dict[tuple[str, str], set[str]] = {}
+    for tx, branch, op, done in end.get("calls", ()):
+        did.setdefault((tx, branch), set()).update([op] if done else [])
+    verdict.branches += len(did)
+    for (tx, branch), ops in did.items():
+        outcome = outcomes.get(tx, "")
+        if ops not in (_KEPT if outcome == COMMITTED else _UNDONE if outcome == ABORTED else ()):
+            verdict.bad(
+                "HALF", f"branch {branch} of {tx} in {end['database']}: {sorted(ops)}, it is {outcome}"
+            )
 
 
 def _left(verdict: Verdict, end: Record, foreign: set[str]) -> None:

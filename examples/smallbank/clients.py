@@ -21,13 +21,25 @@ OPS = (
     *("withdraw_savings", "withdraw_savings", "withdraw_savings"),
     *("move_checking", "move_savings"),
 )
+TILL_OPS = (
+    "reserve_payment",
+    "reserve_payment",
+    "ship_payment",
+    "ship_payment",
+    "mixed_payment",
+    "mixed_payment",
+)
+"""TCC, saga, and a mix with XA: where there are tills."""
 _SIDES = {
+    **dict.fromkeys(TILL_OPS, ("checking", "savings")),
     "send_payment": ("checking", "savings"),
     "withdraw_savings": ("savings", "checking"),
     "move_checking": ("checking", "checking"),
     "move_savings": ("savings", "savings"),
 }
 Pay = Callable[..., Awaitable[bytes]]
+_XA = {"reserve_payment": (), "ship_payment": (), "mixed_payment": ("checking",)}
+"""In which databases such a payment is a branch."""
 _CALL_S = 10.0
 _ASKS = 60
 """With pauses of up to a second that is far longer than any transaction may last."""
@@ -55,12 +67,24 @@ class Wish:
         source, target = _SIDES[self.op]
         return [(source, self.source, -self.cents), (target, self.target, self.cents)]
 
+    @property
+    def xa(self) -> list[str]:
+        """In which databases it is a branch, and leaves that one's marker."""
+        return sorted(_XA.get(self.op, {db for db, _, _ in self.rows}))
+
 
 class Clients:
     """Concurrent clients, and what they were told."""
 
     def __init__(
-        self, services: Mapping[str, str], accounts: int, seed: float, prefix: str, history: History
+        self,
+        services: Mapping[str, str],
+        accounts: int,
+        seed: float,
+        prefix: str,
+        history: History,
+        *,
+        ops: Sequence[str] = OPS,
     ) -> None:
         self.wishes: dict[str, Wish] = {}
         self.recent: deque[str] = deque(maxlen=200)
@@ -76,6 +100,7 @@ class Clients:
         self._rng = random.Random(seed)
         self._prefix = prefix
         self._history = history
+        self._ops = ops
 
     async def run(self, count: int, going: Callable[[], bool]) -> None:
         """``count`` clients at once, as long as ``going`` says."""
@@ -94,7 +119,7 @@ class Clients:
         while going():
             gid = f"{self._prefix}-{len(self.wishes) + 1}"
             source, target = rng.sample(range(1, self._accounts + 1), 2)
-            wish = Wish(gid, rng.choice(OPS), source, target, rng.choice((1, 7, 100, 2_500, 60_000)))
+            wish = Wish(gid, rng.choice(self._ops), source, target, rng.choice((1, 7, 100, 2_500, 60_000)))
             self.wishes[gid] = wish
             self.recent.append(gid)
             await self._settle(ways, wish, rng)
@@ -120,7 +145,7 @@ class Clients:
     async def _ask(self, way: tuple[str, Pay], wish: Wish) -> str:
         service, pay = way
         request = {key: getattr(wish, key) for key in ("op", "gid", "source", "target", "cents")}
-        call = self._history.call(wish.gid, rows=wish.rows, op=wish.op, at=service)
+        call = self._history.call(wish.gid, rows=wish.rows, xa=wish.xa, op=wish.op, at=service)
         try:
             reply = json.loads(await pay(json.dumps(request).encode(), timeout=_CALL_S))
         except grpc.aio.AioRpcError as error:

@@ -66,7 +66,15 @@ class Database(ABC):
             ],
             "markers": [
                 [tx.replace("-", "").lower(), int(state) == marker.DONE]
-                for tx, state in self.rows(f"SELECT {self.tx_id}, state FROM {marker.TABLE}")
+                for tx, state in self.rows(
+                    f"SELECT {self.tx_id}, state FROM {marker.TABLE} WHERE op IN ('xa', 'one')"
+                )
+            ],
+            "calls": [
+                [tx.replace("-", "").lower(), branch, op, int(state) == marker.DONE]
+                for tx, branch, op, state in self.rows(
+                    f"SELECT {self.tx_id}, branch, op, state FROM {marker.TABLE} WHERE op NOT IN ('xa', 'one')"
+                )
             ],
             "prepared": self.prepared(),
             "limbo": self.unlisted(),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .check import Verdict, check
-from .clients import Clients
+from .clients import OPS, TILL_OPS, Clients
 from .faults import blows, disturb, disturbances, strike
 from .history import History
 from .observe import observer, read_now_and_then
@@ -47,6 +47,8 @@ class Plan:
     """Of each service: async, or sync for one of threads, on the synchronous SDK."""
     nodes: int = 1
     """Coordinators on the log."""
+    tills: int = 0
+    """Processes of participants: with them there are payments of TCC and saga, too."""
     disturbances: int = 0
     """Stops (SIGSTOP) and, with ``faulty_network``, network faults."""
     faulty_network: bool = False
@@ -102,6 +104,7 @@ async def run(wanted: Plan, screen: Screen) -> Result:
         savings=wanted.savings,
         services=wanted.services,
         nodes=wanted.nodes,
+        tills=wanted.tills,
         faulty_network=wanted.faulty_network,
         lease_s=wanted.lease_s,
         accounts=wanted.accounts,
@@ -112,7 +115,14 @@ async def run(wanted: Plan, screen: Screen) -> Result:
         screen.say(f"{_processes(world)} are up after {start_s:.1f} s; {_money(world)}")
         with History(wanted.history) as history:
             history.add("world", **world.description(), plan=_facts(wanted))
-            clients = Clients(world.addresses, wanted.accounts, rng.random(), f"pay-{wanted.seed}", history)
+            clients = Clients(
+                world.addresses,
+                wanted.accounts,
+                rng.random(),
+                f"pay-{wanted.seed}",
+                history,
+                ops=(*OPS, *TILL_OPS) if wanted.tills else OPS,
+            )
             try:
                 busy_s = await _work(wanted, world, clients, history, rng, screen)
                 settled_s = await settled(world, history)
@@ -201,6 +211,7 @@ def _facts(wanted: Plan) -> dict[str, Any]:
         "log": wanted.log,
         "savings": wanted.savings,
         "nodes": wanted.nodes,
+        "tills": wanted.tills,
         "services": list(wanted.services),
         "lease_s": wanted.lease_s,
         "kills": wanted.kills,
@@ -234,6 +245,8 @@ def _processes(world: World) -> str:
     products = Counter(f"{server.product} server" for server in world.servers.values())
     products["coordinator"] = len(world.nodes)
     products["service"] = len(world.services)
+    if world.tills:
+        products["till"] = len(world.tills)
     return ", ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in products.items())
 
 

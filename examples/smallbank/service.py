@@ -3,7 +3,9 @@
 `checking` accounts are in one database, `savings` in the other. Every change leaves a journal row beside it, in
 the same database and transaction, so that a checker can tell afterwards what happened, and how often.
 
-    python -m examples.smallbank.service PORT COORDINATOR CHECKING_URL SAVINGS_URL
+    python -m examples.smallbank.service PORT COORDINATOR CHECKING_URL SAVINGS_URL [CHECKING_TILL SAVINGS_TILL]
+
+With tills some payments reserve there (TCC), or are sagas, or mix both with a branch of their own.
 """
 
 from __future__ import annotations
@@ -28,14 +30,31 @@ from txcoord_client import (
     InProgress,
     Outcome,
     OutcomeUnknown,
+    Participant,
+    Refused,
     State,
     TxcoordError,
+    saga,
 )
+
+from .till import NAMES, Operations
 
 TIMEOUT_S = 6.0
 TAKE = text("UPDATE account SET balance = balance - :cents WHERE id = :id AND balance >= :cents")
 GIVE = text("UPDATE account SET balance = balance + :cents WHERE id = :id")
 JOURNAL = text("INSERT INTO journal (gid, account, delta) VALUES (:gid, :id, :cents)")
+
+
+TILLS = {name: Operations(Participant(name)) for name in NAMES}
+"""As whoever calls them knows them."""
+SHIP = (
+    saga("ship-payment")
+    .step(TILLS["checking"].take)
+    .step(TILLS["savings"].stamp)
+    .step(TILLS["savings"].give, forward=True)
+)
+STAMP = saga("stamp").step(TILLS["savings"].stamp)
+PATIENCE_S = 8.0
 
 
 class InsufficientFunds(Exception):
@@ -88,6 +107,37 @@ class Bank:
             await _give(db, gid, target, cents)
         return g.outcome
 
+    async def reserve_payment(self, gid: str, source: int, target: int, cents: int) -> Outcome | None:
+        """As ``send_payment``, reserved at the tills: TCC."""
+        async with self._coord.begin("reserve-payment", gid=gid, timeout=TIMEOUT_S) as g:
+            await asyncio.gather(
+                g.tcc(TILLS["checking"].hold, gid=gid, account=source, cents=-cents),
+                g.tcc(TILLS["savings"].hold, gid=gid, account=target, cents=cents),
+            )
+        return g.outcome
+
+    async def ship_payment(self, gid: str, source: int, target: int, cents: int) -> Outcome | None:
+        """The same as a saga that the coordinator runs: taken, stamped, and then given, come what may."""
+        data = {"gid": gid, "source": source, "target": target, "cents": cents}
+        run = await self._coord.submit(SHIP, gid=gid, data=data, timeout=TIMEOUT_S)
+        return shipped(await run.wait(PATIENCE_S), gid)
+
+    async def mixed_payment(self, gid: str, source: int, target: int, cents: int) -> Outcome | None:
+        """All in one: a branch in one database, a reservation in the other, and a stamp."""
+        async with self._coord.begin("mixed-payment", gid=gid, timeout=TIMEOUT_S) as g:
+            async with g.xa(self._checking) as db:
+                await _take(db, gid, source, cents)
+            await g.tcc(TILLS["savings"].hold, gid=gid, account=target, cents=cents)
+            await g.saga(STAMP, cents=cents)
+        return g.outcome
+
+
+def shipped(outcome: Outcome, gid: str) -> Outcome:
+    """How a saga has ended. Raises OutcomeUnknown where it has not."""
+    if outcome.state is not State.COMMITTED:
+        raise OutcomeUnknown("it is on its way", gid=gid)
+    return outcome
+
 
 async def _take(db: AsyncConnection, gid: str, account: int, cents: int) -> None:
     done = await db.execute(TAKE, {"id": account, "cents": cents})
@@ -123,7 +173,7 @@ def committed(outcome: Outcome | None) -> dict[str, str]:
 def told(error: Exception) -> dict[str, str]:
     """What the client is told where the operation raised this. Raises what nobody expected."""
     match error:
-        case InsufficientFunds():
+        case InsufficientFunds() | Refused():
             return {"told": "refused"}
         case AlreadyCommitted():
             return committed(error.outcome)
@@ -148,11 +198,15 @@ def options_for(url: str) -> dict[str, Any]:
     return options
 
 
-async def main(port: str, address: str, checking_url: str, savings_url: str) -> None:
+async def main(port: str, address: str, checking_url: str, savings_url: str, *tills: str) -> None:
     """Serve until SIGTERM."""
     checking = create_async_engine(checking_url, **options_for(checking_url))
     savings = create_async_engine(savings_url, **options_for(savings_url))
-    coord = Coordinator(address, resources={"checking": checking, "savings": savings})
+    coord = Coordinator(
+        address,
+        resources={"checking": checking, "savings": savings},
+        participants=dict(zip(NAMES, tills, strict=False)),
+    )
     bank = Bank(coord, checking, savings)
 
     async def pay(request: bytes, context: Any) -> bytes:

@@ -108,6 +108,7 @@ def summary(result: Result) -> Table:
             "  of all that is there",
             f"{verdict.done:,}, of them {verdict.one_phase:,} within one database (one-phase)",
         ),
+        *_of_tills(verdict),
         ("told refused (no funds)", f"{told[REFUSED]:,}: none is there"),
         ("told aborted", f"{told[ABORTED]:,}: none is there"),
         *((f"  {count:,}", why) for why, count in _reasons(clients.wishes.values()).most_common()),
@@ -154,6 +155,11 @@ def conclusion(verdict: Verdict) -> Iterable[str]:
     yield f"[bold red]{len(verdict.anomalies)} anomalies:"
     for line in verdict.anomalies[:20]:
         yield f"  {line}"
+
+
+def _of_tills(verdict: Verdict) -> Iterable[tuple[str, str]]:
+    if verdict.branches:
+        yield "  reservations and steps of sagas", f"{verdict.branches:,}: each kept, or undone, as decided"
 
 
 def _disturbances(result: Result) -> Iterable[tuple[str, str]]:

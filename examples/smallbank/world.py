@@ -52,6 +52,7 @@ class World:
         savings: str = "postgresql",
         services: Sequence[str] = ("async",),
         nodes: int = 1,
+        tills: int = 0,
         faulty_network: bool = False,
         lease_s: float = 10.0,
         accounts: int = 500,
@@ -79,6 +80,9 @@ class World:
         """The coordinators."""
         self.services: dict[str, Managed] = {}
         self.network = Network(self.folder) if faulty_network else None
+        self.tills: dict[str, Managed] = {}
+        """Participants, for payments of TCC and saga."""
+        self._till_count = tills
         self._kinds = services
         self._names = [f"coordinator-{n}" for n in range(1, nodes + 1)] if nodes > 1 else ["coordinator"]
         self._settings = {
@@ -86,6 +90,7 @@ class World:
             "RECOVERY__GRACE": "2s",
             "RECOVERY__LEASE": f"{lease_s:g}s",
             "LOG_LEVEL": "WARNING",
+            **({"BACKOFF__CAP": "3s"} if tills else {}),
             **(settings or {}),
         }
         self._pids: dict[str, list[int]] = {}
@@ -121,7 +126,7 @@ class World:
     @property
     def victims(self) -> list[str]:
         """Who can be killed, in the order in which they are to come back."""
-        return [*self.servers, *self.services, *self.nodes]
+        return [*self.servers, *self.tills, *self.services, *self.nodes]
 
     @property
     def money(self) -> int:
@@ -158,7 +163,7 @@ class World:
 
     @property
     def _processes(self) -> dict[str, Managed]:
-        return {**self.services, **self.nodes}
+        return {**self.tills, **self.services, **self.nodes}
 
     def _describe(self) -> None:
         self._log_url = self._where_the_log_is()
@@ -173,9 +178,27 @@ class World:
                 log_url=log_url,
                 settings=self._settings,
             )
+        for number in range(1, self._till_count + 1):
+            name = f"till-{number}" if self._till_count > 1 else "till"
+            self.tills[name] = self._till(name, list(self.banks)[number - 1 :: self._till_count])
+        tills = [
+            f"grpc://{self._through('callers', till.name, till.address)}" for till in self.tills.values()
+        ]
+        self._at_tills = [tills[n % len(tills)] for n in range(len(self.banks))] if tills else []
         for number, kind in enumerate(self._kinds, 1):
             name = f"service-{number}" if len(self._kinds) > 1 else "service"
             self.services[name] = self._service(name, kind)
+
+    def _till(self, name: str, databases: Sequence[str]) -> Managed:
+        port = free_port()
+        urls = [f"{db}={self._through(name, db, self.banks[db].url())}" for db in databases]
+        return Managed(
+            name,
+            [sys.executable, "-m", "examples.smallbank.till", str(port), *urls],
+            log=self.folder / f"{name}.log",
+            address=f"127.0.0.1:{port}",
+            cwd=ROOT,
+        )
 
     def _service(self, name: str, kind: str) -> Managed:
         port = free_port()
@@ -189,6 +212,7 @@ class World:
             [
                 sys.executable, "-m", f"examples.smallbank.service{'_sync' if kind == 'sync' else ''}",
                 str(port), ",".join(addresses), *(self._through(name, db, url) for db, url in urls.items()),
+                *self._at_tills,
             ],
             log=self.folder / f"{name}.log",
             address=f"127.0.0.1:{port}",

@@ -34,6 +34,7 @@ async def test_nothing_is_lost(log: str, savings: str, services: tuple[str, ...]
         savings=savings,
         services=services,
         nodes=1 if log == "sqlite" else 3,
+        tills=1,
         disturbances=2,
         faulty_network=True,
         lanes=2,
@@ -44,6 +45,7 @@ async def test_nothing_is_lost(log: str, savings: str, services: tuple[str, ...]
     assert result.verdict.anomalies == []
     assert (result.kills.total(), result.stops, result.jams) == (KILLS, 1, 1)
     assert result.verdict.told[COMMITTED] > 0
+    assert result.verdict.branches > 0
     assert result.verdict.told[UNKNOWN] == 0  # Whoever asks long enough is told.
     # What was saved says the same.
     saved = check(read(tmp_path / "history.jsonl"))

@@ -70,6 +70,10 @@ def well() -> Records:
         out.append({**seen("p5", "", "", asked=19.0, last=True, node=node), "note": "NOT_FOUND"})
     out.append(end("a", [[1, 85], [2, 105]], [["p1", 1, -10], ["p2", 1, -5], ["p2", 2, 5]], ["t1", "t2"]))
     out.append(end("b", [[1, 100], [2, 110]], [["p1", 2, 10]], ["t1"]))
+    # What participants have done for t1 is kept; for t3 one was cancelled, and one was never there.
+    done = {("t1", "2.1"): ("action",), ("t1", "3"): ("try", "confirm"), ("t3", "2"): ("try", "cancel")}
+    out[-1]["calls"] = [[tx, branch, op, True] for (tx, branch), ops in done.items() for op in ops]
+    out[-1]["calls"] += [["t3", "1", "cancel", True], ["t3", "1", "try", False]]
     return out
 
 
@@ -239,6 +243,22 @@ def marker_of_nothing(records: Records) -> None:
     rows(records, "b")["markers"].append(["t9", True])
 
 
+def kept_though_aborted(records: Records) -> None:
+    rows(records, "b")["calls"].append(["t3", "3", "action", True])
+
+
+def never_confirmed(records: Records) -> None:
+    rows(records, "b")["calls"].append(["t1", "4", "try", True])
+
+
+def confirmed_and_cancelled(records: Records) -> None:
+    rows(records, "b")["calls"].append(["t1", "3", "cancel", True])
+
+
+def done_for_nobody(records: Records) -> None:
+    rows(records, "b")["calls"].append(["t9", "1", "action", True])
+
+
 def prepared(records: Records) -> None:
     rows(records, "a")["prepared"].append("ours-1")
 
@@ -287,6 +307,10 @@ def alarm(records: Records) -> None:
         (no_marker, {"MARKER"}),
         (marker_of_an_aborted_one, {"MARKER"}),
         (marker_of_nothing, {"MARKER"}),
+        (kept_though_aborted, {"HALF"}),
+        (never_confirmed, {"HALF"}),
+        (confirmed_and_cancelled, {"HALF"}),
+        (done_for_nobody, {"HALF"}),
         (prepared, {"PREPARED"}),
         (limbo, {"LIMBO"}),
         (foreign, {"FOREIGN"}),
@@ -297,7 +321,18 @@ def test_each_anomaly_is_found(spoil: Callable[[Records], None], kinds: set[str]
     records = copy.deepcopy(well())
     spoil(records)
     found = {anomaly.split(" ")[0] for anomaly in check(records).anomalies}
-    assert kinds <= found <= kinds | {"BALANCE"}
+    assert kinds <= found <= kinds | {"BALANCE", "HALF"}
+
+
+def test_where_a_participant_does_it_there_is_no_marker_of_a_branch() -> None:
+    records = well()
+    for record in records:
+        if record["kind"] == "call" and record["gid"] == "p1":
+            record["xa"] = ["a"]
+    assert [a.split(" ")[0] for a in check(records).anomalies] == ["MARKER"]
+    rows(records, "b")["markers"] = []
+    assert check(records).anomalies == []
+    assert check(records).branches == 4
 
 
 def test_who_is_told_that_it_will_be_may_find_it_later() -> None:
