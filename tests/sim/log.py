@@ -69,6 +69,8 @@ class LogServer:
         self.links: dict[Link, None] = {}
         self.offset_us = 0
         """How far its clock is from true time."""
+        self.shown_us = 0
+        """The latest that its clock has shown before it went back."""
         self.keeps_all = True
         """False: what is not synced is lost with a crash, for which the last synced state is kept."""
         self._raw, self._conn, self._synced = _database()
@@ -78,6 +80,11 @@ class LogServer:
     def now_us(self) -> int:
         """The log's clock."""
         return self.world.now_us() + self.offset_us
+
+    def step(self, seconds: float) -> None:
+        """Its clock jumps."""
+        self.shown_us = max(self.shown_us, self.now_us())
+        self.offset_us += int(seconds * 1e6)
 
     # ---- network.Server ----
 

@@ -128,7 +128,11 @@ class World:
             self._undone.add((tx_id, branch))
         names = [b + self._again.get((tx_id, b), "") for b in (branch, *facts.pop("branches", ()))]
         step = {"action": action, "tx": tx_id, "branch": names[0], "branches": names[1:], "node": node}
-        self.actions.append({**step, "at_us": self.log.now_us(), **facts})
+        at_us = self.log.now_us()
+        if action == "OrphanFound":
+            # Who looks has seen that it is past H: that the log's clock has gone back since makes it no earlier.
+            at_us = max(at_us, self.log.shown_us)
+        self.actions.append({**step, "at_us": at_us, **facts})
 
     # ---- what the code comes past ----
 
@@ -308,9 +312,9 @@ class World:
                 self.log.full = True
                 self.loop.outside(seconds, self._disk_is_empty)
             case "log_clock":
-                self.log.offset_us += int(seconds * 1e6)
+                self.log.step(seconds)
             case "log_clock_there_and_back":
-                self.log.offset_us += int(seconds * 1e6)
+                self.log.step(seconds)
                 self.loop.outside(2.0, self._clock_back, seconds)
             case "wall_clock" if isinstance(place, SimNode):
                 place.wall_off_us += int(seconds * 1e6)
@@ -326,7 +330,7 @@ class World:
 
     def _clock_back(self, seconds: float) -> None:
         self.note("the log's clock jumps back", seconds=seconds)
-        self.log.offset_us -= int(seconds * 1e6)
+        self.log.step(-seconds)
 
     def _disk_is_fast(self) -> None:
         self.log.slow_s = 0.0
