@@ -121,6 +121,7 @@ def _check_log(log: str) -> None:
 def _run(
     work: Callable[[Callable[[str], None]], int], json: bool, compared: str = "{:.2f} of the bare loop"
 ) -> None:
+    from ..testing.processes import NotReady
     from ..testing.servers import ServerError
 
     def tell(line: str) -> None:
@@ -139,6 +140,8 @@ def _run(
         errors = work(tell)
     except ServerError as error:
         console.fail(console.UNAVAILABLE, f"a throw-away server: {error}")
+    except NotReady as error:
+        console.fail(console.UNAVAILABLE, str(error))
     if errors:
         console.fail(console.PROBLEMS, console.plural(errors, "error"))
 

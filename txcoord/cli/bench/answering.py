@@ -85,7 +85,8 @@ async def serve(places: Sequence[str]) -> None:
         if name.startswith(DEAF):
             deaf.append(await asyncio.start_server(_listen_only, "127.0.0.1", int(port)))
             continue
-        server = grpc.aio.server()
+        # Another server on the same port would take half of the calls.
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         if name.startswith(HUNG):
             server.add_generic_rpc_handlers((_Hung(),))
         else:

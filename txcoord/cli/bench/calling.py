@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -47,7 +47,7 @@ def run(
     """Run the bench; one JSON object a line through ``emit``. Answers the number of errors."""
     with folder() as place, ExitStack() as stack:
         node = started_coordinator(place, log, profile, stack)
-        ports = {name: free_port() for name in NAMES}
+        ports = free_ports(NAMES)
         service = started_participants(place, ports, stack)
         places = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
         pids = {"callers": os.getpid(), "coordinator": node.pid, "participants": service.pid}
@@ -103,6 +103,16 @@ def started_coordinator(
     stack.callback(node.stop)
     node.start()
     return node
+
+
+def free_ports(names: Iterable[str]) -> dict[str, int]:
+    """A port for each, no two the same."""
+    ports: dict[str, int] = {}
+    for name in names:
+        while (port := free_port()) in ports.values():
+            pass
+        ports[name] = port
+    return ports
 
 
 def started_participants(

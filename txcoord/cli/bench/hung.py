@@ -14,9 +14,8 @@ from typing import Any, Final
 
 from txcoord_client import Coordinator, saga
 
-from ...testing.processes import free_port
 from .answering import DEAF, HUNG, declared
-from .calling import NAMES, Calling, folder, started_coordinator, started_participants
+from .calling import NAMES, Calling, folder, free_ports, started_coordinator, started_participants
 from .loop import Once, measure
 from .match import Match, Row
 
@@ -31,9 +30,10 @@ def run(hung: int, concurrency: Sequence[int], seconds: float, log: str, emit: C
     with ExitStack() as stack:
         places = [stack.enter_context(folder()) for _ in (ALONE, BESIDE)]
         alone, beside = (started_coordinator(place, log, None, stack) for place in places)
-        ports = {name: free_port() for name in NAMES}
-        hung_ports = {f"{HUNG if n % 2 else DEAF}hung{n}": free_port() for n in range(hung)}
-        started_participants(places[0], ports | hung_ports, stack)
+        hanging = [f"{HUNG if n % 2 else DEAF}hung{n}" for n in range(hung)]
+        all_ports = free_ports([*NAMES, *hanging])
+        ports, hung_ports = {n: all_ports[n] for n in NAMES}, {n: all_ports[n] for n in hanging}
+        started_participants(places[0], all_ports, stack)
         at = {name: f"grpc://127.0.0.1:{port}" for name, port in ports.items()}
         away = {name.rpartition(":")[2]: f"grpc://127.0.0.1:{port}" for name, port in hung_ports.items()}
 
