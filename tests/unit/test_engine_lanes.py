@@ -30,3 +30,29 @@ def test_one_tenants_hung_calls_hold_no_other_tenant_up() -> None:
             await asyncio.wait_for(node.coordinator.live.drained(), 300)
 
     run(main())
+
+
+def test_many_that_time_out_in_one_moment_hold_nobody_up() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            place.participants.hung.add("grpc://hung")
+            waiting = await asyncio.gather(
+                *(tried(node, place.tx(), tcc("1", "grpc://hung")) for _ in range(400))
+            )
+
+            def failed() -> int:
+                return sum(b.attempts > 0 for live in node.coordinator.live for b in live.tx.branches)
+
+            while not failed():  # noqa: ASYNC110 - on virtual time
+                await asyncio.sleep(0.001)
+            done = await node.ended(await tried(node, place.tx(), tcc("1")), timeout_s=1)
+            assert done.state is TxState.COMMITTED
+            assert failed() < len(waiting)
+            # They are told soon all the same.
+            await asyncio.sleep(1)
+            assert failed() == len(waiting)
+            place.participants.hung.clear()
+            await asyncio.wait_for(node.coordinator.live.drained(), 300)
+
+    run(main())

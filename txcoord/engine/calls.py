@@ -43,6 +43,12 @@ class Job:
     timeout_us: int
 
 
+_AT_ONCE = 8
+_BREATH_S = 0.005
+"""Failures are told so many at a time, with a pause: when a thousand calls time out in one moment, what goes well does
+not wait for all of them. A backlog is told faster, the longer it is."""
+
+
 class Calls:
     """Carries ``Call`` effects out and says what was answered.
 
@@ -77,6 +83,8 @@ class Calls:
         """Where a worker is about to take what is due."""
         self._later: Later[Job] = Later(clock, spawn, "call:later", lambda _, job: self._do(job))
         self._under_way: dict[Key, Job] = {}
+        self._failed: deque[tuple[Job, Answer]] = deque()
+        self._failing: Task | None = None
         self._after: dict[Key, Job] = {}
         """What else is to be done for a branch once the call that is on its way has ended."""
 
@@ -114,6 +122,8 @@ class Calls:
     def stop(self) -> None:
         """End all calls."""
         self._later.stop()
+        if self._failing is not None:
+            self._failing.cancel()
         for workers in self._workers.values():
             for worker in workers:
                 worker.cancel()
@@ -177,7 +187,9 @@ class Calls:
                 async for request, answer in self._caller.call(target, requests, timeout_s):
                     await self._failpoints.reach("call.after")
                     job = open_.pop((request.tx.tx_id, request.branch.id), None)
-                    if job is not None:
+                    if job is not None and answer.kind is AnswerKind.FAILED:
+                        self._fail(job, answer)
+                    elif job is not None:
                         self._answered(job, answer)
         except TimeoutError:
             why = f"TIMED_OUT: no answer within {timeout_us / 1_000_000:g} s"
@@ -185,12 +197,35 @@ class Calls:
             # Whatever one call brings about: its branches are tried again, and seen.
             log.exception("call.crashed", target=target)
             why = f"OTHER: {type(error).__name__}: {error}"
-        finally:
-            # Also when this worker ends: whoever asks again must not be told "on its way".
+        except BaseException:
+            # This worker ends: whoever asks again must not be told "on its way".
             for job in open_.values():
                 self._under_way.pop(job.key, None)
+            raise
         for job in open_.values():
-            self._answered(job, Answer(AnswerKind.FAILED, reason=why))
+            self._fail(job, Answer(AnswerKind.FAILED, reason=why))
+
+    def _fail(self, job: Job, answer: Answer) -> None:
+        """It has failed, and is under way until that is told."""
+        self._failed.append((job, answer))
+        if self._failing is None:
+            self._failing = self._spawn(self._tell_failed(), "call:failed")
+
+    async def _tell_failed(self) -> None:
+        try:
+            while self._failed:
+                for _ in range(max(_AT_ONCE, len(self._failed) // 100)):
+                    if not self._failed:
+                        break
+                    job, answer = self._failed.popleft()
+                    try:
+                        self._answered(job, answer)
+                    except Exception:
+                        # That of the others is told all the same.
+                        log.exception("call.crashed", target=job.lane[1])
+                await self._clock.sleep(_BREATH_S)
+        finally:
+            self._failing = None
 
     def _request(self, job: Job) -> CallRequest | None:
         tx = self._look(job.key[0])
