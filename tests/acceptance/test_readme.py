@@ -111,6 +111,7 @@ async def test_the_readmes_promise_of_a_rollback(newcomer: Newcomer) -> None:
     assert [await _value(newcomer.urls[name], balance) for name in ("db1", "db2")] == found
 
 
+@pytest.mark.timeout(180)
 def test_the_quickstart_over_two_databases(newcomer: Newcomer) -> None:
     setup, buy = blocks("docs/quickstart-databases.md", "python")[:2]
     newcomer.save("setup.py", setup)
@@ -143,6 +144,7 @@ _TOOLS = {
 }
 
 
+@pytest.mark.timeout(180)
 def test_the_quickstart(newcomer: Newcomer) -> None:
     service, checkout, test = blocks("docs/quickstart.md", "python")
     code = [line for line in (service + checkout).splitlines() if line.strip()]

@@ -16,8 +16,6 @@ import inspect
 import json
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 import uuid
 from collections.abc import Awaitable, Callable
@@ -162,9 +160,13 @@ async def saga(w: World) -> None:
     w.txcoord.stub("shop")
     assert await w.ns["deliver"]("order-1") == {"order": "order-1"}
     await w.ns["order"]("order-2")
+    w.txcoord.fail("ship.callback", times=2)
+    await w.ns["deliver_and_forget"]("order-3")
+    await w.txcoord.settle()
+    assert [call.answer for call in w.txcoord.calls("ship.shipped")] == ["failed", "failed", "done"]
     w.txcoord.assert_committed()
     w.txcoord.assert_effects_once()
-    assert w.sql("ship", "SELECT order_id, gone FROM parcel ORDER BY 1") == "order-1|t\norder-2|"
+    assert w.sql("ship", "SELECT order_id, gone FROM parcel ORDER BY 1") == "order-1|t\norder-2|\norder-3|t"
     await w.ns["engine"].dispose()
 
 
@@ -305,6 +307,17 @@ GIVEN: dict[str, Callable[[World], dict[str, Any]]] = {
     "docs/how-to/saga.md": lambda w: {"Reserve": Reserve, "Coupon": Reserve},
 }
 """What a page's code has not made itself."""
+
+
+async def the_tests_of_the_page(w: World) -> None:
+    tests = [f for name, f in w.ns.items() if name.startswith("test_")]
+    assert len(tests) == 2
+    for test in tests:
+        with Txcoord() as its_own:
+            await test(its_own)
+            its_own.assert_all_used()
+
+
 THEN: dict[str, Callable[[World], Awaitable[None]]] = {
     "clients/python/README.md": readme_of_the_sdk,
     "docs/which-kind.md": which_kind,
@@ -313,6 +326,7 @@ THEN: dict[str, Callable[[World], Awaitable[None]]] = {
     "docs/how-to/saga.md": saga,
     "docs/how-to/sessions-and-drivers.md": sessions_and_drivers,
     "docs/how-to/tcc.md": tcc,
+    "docs/how-to/test-your-services.md": the_tests_of_the_page,
 }
 """What is then done with what it defines. The other pages only define what the acceptance tests of that feature do."""
 
@@ -326,16 +340,6 @@ async def test_python(page: Path, world: World) -> None:
     await run(page, world)
     if name_of(page) in THEN:
         await THEN[name_of(page)](world)
-
-
-def test_the_tests_of_the_page_on_tests(tmp_path: Path) -> None:
-    code = "\n\n".join(blocks(ROOT / "docs" / "how-to" / "test-your-services.md", "python"))
-    (tmp_path / "test_page.py").write_text(code)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto"]
-    command += ["-o", "asyncio_default_fixture_loop_scope=function", "test_page.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False)
-    assert done.returncode == 0, done.stdout
-    assert "2 passed" in done.stdout
 
 
 # ---- shell ----

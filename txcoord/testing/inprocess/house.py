@@ -234,7 +234,7 @@ class House:
             return True
         for tx_id in list(self.storage.rows):
             tx = node.look(tx_id) or self.storage.rows[tx_id]
-            if not tx.ended and not tx.shown_parked:
+            if not tx.rests:
                 return False
         return True
 
