@@ -34,6 +34,8 @@ from txcoord_client import (
     Unavailable,
 )
 from txcoord_client._pb import coordinator_pb2 as pb
+from txcoord_client._pb import participant_pb2_grpc
+from txcoord_client._together import Together
 from txcoord_client.protocol import marker
 
 if TYPE_CHECKING:
@@ -84,8 +86,10 @@ class Client:
         self._runtime: Any = self.coordinator._runtime()
         self._runtime.wire._send = self._send
         self._runtime.wire._ask_hello = self._hello
-        for name, address in ADDRESSES.items():
-            self._runtime.participants._channels[address] = Channel(self.run, self, name, "client.try")
+        participants = self._runtime.participants
+        for name in ADDRESSES:
+            stub = participant_pb2_grpc.ParticipantServiceStub(Channel(self.run, self, name, "client.try"))  # type: ignore[arg-type]
+            participants._together[participants.place(name)] = Together(stub)
         real = self._runtime.source
         self._runtime.source = lambda target, resource: self._pointed(real(target, resource))
         return self

@@ -18,10 +18,14 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from tests.faults.points import Mortal, Points
+from txcoord.adapters.calling.credentials import Credentials
+from txcoord.adapters.calling.dialling import Dialling
 from txcoord.adapters.calling.grpc_ import GrpcCaller
+from txcoord.core.targets import ANYBODY, Target
 from txcoord_client import Participant, Pending, Refused, saga
+from txcoord_client._db.sources import Source
 from txcoord_client._pb import participant_pb2 as pb
-from txcoord_client._serving import Servicer
+from txcoord_client._serving import Runner, answers
 from txcoord_client.protocol.barrier import FIRST
 
 if TYPE_CHECKING:
@@ -42,8 +46,8 @@ class _Lost(Exception):
     """Its database does not answer any more."""
 
 
-class Service:
-    """One life of such a process."""
+class Service(Source):
+    """One life of such a process, and where its transactions come from."""
 
     def __init__(self, run: Run, name: str) -> None:
         self.run = run
@@ -56,7 +60,7 @@ class Service:
         self._engine: AsyncEngine = run.place.connections.engine(run.place.databases[name])
         participant = Participant(name, db=self)
         Declared(participant, run)
-        self.servicer = Servicer([participant])
+        self.runner = Runner([participant])
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
@@ -95,8 +99,8 @@ class Service:
 
     async def _execute(self, data: bytes) -> list[bytes]:
         request = pb.ExecuteRequest.FromString(data)
-        context: Any = None
-        return [r.SerializeToString() async for r in self.servicer.Execute(request, context)]
+        found = answers(self.runner.begin, request, "")
+        return [r.SerializeToString() async for r, _ in found]
 
     def die(self) -> None:
         """From now on nothing of it reaches anybody."""
@@ -196,7 +200,11 @@ class Channel:
 
     def unary_stream(self, method: str, **_: Any) -> Callable[..., _Call]:
         """Of ``Execute``."""
-        return lambda request, timeout=None: _Call(partial(self._ask, request.SerializeToString(), timeout))
+
+        def execute(request: Any, timeout: float | None = None, metadata: Any = None) -> _Call:
+            return _Call(partial(self._ask, request.SerializeToString(), timeout))
+
+        return execute
 
     def unary_unary(self, method: str, **_: Any) -> None:
         """Nothing of that kind is called."""
@@ -253,12 +261,12 @@ class Caller(GrpcCaller):
     """The coordinator's caller, on such channels."""
 
     def __init__(self, run: Run, node: str) -> None:
-        super().__init__(node=node)
+        super().__init__(node=node, credentials=Credentials(ANYBODY), dialling=Dialling(ANYBODY))
         self._run = run
         self.process: Any = None
 
-    def _channel(self, address: str) -> Any:
-        return Channel(self._run, self.process, address.partition(":")[0])
+    async def _channel(self, target: Target) -> Any:
+        return Channel(self._run, self.process, target.host)
 
 
 # ---- what must be so in the end ----

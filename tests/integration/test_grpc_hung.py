@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from tests.support.node import Node, new_tx
-from txcoord.adapters.calling.grpc_ import GrpcCaller
+from txcoord.adapters.calling.any_ import AnyCaller
 from txcoord.adapters.embedded.clock import SystemClock
 from txcoord.core.action import Action, Retry
 from txcoord.core.events import Submit
@@ -73,7 +73,7 @@ async def test_one_that_is_well_is_called_as_if_twenty_that_hang_were_not_there(
         # Half of those that hang accept the connection, and say nothing at all.
         hung = [await served(Service(hangs=True), stack) for _ in range(HUNG // 2)]
         hung += [await deaf(stack) for _ in range(HUNG // 2)]
-        caller = GrpcCaller(node="n1")
+        caller = AnyCaller(node="n1")
         stack.push_async_callback(caller.close)
         node = Node(Storage(clock.now_us, Windows()), {}, clock, name="n1", caller=caller)
         stack.push_async_callback(node.stop)

@@ -13,7 +13,7 @@ _ENTERS = re.compile(r"SELECT X?'(\w+)'(?:::uuid)?, '([\d.]+)', v\.op, v\.state"
 _ROWS = re.compile(r"'(\w+)'(?: AS op)?, ([12])\b")
 _LIMIT = re.compile(r" <= (\d+)")
 _WHERE = re.compile(r"tx_id = X?'(\w+)'(?:::uuid)? AND branch = '([\d.]+)' AND op = '(\w+)'")
-_RESULT = re.compile(r"result = X'(\w*)'")
+_RESULT = re.compile(r"result = (?:X|decode\()'(\w*)'")
 
 
 def enters(sql: str) -> bool:
@@ -45,8 +45,8 @@ def entered(database: Database, session: Session, sql: str) -> Generator[Wait, N
 
 def read(
     database: Database, session: Session, sql: str
-) -> Generator[Wait, None, tuple[tuple[int, bytes | None], ...]]:
-    """State and result of a row, as this session sees it."""
+) -> Generator[Wait, None, tuple[tuple[int, bytes | None, int], ...]]:
+    """State, result and time of a row, as this session sees it."""
     from .postgres import Wait
 
     key, tx = _key(sql), session.tx
@@ -54,9 +54,9 @@ def read(
         while (holder := database.locks.get(key)) is not None and holder is not tx:
             yield Wait(key, session.lock_timeout_s)
     if tx is not None and key in tx.markers:
-        return ((tx.markers[key], tx.results.get(key)),)
+        return ((tx.markers[key], tx.results.get(key), database.now_us()),)
     found = database.markers.get(key)
-    return ((found[0], database.results.get(key)),) if found is not None else ()
+    return ((found[0], database.results.get(key), found[1]),) if found is not None else ()
 
 
 def keep(session: Session, sql: str) -> None:

@@ -20,13 +20,13 @@ from txcoord_client.protocol.barrier import FIRST, UNDOING
 
 
 def late_try_acts(right: Any) -> Any:
-    async def enter(db: Any, tx_id: str, branch: str, op: str, not_after_us: int) -> Any:
+    async def enter(db: Any, call: Any, keep_days: int = 0) -> Any:
         try:
-            return await right(db, tx_id, branch, op, not_after_us)
+            return await right(db, call, keep_days)
         except barrier.Refused as refused:
             if refused.reason != barrier.reasons.DECIDED:
                 raise
-            return barrier.Entered(True)
+            return barrier._SqlEntry(call, True, None, db)
 
     return enter
 
@@ -35,17 +35,15 @@ def _undoing(first: tuple[int, ...]) -> Any:
     """An undoing call does its work when so many rows were inserted."""
 
     def wrong(right: Any) -> Any:
-        async def enter(db: Any, tx_id: str, branch: str, op: str, not_after_us: int) -> Any:
-            if op not in UNDOING:
-                return await right(db, tx_id, branch, op, not_after_us)
-            inserted = await barrier._insert(
-                db, barrier._statements(db).enter(tx_id, branch, op, not_after_us)
-            )
-            sql = barrier._statements(db).read(tx_id, branch, FIRST[op])
-            row = (await db.execute(barrier.text(sql))).first()
+        async def enter(db: Any, call: Any, keep_days: int = 0) -> Any:
+            if call.op not in UNDOING:
+                return await right(db, call, keep_days)
+            of = barrier._statements(db)
+            inserted = await db.run(of.enter(call.tx_id, call.branch, call.op, 0))
+            row = await db.row(of.read(call.tx_id, call.branch, FIRST[call.op]))
             if inserted not in first or (not inserted and row[0] != barrier.marker.DONE):
-                return barrier.Entered(False)
-            return barrier.Entered(True, barrier._bytes(row[1]) if row is not None else None)
+                return barrier._SqlEntry(call, False, None, db)
+            return barrier._SqlEntry(call, True, row[1] if row is not None else None, db)
 
         return enter
 

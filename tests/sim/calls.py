@@ -29,7 +29,13 @@ class ExecuteCall:
     """One call, from the side of whoever makes it. Its answers are iterated over."""
 
     def __init__(
-        self, world: World, process: Process, place: SimParticipant, request: Any, timeout: float | None
+        self,
+        world: World,
+        process: Process,
+        place: SimParticipant,
+        request: Any,
+        timeout: float | None,
+        metadata: Any = None,
     ) -> None:
         self._world = world
         self._process = process
@@ -157,7 +163,11 @@ class ExecuteCall:
 
 
 class _Context:
-    """A servicer's, of which nothing is asked."""
+    """A servicer's."""
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        """None is sent."""
+        return ()
 
 
 def pb_op(op: int) -> str:

@@ -8,6 +8,10 @@ import random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import grpc
+
+from txcoord.adapters.calling.credentials import Credentials
+from txcoord.adapters.calling.dialling import Dialling
 from txcoord.adapters.calling.grpc_ import GrpcCaller
 from txcoord.adapters.embedded import SystemClock, Tasks
 from txcoord.adapters.sql.leases import SqlLeases
@@ -16,6 +20,7 @@ from txcoord.adapters.xa.postgresql import PostgresFinisher
 from txcoord.api.grpc.mapping import Limits
 from txcoord.api.grpc.operations import Operations
 from txcoord.api.grpc.servicer import CoordinatorServicer
+from txcoord.core.targets import ANYBODY, Target
 from txcoord.engine.coordinator import Coordinator, EngineSettings
 from txcoord.engine.recovery import RecoverySettings
 from txcoord.ports import LogUnavailable, ResourceStatus
@@ -45,6 +50,21 @@ class _House(Node):
         self.resources: Any = SimpleNamespace(by_name=coordinator.finishers)
         self.log, self.clock = log, clock
         self._coordinator, self._recovery, self._leases = coordinator, recovery, recovery._leases
+
+
+class _Caller(GrpcCaller):
+    """The real one; nobody looks up where a simulated participant is."""
+
+    def __init__(self, node: str, log_id: str) -> None:
+        super().__init__(node=node, credentials=Credentials(ANYBODY), dialling=Dialling(ANYBODY))
+        self.log_id = log_id
+        self._known: dict[Target, grpc.aio.Channel] = {}
+
+    async def _channel(self, target: Target) -> grpc.aio.Channel:
+        found = self._known.get(target)
+        if found is None:
+            found = self._known[target] = grpc.aio.insecure_channel(f"{target.host}:{target.port}")
+        return found
 
 
 class SimNode:
@@ -96,8 +116,7 @@ class SimNode:
             identity = await log.store.reading(reading.identity)
             clock.observe(await log.now_us())
             finishers = {d.name: self._finisher(d) for d in world.databases.values()}
-            caller = GrpcCaller(node=self.name)
-            caller.log_id = identity.log_id
+            caller = _Caller(self.name, identity.log_id)
             coordinator = Coordinator(
                 log,
                 finishers,

@@ -10,11 +10,11 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from txcoord_client import Participant, Pending, Refused, Saga, saga
-from txcoord_client._serving import Servicer
+from txcoord_client._db.sources import Source
+from txcoord_client._serving_grpc import Servicer
 
 from .drivers import MyPool, PgPool
 from .loop import Process
@@ -39,37 +39,31 @@ class Operations:
 
 
 class Connection:
-    """What the barrier uses of SQLAlchemy's, over a simulated driver."""
+    """A connection as the barrier uses it, over a simulated driver."""
 
     def __init__(self, raw: Any, family: str) -> None:
         self._raw = raw
-        self.dialect = SimpleNamespace(name=family)
+        self.family = family
         self.entered = ("", "", "")
         """Transaction, branch and op of the call that is carried out."""
 
-    def get_execution_options(self) -> dict[str, Any]:
-        return {}
+    async def refuse_autocommit(self) -> None:
+        """It is in a transaction."""
 
-    async def exec_driver_sql(self, sql: str) -> Any:
-        match = _ENTERS.search(sql)
-        assert match is not None
-        self.entered = (match[1], match[2], match[3])
-        return SimpleNamespace(rowcount=await self.run(sql))
-
-    async def execute(self, statement: Any, given: dict[str, Any] | None = None) -> Any:
-        sql = str(statement)
-        if given:
-            return await self.run(sql.replace(":result", f"X'{given['result'].hex()}'"))
+    async def row(self, sql: str) -> tuple[Any, ...] | None:
+        """The first row."""
         if hasattr(self._raw, "cursor"):
             async with self._raw.cursor() as cursor:
                 await cursor.execute(sql)
                 row = await cursor.fetchone()
         else:
             row = await self._raw.fetchrow(sql)
-        return SimpleNamespace(first=lambda: row)
+        return None if row is None else tuple(row)
 
     async def run(self, sql: str) -> int:
         """How many rows it has changed."""
+        if match := _ENTERS.search(sql):
+            self.entered = (match[1], match[2], match[3])
         if hasattr(self._raw, "cursor"):
             async with self._raw.cursor() as cursor:
                 return int(await cursor.execute(sql))
@@ -78,8 +72,8 @@ class Connection:
         return int(last) if last.isdigit() else 0
 
 
-class Engine:
-    """What a participant uses of SQLAlchemy's engine."""
+class Engine(Source):
+    """Where its transactions come from."""
 
     def __init__(self, world: World, process: Process, database: Database) -> None:
         make = PgPool if database.kind == "postgresql" else MyPool
@@ -149,7 +143,7 @@ class SimParticipant:
         self.process.start(self._run(self.process), "participant")
 
     async def _run(self, process: Process) -> None:
-        service = Participant(self.name, db=Engine(self.world, process, self.database))
+        service = Participant(self.name, db=Engine(self.world, process, self.database), keep_days=0)
         declared(service, self)
         self.servicer = Servicer([service])
 

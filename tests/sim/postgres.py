@@ -250,7 +250,9 @@ class Database:
                 return
 
     def prune(self, before_us: int, limit: int) -> int:
-        old = [key for key, (_, at_us) in self.markers.items() if at_us < before_us][:limit]
+        # Those of a participant are its own.
+        old = [k for k, (_, at_us) in self.markers.items() if at_us < before_us and k[2] in marker.XA_OPS]
+        old = old[:limit]
         for key in old:
             del self.markers[key]
             self.results.pop(key, None)

@@ -11,7 +11,7 @@ from sqlalchemy import create_engine, event
 from txcoord_client import Participant, Rejected
 from txcoord_client import sync as sync_sdk
 from txcoord_client._answers import Call
-from txcoord_client._serving import Servicer
+from txcoord_client._serving_grpc import Servicer
 from txcoord_client.protocol import barrier
 from txcoord_client.sync._db.hands import SqlAlchemyHand
 
@@ -87,9 +87,9 @@ async def test_a_try_that_hangs_does_not_keep_its_cancel_waiting_for_a_place() -
         raise RuntimeError
 
     participant._execute = hangs  # type: ignore[method-assign]
-    trying = asyncio.create_task(servicer._one(Call("0" * 32, "1", "try", "stock.Reserve")))
+    trying = asyncio.create_task(servicer._runner._one(Call("0" * 32, "1", "try", "stock.Reserve"), ""))
     await begun.wait()
-    answer = await servicer._one(Call("0" * 32, "1", "cancel", "stock.Reserve"))
+    answer = await servicer._runner._one(Call("0" * 32, "1", "cancel", "stock.Reserve"), "")
     assert (answer.reason, answer.retry_after_us >= 500_000) == ("PENDING", True)
     go.set()
     assert (await trying).reason == "RuntimeError"
