@@ -69,14 +69,15 @@ class Endpoint:
 
 
 class Mount:
-    """The endpoint below whatever path it is mounted at; what is elsewhere is the inner application's."""
+    """The endpoint: alone, below whatever path it is mounted at; before another application, at its one path only. What
+    is elsewhere is that one's, and whoever guards paths in front of it must not be passed by another of them."""
 
     def __init__(self, endpoint: Endpoint, app: Application | None) -> None:
         self._endpoint = endpoint
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].endswith(over_http.PATH):
+        if scope["type"] == "http" and self._is_here(scope):
             await self._endpoint(scope, receive, send)
         elif self._app is not None:
             await self._app(scope, receive, send)
@@ -86,6 +87,13 @@ class Mount:
             await _say(send, 404, f"there is only POST {over_http.PATH} here")
         else:
             await send({"type": "websocket.close", "code": 1000})
+
+    def _is_here(self, scope: Scope) -> bool:
+        path: str = scope["path"]
+        if self._app is None:
+            return path.endswith(over_http.PATH)
+        # Where the application itself is mounted, its path begins with that, or it was taken away already.
+        return over_http.PATH in (path, path.removeprefix(scope.get("root_path", "").rstrip("/")))
 
 
 def check(method: str, content_type: str, length: str) -> None:

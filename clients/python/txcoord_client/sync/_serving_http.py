@@ -60,7 +60,9 @@ class WsgiMount:
         self._app = app
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if str(environ.get("PATH_INFO", "")).endswith(over_http.PATH):
+        # Before another application it is at its one path only: as in ``_serving_asgi``.
+        path = str(environ.get("PATH_INFO", ""))
+        if path == over_http.PATH or (self._app is None and path.endswith(over_http.PATH)):
             return self._serve(environ, start_response)
         if self._app is not None:
             return self._app(environ, start_response)
