@@ -22,6 +22,8 @@ from .sagas import Saga
 
 _PIECE_S = 20.0
 """So long one wait at the coordinator lasts; then it is asked again."""
+_PARKED_S = 1.0
+"""Between two looks at what only an operator can move on: the coordinator answers them at once."""
 
 
 class Run:
@@ -52,6 +54,8 @@ class Run:
                 break
             if left <= _PIECE_S:
                 return out
+            if out.parked:
+                await _aio.sleep(_PARKED_S)
         if out.heuristic:
             raise Heuristic("a step was settled by hand", tx_id=self.tx_id, gid=self.gid)
         if out.aborted:
