@@ -167,3 +167,27 @@ def test_an_abort_that_was_on_its_way_beside_the_commit_does_not_outlive_it() ->
                 assert place.effects(tx) == {"1": [Op.ACTION]}, way
 
     run(main())
+
+
+def test_a_plan_in_doubt_that_nobody_can_end_is_seen() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            place.participants.held["1", Op.ACTION] = asyncio.Event()
+            tx = place.tx(deadline_s=5.0)
+            await submit(node, tx, step("1"))
+            await eventually(lambda: bool(place.participants.calls))
+            await place.kill(node)
+            del place.participants.held["1", Op.ACTION]
+            place.participants.script["1", Op.ACTION] = [Answer(AnswerKind.FAILED, reason="GONE")] * 100
+            other = await place.node("n2")
+            await asyncio.sleep(30)
+            assert not other.coordinator.alarms
+            await asyncio.sleep(300)
+            assert other.coordinator.alarms == {"plan_in_doubt": 1}
+            assert place.storage.row(tx.tx_id).decision is None
+            place.participants.script.clear()
+            await eventually(lambda: place.storage.row(tx.tx_id).ended, within_s=120)
+            assert other.coordinator.alarms == {"plan_in_doubt": 1}
+
+    run(main())

@@ -10,7 +10,8 @@ import asyncio
 from collections import deque
 
 from ..core.errors import Refused
-from ..core.model import Tx
+from ..core.model import Tx, TxState
+from ..core.plans import runs
 from ..observe import logs
 from ..ports import LogUnavailable, Spawn, Task
 from .coordinator import Coordinator
@@ -19,6 +20,8 @@ log = logs.get("txcoord.deadlines")
 
 _WIDTH = 4
 _PAUSE_S = 1.0
+_STUCK_US = 60_000_000
+"""After its deadline a plan in doubt whose steps still do not say whether they were done is for a person to see."""
 
 
 class Deadlines:
@@ -32,6 +35,8 @@ class Deadlines:
         """Those that wait for their database's answer."""
         self._due: dict[str, deque[Tx]] = {}
         self._workers: dict[str, set[Task]] = {}
+        self._stuck: set[str] = set()
+        """Plans that there was an alarm for."""
 
     @property
     def asking(self) -> int:
@@ -58,11 +63,26 @@ class Deadlines:
             and not tx.one_phase_resource
             and not tx.in_doubt
         ]
+        self._look_for_stuck(now_us)
         ended += await asyncio.gather(*map(self._expire, plans), return_exceptions=True)
         for error in ended:
             if isinstance(error, BaseException):
                 raise error
         return len(late)
+
+    def _look_for_stuck(self, now_us: int) -> None:
+        """Alarm once for each plan that nothing ends but an answer of its steps."""
+        stuck = {
+            tx.tx_id: tx
+            for tx in (live.tx for live in self._c.live)
+            if tx.state is TxState.RUNNING and tx.in_doubt and tx.deadline_us + _STUCK_US < now_us
+        }
+        for tx_id in stuck.keys() - self._stuck:
+            step = next((b for b in stuck[tx_id].branches if runs(stuck[tx_id], b)), None)
+            if step is not None:
+                detail = f"{step.resource} does not say whether it was done: {step.reason}"
+                self._c.alarm("plan_in_doubt", tx_id, step.id, detail)
+        self._stuck = set(stuck)
 
     def stop(self) -> None:
         """End the workers."""
