@@ -12,6 +12,7 @@ from txcoord.core.action import Action, Answer, AnswerKind, Op, Retry
 from txcoord.core.calling import op_of
 from txcoord.core.events import (
     Answered,
+    Begin,
     Call,
     Commit,
     DeadlinePassed,
@@ -397,3 +398,8 @@ def test_before_a_step_that_is_never_undone_has_surely_begun() -> None:
 def test_a_rollback_that_overtook_its_plan() -> None:
     row = ask(None, Rollback(replace(TX, branches=()), probed=True)).tx
     assert ask(row, Submit(replace(PLAN, name="ship"))).refusal.reason == "ALREADY_ABORTED"
+
+
+def test_a_plan_is_not_begun_a_second_time() -> None:
+    row = ask(None, Submit(PLAN)).tx
+    assert ask(row, Begin(replace(PLAN, branches=()))).refusal.reason == "CONTENT_MISMATCH"

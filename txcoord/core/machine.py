@@ -114,7 +114,8 @@ def _begin(tx: Tx | None, event: Begin, now_us: int, windows: Windows) -> Verdic
     if tx.decision is Decision.ABORT and tx.namespace in ("", new.namespace):
         # Whoever aborted it may not have known its content (the scanner, a rollback that overtook its begin).
         return already_decided(tx, windows)
-    if content_of(tx) != content_of(new):
+    if tx.state is TxState.RUNNING or content_of(tx) != content_of(new):
+        # A plan that was submitted is not begun by anybody: nothing could be done in it.
         return refuse(
             tx, "ALREADY_EXISTS", "CONTENT_MISMATCH", "this transaction was begun with other content"
         )
