@@ -191,3 +191,20 @@ def test_a_plan_in_doubt_that_nobody_can_end_is_seen() -> None:
             assert other.coordinator.alarms == {"plan_in_doubt": 1}
 
     run(main())
+
+
+def test_a_plan_whose_row_is_gone_is_let_go_of_and_seen() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            gate = place.participants.held["1", Op.ACTION] = asyncio.Event()
+            tx = place.tx()
+            await submit(node, tx, step("1"))
+            await eventually(lambda: bool(place.participants.calls))
+            del place.storage.rows[tx.tx_id]
+            gate.set()
+            await eventually(lambda: bool(node.coordinator.alarms))
+            assert node.coordinator.alarms == {"plan_not_decided": 1}
+            assert node.coordinator.live.get(tx.tx_id) is None
+
+    run(main())

@@ -188,6 +188,11 @@ class Coordinator(Carrier):
                     log.warning("plan.not_decided", tx_id=tx_id, reason=refused.refusal.reason)
                     await self.clock.sleep(0.5)
                     continue
+                except ValueError as error:
+                    # Its row is gone, or cannot be written. It is let go of: whoever takes it over says so again.
+                    self.alarm("plan_not_decided", tx_id, detail=str(error))
+                    self.live.drop(tx_id)
+                    return
                 if tx.decision is None:
                     return
 
