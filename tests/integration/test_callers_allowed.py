@@ -143,12 +143,48 @@ async def test_a_token_for_those_that_are_named(tmp_path: Path) -> None:
         for target, asked in (("stock", over_http), (web, over_http), ("coupons", over_rpc), (rpc, over_rpc)):
             assert (await answers(caller, target, asked))["1"].kind is AnswerKind.DONE
         assert seen == ["Bearer secret"] * 4
-        # What a client has made up gets what the client has given.
+        # What a client has made up gets none.
         assert (await answers(caller, f"{web}/x", over_http))["1"].kind is AnswerKind.DONE
-        assert seen[4:] == ["its own"]
+        assert seen[4:] == [""]
     file.write_text("two words")
     with pytest.raises(ValueError, match="no token"):
         TokenFile(file).token()
+
+
+async def test_headers_that_are_not_a_clients_to_send() -> None:
+    seen: list[set[str]] = []
+
+    async def confirm(asked: Seen) -> Reply:
+        seen.append(set(asked.headers))
+        return 200, {}, b""
+
+    async def method(_: bytes, context: Any) -> bytes:
+        seen.append({key for key, _ in context.invocation_metadata()})
+        return b""
+
+    bad = {
+        "Cookie",
+        "forwarded",
+        "X-Forwarded-For",
+        "x_forwarded_for",
+        "x-real-ip",
+        "X-User",
+        "txcoord_tx_id",
+    }
+    given = dict.fromkeys([*bad, "X-Usual"], "me")
+    over_http = request("1", Op.CONFIRM, Action("/try", commit_operation="/confirm", headers=given))
+    over_rpc = request("1", Op.CONFIRM, Action("/shop.Stock/Confirm", headers=given))
+    async with AsyncExitStack() as stack:
+        web = await stack.enter_async_context(over_the_web({"/confirm": confirm}))
+        rpc = await stack.enter_async_context(over_grpc({"Confirm": method}))
+        targets = Targets(["loopback"], {"stock": [web]}, ["x-user"])
+        caller = await stack.enter_async_context(caller_to(targets))
+        for target, asked in (("stock", over_http), (web, over_http), (rpc, over_rpc)):
+            assert (await answers(caller, target, asked))["1"].kind is AnswerKind.DONE
+    assert len(seen) == 3
+    for headers in seen:
+        assert {"x-usual", "tenant", "txcoord-tx-id"} <= headers
+        assert not {name.lower() for name in bad} & headers
 
 
 class Authority:

@@ -307,9 +307,12 @@ def test_whom_it_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.called.why_not("http://a.shop") is None
     monkeypatch.setenv("TXCOORD_TARGETS__ALLOW", "loopback")
     assert load().called.why_not("http://10.0.0.1") is not None
+    monkeypatch.setenv("TXCOORD_TARGETS__RESERVED_HEADERS", "x-user, x-user-*")
+    assert load().called.reserves("X-User-Id")
     for name, value, said in (
         ("TXCOORD_TARGETS__ALLOW", "10.0.0.1/8", "no network"),
         ("TXCOORD_TARGETS__CA_FILE", "nowhere.pem", "no such file"),
+        ("TXCOORD_TARGETS__RESERVED_HEADERS", "x-user,*", "no header's name"),
         ("TXCOORD_PARTICIPANTS__coupons__ADDRESSES", "unix:/x", "no address"),
         ("TXCOORD_PARTICIPANTS__coupons__TOKEN_FILE", "nowhere", "no such file"),
         ("TXCOORD_PARTICIPANTS__coupons__ADDRESSES", ",", "at least one"),

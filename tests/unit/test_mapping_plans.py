@@ -85,6 +85,10 @@ BAD: dict[str, tuple[str, list[c.Branch]]] = {
     "mixed names": (reasons.BAD_BRANCH, [step("1", part={"abort_operation": "/s.Ship/Undo"})]),
     "large": (reasons.TOO_LARGE, [step("1", part={"payload": b"x" * 101})]),
     "headers": (reasons.TOO_LARGE, [step("1", part={"headers": {"a": "x" * 9_000}})]),
+    "another's word": (
+        reasons.BAD_BRANCH,
+        [step("1", part={**METHOD, "no_undo": True, "headers": {"Authorization": "Bearer x"}})],
+    ),
     "long times": (reasons.BAD_BRANCH, [step("1", retry=c.RetryPolicy(schedule_us=[1, 1 << 62]))]),
     "results of nobody": (reasons.BAD_BRANCH, [step("1", part={"results_of": ["7"]})]),
     "in a larger circle": (

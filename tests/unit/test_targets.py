@@ -155,3 +155,20 @@ def test_loopback() -> None:
 def test_what_is_no_entry(entry: str) -> None:
     with pytest.raises(ValueError, match=r"no host|no network"):
         Targets([entry])
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["authorization", "Cookie", "X-Forwarded-For", "x_forwarded_for", "Proxy_Authorization", "X.Real.IP",
+     "x-user", "X-User-Id", "client-cert-chain", "X-HTTP-Method-Override"],
+)  # fmt: skip
+def test_headers_that_clients_may_not_send(header: str) -> None:
+    assert Targets(reserved=["X-User", "x-user-*"]).reserves(header)
+
+
+def test_other_headers() -> None:
+    for header in ("traceparent", "x-users", "x-tenant", "authorizations", "idempotency-key"):
+        assert not Targets(reserved=["x-user", "x-user-*"]).reserves(header), header
+    for text in ("*", "x user", "-x", "x*y"):
+        with pytest.raises(ValueError, match="no header's name"):
+            Targets(reserved=[text])

@@ -84,6 +84,11 @@ class TargetSettings(_Part):
         description="Addresses that clients may give, with commas: stock.internal, stock.internal:8080, *.internal, "
         "10.0.0.0/8, loopback, *. auto: loopback if the coordinator listens on loopback, else none.",
     )
+    reserved_headers: CommaList = Field(
+        "",
+        description="Headers that clients may not send to participants without the SDK, with commas: x-user, x-user-*; "
+        "beside authorization, cookie, forwarded, x-forwarded-* and their like.",
+    )
     ca_file: FilePath | None = Field(
         None, description="TLS to participants: whom to believe, in PEM. Default: the system's authorities."
     )
@@ -97,6 +102,12 @@ class TargetSettings(_Part):
     def _entries(cls, value: str) -> str:
         if value != "auto":
             Targets(items(value))
+        return value
+
+    @field_validator("reserved_headers")
+    @classmethod
+    def _names(cls, value: str) -> str:
+        Targets(reserved=items(value))
         return value
 
     @model_validator(mode="after")
@@ -280,7 +291,8 @@ class Settings(BaseSettings):
             # Who can reach this node is on its machine, and could call there himself.
             here = all(is_loopback(split_listen(at)[0]) for at in (self.listen, self.http_address) if at)
             allow = "loopback" if here else ""
-        return Targets(items(allow), {name: items(p.addresses) for name, p in self.participants.items()})
+        named = {name: items(p.addresses) for name, p in self.participants.items()}
+        return Targets(items(allow), named, items(self.targets.reserved_headers))
 
     @property
     def node_name(self) -> str:

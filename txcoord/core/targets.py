@@ -1,4 +1,5 @@
-"""Addresses of participants, as they are written, and which of them a coordinator calls."""
+"""Addresses of participants, as they are written, which of them a coordinator calls, and what it says there only in its
+own name."""
 
 from __future__ import annotations
 
@@ -99,6 +100,16 @@ _PATTERN = re.compile(
 )
 
 
+_RESERVED = (
+    "authorization", "client-cert", "client-cert-*", "cookie", "forwarded", "proxy-*", "remote-*", "true-client-ip",
+    "via", "x-auth-*", "x-authenticated-*", "x-client-cert*", "x-client-ip", "x-forwarded-*", "x-http-method*",
+    "x-method-override", "x-original-*", "x-real-ip", "x-remote-*", "x-rewrite-*", "x-ssl-*",
+)  # fmt: skip
+"""Headers by which services believe who calls them and from where, or that lead to another method or path: a service
+that trusts the coordinator's address, or its token, would believe any client."""
+_HEADER = re.compile(r"[a-z0-9][a-z0-9-]*\*?", re.ASCII)
+
+
 @dataclass(frozen=True, slots=True)
 class NotAllowed:
     """Why an address is not called."""
@@ -121,15 +132,38 @@ def meant(text: str) -> Address | None:
     return address
 
 
+def plain_name(header: str) -> str:
+    """A header's name as it may arrive: many servers (CGI, WSGI, PHP) make one of dashes, underscores and dots."""
+    return header.lower().replace("_", "-").replace(".", "-")
+
+
+def _header(text: str) -> str:
+    name = plain_name(text)
+    if not _HEADER.fullmatch(name):
+        raise ValueError(
+            f"{text[:80]!r} is no header's name, such as x-user, or x-user-* for all that begin so"
+        )
+    return name
+
+
 class Targets:
     """Which participants a coordinator calls: those that its settings name, and for clients that name addresses those
     whose host or network is allowed.
 
-    ``allow``: ``host``, ``host:port``, ``*.domain``, a network such as ``10.0.0.0/8``, ``loopback``, or ``*``. Raises
-    ValueError for what is none of them.
+    ``allow``: ``host``, ``host:port``, ``*.domain``, a network such as ``10.0.0.0/8``, ``loopback``, or ``*``.
+    ``reserved``: headers that clients may not send to them, beside those that nobody may: ``x-user``, ``x-user-*``.
+    Raises ValueError for what is none of them.
     """
 
-    def __init__(self, allow: Iterable[str] = (), named: Mapping[str, Iterable[str]] | None = None) -> None:
+    def __init__(
+        self,
+        allow: Iterable[str] = (),
+        named: Mapping[str, Iterable[str]] | None = None,
+        reserved: Iterable[str] = (),
+    ) -> None:
+        headers = [*_RESERVED, *map(_header, reserved)]
+        self._reserved = frozenset(h for h in headers if not h.endswith("*"))
+        self._reserved_beginnings = tuple(h[:-1] for h in headers if h.endswith("*"))
         self._hosts: list[tuple[str, int]] = []
         self._networks: list[Network] = []
         self._all = self._loopback = False
@@ -188,6 +222,11 @@ class Targets:
         if self._by_host(target.host, target.port) or self._networks:
             return None
         return self._refused(target.host, target.port)
+
+    def reserves(self, header: str) -> bool:
+        """Is a header none that a client may have sent to a participant?"""
+        name = plain_name(header)
+        return name in self._reserved or name.startswith(self._reserved_beginnings)
 
     def is_own(self, host: str, port: int) -> bool:
         """Is an address there by the settings?"""

@@ -130,9 +130,7 @@ class GrpcCaller:
             raw: Any = channel  # Bytes in, bytes out.
             method = raw.unary_unary(plain.method_of(request))
             self.messages += 2
-            given = [
-                (k, v) for k, v in grpc_plain.metadata_of(request) if not metadata or k != "authorization"
-            ]
+            given = grpc_plain.metadata_of(request, self._dialling.targets)
             reply = await method(request.branch.payload, timeout=timeout_s, metadata=[*given, *metadata])
             answer = plain.done(bytes(reply), "application/octet-stream")
         except grpc.aio.AioRpcError as error:

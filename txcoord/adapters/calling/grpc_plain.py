@@ -9,15 +9,17 @@ from __future__ import annotations
 import grpc
 
 from ...core.action import Answer, AnswerKind
+from ...core.targets import Targets
 from ...ports import CallRequest
 from . import plain
 
 _RESERVED = ("grpc-", "te")
 
 
-def metadata_of(request: CallRequest) -> list[tuple[str, str | bytes]]:
-    """Of whom and what it is called for. Headers that gRPC cannot carry stay behind."""
-    given = plain.carried(request, _RESERVED)
+def metadata_of(request: CallRequest, targets: Targets) -> list[tuple[str, str | bytes]]:
+    """Of whom and what it is called for. Headers that gRPC cannot carry, or that are not the transaction's to give,
+    stay behind."""
+    given = plain.carried(request, _RESERVED, targets)
     out: list[tuple[str, str | bytes]] = [(k, v) for k, v in given.items() if not k.endswith("-bin")]
     result = plain.result_of(request)
     if result and len(result) <= plain.MOST_CARRIED:

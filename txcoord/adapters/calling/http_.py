@@ -138,7 +138,7 @@ class HttpCaller:
                 reply = await self._send(
                     to,
                     plain.method_of(request),
-                    http_plain.headers_of(request),
+                    http_plain.headers_of(request, self._dialling.targets),
                     request.branch.payload,
                     _bears_repetition(request),
                 )

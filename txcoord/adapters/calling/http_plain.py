@@ -18,6 +18,7 @@ from txcoord_client.protocol import reasons
 from txcoord_client.protocol.over_http import media_type
 
 from ...core.action import Answer, AnswerKind
+from ...core.targets import Targets
 from ...ports import CallRequest
 from . import plain
 
@@ -31,9 +32,9 @@ _MOST_RETRY_S = 86_400.0 * 30
 _RETRY_AFTER = (425, 429, 503)
 
 
-def headers_of(request: CallRequest) -> dict[str, str]:
+def headers_of(request: CallRequest, targets: Targets) -> dict[str, str]:
     """Of whom and what it is called for. Headers that are not the transaction's to give stay behind."""
-    out = plain.carried(request, _RESERVED)
+    out = plain.carried(request, _RESERVED, targets)
     action = request.branch.action
     out["content-type"] = (action.content_type if action is not None else "") or "application/json"
     result = plain.result_of(request)

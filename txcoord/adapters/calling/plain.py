@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from ...core.action import Answer, AnswerKind, Op
 from ...core.model import FOREVER_US, Decision
+from ...core.targets import Targets, plain_name
 from ...ports import CallRequest
 from .execute import MOST_RESULT
 
@@ -23,14 +24,15 @@ def method_of(request: CallRequest) -> str:
     return operation if operation.startswith("/") else ""
 
 
-def carried(request: CallRequest, reserved: Iterable[str]) -> dict[str, str]:
-    """Of whom and what it is called for, by lower-case names. Headers that cannot be carried stay behind."""
+def carried(request: CallRequest, reserved: Iterable[str], targets: Targets) -> dict[str, str]:
+    """Of whom and what it is called for, by lower-case names. Headers that cannot be carried, or that are not a
+    client's to give, stay behind."""
     tx, branch, action = request.tx, request.branch, request.branch.action
     headers = {**tx.headers, **(action.headers if action is not None else {})}
     out = {
         key.lower(): value
         for key, value in headers.items()
-        if _is_carried(key.lower(), value, tuple(reserved))
+        if _is_carried(key.lower(), value, tuple(reserved)) and not targets.reserves(key)
     }
     out |= {
         "txcoord-namespace": tx.namespace,
@@ -61,7 +63,8 @@ def result_of(request: CallRequest) -> bytes:
 
 def _is_carried(key: str, value: str, reserved: tuple[str, ...]) -> bool:
     fine = key.replace("-", "").replace("_", "").replace(".", "").isalnum() and key.isascii()
-    kept = key.startswith(("txcoord-", *(r for r in reserved if r.endswith("-")))) or key in reserved
+    name = plain_name(key)
+    kept = name.startswith(("txcoord-", *(r for r in reserved if r.endswith("-")))) or name in reserved
     return fine and not kept and value.isascii() and value.isprintable()
 
 

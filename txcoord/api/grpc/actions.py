@@ -59,6 +59,7 @@ def read(item: c.Branch, sized: Callable[[bytes, str], None], targets: Targets) 
     specials = (part.first_operation, part.commit_operation, part.abort_operation)
     if part.operation.startswith("/"):
         _check_methods(item, targets)
+        _check_headers(partial(bad, item), part.headers, targets)
     elif any(specials):
         raise bad(
             item,
@@ -122,6 +123,7 @@ def callback(item: c.Callback, sized: Callable[[bytes, str], None], targets: Tar
         raise wrong("its operation has a name of 1 to 200 characters")
     if part.operation.startswith("/"):
         _check_operations(wrong, part.target, [part.operation], targets)
+        _check_headers(wrong, part.headers, targets)
     sized(part.payload, f"payload of callback {item.id}")
     size = sum(len(k) + len(v) for k, v in part.headers.items())
     if size > _MOST_HEADERS or len(part.content_type) > 255:
@@ -171,6 +173,16 @@ def _check_operations(wrong: Wrong, target: str, methods: Iterable[str], targets
         elif len(method) > 200 or not _METHOD.fullmatch(method) or method.startswith(_OURS):
             raise wrong(
                 f"method {method[:80]!r}: /package.Service/Method is needed, for confirm and cancel too"
+            )
+
+
+def _check_headers(wrong: Wrong, headers: Iterable[str], targets: Targets) -> None:
+    """They are sent as headers or metadata, where there is no SDK: not those by which the coordinator is believed."""
+    for name in headers:
+        if targets.reserves(name):
+            raise wrong(
+                f"header {name[:80]!r} is not a client's to send to a participant: by such ones services believe who "
+                "calls. A bearer token of the coordinator's own is participants.<name>.token_file in its settings"
             )
 
 
