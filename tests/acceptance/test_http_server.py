@@ -170,6 +170,29 @@ async def test_hosts_of_this_machine_and_of_others(node: Node) -> None:
         assert (await connection.answer())[0] == 200
 
 
+async def status_of(port: int, host: str) -> int:
+    async with raw(port) as connection:
+        connection.send(f"GET /livez HTTP/1.1\r\nHost: {host}\r\n\r\n")
+        return (await connection.answer())[0]
+
+
+async def test_hosts_that_are_set(tmp_path: Path) -> None:
+    """A page of another site can have its name lead to an address of this network, but it cannot change its name."""
+    ours = ("txcoord:7071", "TXCOORD", "a.b.internal.", "localhost", "[::1]:1")
+    others = ("evil.example", "txcoord.evil.example", "internal", "evilinternal", "10.0.0.1.evil.example")
+    settings = {"http_hosts": "txcoord, *.internal", "insecure_listen": True}
+    async with http_node(tmp_path, **settings, http_address="0.0.0.0:0") as node:
+        for host in (*ours, "10.0.0.1:7071", "[fd00::7]"):  # Such as probes, which have no names for nodes.
+            assert await status_of(node.http_port, host) == 200, host
+        for host in others:
+            assert await status_of(node.http_port, host) == 421, host
+        async with listening(node, hosts=("txcoord", "*.internal")) as port:
+            for host in ours:  # A proxy on the same machine may keep the name.
+                assert await status_of(port, host) == 200, host
+            for host in (*others, "10.0.0.1:7071"):
+                assert await status_of(port, host) == 421, host
+
+
 # ---- large ----
 
 

@@ -192,6 +192,14 @@ def test_listening_for_all_the_world_needs_a_word(listen: str, monkeypatch: pyte
     assert load().listen == listen
 
 
+def test_names_of_the_http_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TXCOORD_HTTP_HOSTS", "txcoord, *.internal")
+    assert load().http_hosts == "txcoord, *.internal"
+    for bad in ("http://txcoord", "txcoord:7071", "*", "a.*"):
+        monkeypatch.setenv("TXCOORD_HTTP_HOSTS", bad)
+        assert "no host's name" in one_problem()
+
+
 def test_http_is_guarded_likewise_and_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load().http_address == ""
     monkeypatch.setenv("TXCOORD_HTTP_ADDRESS", "0.0.0.0:7071")

@@ -9,6 +9,7 @@ from .model import LogSettings, ResourceSettings, Settings, leaves
 from .values import (
     engine_of,
     is_loopback,
+    items,
     microseconds,
     parse_duration,
     redacted,
@@ -23,6 +24,7 @@ __all__ = [
     "Settings",
     "engine_of",
     "is_loopback",
+    "items",
     "leaves",
     "load",
     "microseconds",

@@ -33,6 +33,7 @@ from .values import (
     ResourceUrl,
     Size,
     database_of,
+    host_name,
     is_loopback,
     items,
     participant_name,
@@ -214,6 +215,11 @@ class Settings(BaseSettings):
     )
     listen: str = Field("127.0.0.1:7070", description="Where the gRPC API listens.")
     http_address: str = Field("", description="Where the HTTP/JSON API listens; empty: it does not.")
+    http_hosts: CommaList = Field(
+        "",
+        description="Names by which the HTTP API is called, with commas: txcoord.internal, *.internal; another Host is "
+        "refused. Default: on loopback localhost, elsewhere any name. Set it where browsers can reach the API.",
+    )
     reflection: bool = Field(False, description="gRPC server reflection.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "json", "console"] = Field(
@@ -253,6 +259,13 @@ class Settings(BaseSettings):
                 "authentication: whoever connects can commit and abort anything. If the network is yours alone, "
                 f"say so: {PREFIX}INSECURE_LISTEN=true (or --insecure-listen)"
             )
+        return value
+
+    @field_validator("http_hosts")
+    @classmethod
+    def _names(cls, value: str) -> str:
+        for name in items(value):
+            host_name(name)
         return value
 
     @field_validator("resources")

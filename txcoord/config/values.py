@@ -200,6 +200,17 @@ def items(text: str) -> tuple[str, ...]:
 
 CommaList = Annotated[str, BeforeValidator(comma_list)]
 
+_HOST_NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?", re.ASCII | re.IGNORECASE)
+
+
+def host_name(text: str) -> str:
+    """Check the name of a host, or ``*.domain`` for all below it."""
+    if not _HOST_NAME.fullmatch(text):
+        raise ValueError(
+            f"{text[:80]!r} is no host's name, such as txcoord.internal or *.internal, without a port"
+        )
+    return text
+
 
 def resource_name(name: str) -> str:
     """Check the name of a resource."""

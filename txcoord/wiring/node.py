@@ -22,7 +22,7 @@ from ..adapters.xa.postgresql import PostgresFinisher
 from ..api.grpc.mapping import Limits
 from ..api.grpc.server import ApiSettings, GrpcServer
 from ..api.http.server import HttpServer, HttpSettings
-from ..config import Settings, engine_of, microseconds, redacted, split_listen
+from ..config import Settings, engine_of, items, microseconds, redacted, split_listen
 from ..core.backoff import Backoff
 from ..core.model import Windows
 from ..engine import failpoints
@@ -194,7 +194,8 @@ class Node:
             self.port = await server.start(self.host, self.port)
             self._server = server
             if self.http_host:
-                http = HttpServer(server.operations, HttpSettings(_api(s).limits), now_us=self.clock.now_us)
+                how = HttpSettings(_api(s).limits, hosts=items(s.http_hosts))
+                http = HttpServer(server.operations, how, now_us=self.clock.now_us)
                 self.http_port = await http.start(self.http_host, self.http_port)
         except OSError as error:
             raise StartError(ExitCode.UNAVAILABLE, "ADDRESS_IN_USE", str(error)) from error

@@ -39,6 +39,8 @@ class HttpSettings:
     """A request's whole body."""
     send_s: float = 30.0
     """Until a client has read an answer."""
+    hosts: tuple[str, ...] = ()
+    """Names by which it is called, ``*.domain`` for all below one; none: on loopback its own, elsewhere any."""
 
 
 class HttpServer:
@@ -50,12 +52,12 @@ class HttpServer:
         self._connections: _Connections | None = None
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Future[Answer]] = set()
-        self._guards_host = False
+        self._on_loopback = False
 
     async def start(self, host: str, port: int) -> int:
         """Listen; answers the port. Raises OSError when the address cannot be bound."""
         host = host.strip("[]")
-        self._guards_host = _is_loopback(host)
+        self._on_loopback = _is_loopback(host)
         self._connections = _Connections(
             self._answer,
             head_s=self._settings.head_s,
@@ -143,13 +145,21 @@ class HttpServer:
             connection.when_lost = None
 
     def _check_host(self, asked: Asked) -> None:
-        """On loopback: a page of another site, whose name was made to lead here, is no caller."""
-        host = asked.headers.get("host", "")
-        if self._guards_host and host and not _is_loopback(_host_of(host)):
-            raise HttpRefused(
-                421,
-                f"Host {host[:80]!r}: this server listens on loopback, and is called localhost or 127.0.0.1",
-            )
+        """A page of another site, whose name was made to lead here, is no caller. It has that name: not one of ours,
+        and not an address."""
+        hosts = self._settings.hosts
+        if not asked.headers.get("host") or not (hosts or self._on_loopback):
+            return
+        host = _host_of(asked.headers["host"]).lower().rstrip(".")
+        if _is_loopback(host) or any(_is_called(host, name.lower()) for name in hosts):
+            return
+        if self._on_loopback:
+            why = "this server listens on loopback, and is called localhost or 127.0.0.1"
+        elif _is_address(host):
+            return
+        else:
+            why = f"this server is called {', '.join(hosts)[:200]}"
+        raise HttpRefused(421, f"Host {host[:80]!r}: {why}; other names are set as http_hosts")
 
     async def _body(self, request: web.BaseRequest) -> bytes:
         most = self._settings.limits.message
@@ -184,6 +194,18 @@ def _host_of(header: str) -> str:
     if header.startswith("["):
         return header[1:].partition("]")[0]
     return header.partition(":")[0]
+
+
+def _is_called(host: str, name: str) -> bool:
+    return host == name or (name.startswith("*.") and host.endswith(name[1:]))
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_loopback(host: str) -> bool:
