@@ -44,6 +44,9 @@ class Echo:
         self.running = 0
         self.most = 0
 
+    def under_way(self, call: Call) -> Said | None:
+        return None
+
     async def execute(self, call: Call) -> Said:
         self.running += 1
         self.most = max(self.most, self.running)
