@@ -73,3 +73,11 @@ async def test_a_result_that_cannot_be_stored(caller: AnyCaller, serving: Servin
     async with serving() as target:
         found = await answers(caller, target, large)
     assert found["1"].reason.startswith("TOO_LARGE")
+
+
+async def test_a_message_that_is_too_large_is_not_taken_in(caller: AnyCaller, serving: Serving) -> None:
+    async with serving() as target:
+        found = await answers(caller, target, *(request(n, Op.CONFIRM) for n in ("1", "huge")))
+    assert found["1"].kind is AnswerKind.DONE
+    assert (found["huge"].kind, found["huge"].result) == (AnswerKind.FAILED, b"")
+    assert "RESOURCE_EXHAUSTED" in found["huge"].reason or "BAD_REPLY" in found["huge"].reason

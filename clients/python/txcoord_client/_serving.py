@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import AsyncGenerator, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, MutableMapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -18,6 +18,10 @@ from .protocol import reasons
 
 Begin = Callable[[pb.ExecuteRequest, str], MutableMapping["asyncio.Future[Answer]", pb.BranchAction]]
 """Begins all actions of a request, which came with this authorization."""
+
+
+_MOST_BYTES = 3 * 1024 * 1024
+"""Of one message: who asks takes 4 MiB, as gRPC's clients do."""
 
 
 class Participant(Protocol):
@@ -126,18 +130,25 @@ async def answers(
                 del left[task]
                 # One that has cancelled itself is no reason to leave the others without an answer.
                 done.append((Answer.failed(_Cancelled()) if task.cancelled() else task.result(), action))
-            yield response_of(request, done), not left
+            for response, more in responses_of(request, done):
+                yield response, not (left or more)
     finally:
         # Nobody waits any more. What runs is rolled back, or asked for again.
         for task in list(left):
             task.cancel()
 
 
-def response_of(
+def responses_of(
     request: pb.ExecuteRequest, done: Iterable[tuple[Answer, pb.BranchAction]]
-) -> pb.ExecuteResponse:
-    """What was answered."""
-    response = pb.ExecuteResponse()
+) -> Iterator[tuple[pb.ExecuteResponse, bool]]:
+    """What was answered, in messages that are small enough, and whether there is another one."""
+    response, size = pb.ExecuteResponse(), 0
     for answer, action in done:
-        response.answers.append(answer.to_pb(request.contexts[action.context].tx_id, action))
-    return response
+        said = answer.to_pb(request.contexts[action.context].tx_id, action)
+        more = said.ByteSize() + 16
+        if response.answers and size + more > _MOST_BYTES:
+            yield response, True
+            response, size = pb.ExecuteResponse(), 0
+        response.answers.append(said)
+        size += more
+    yield response, False

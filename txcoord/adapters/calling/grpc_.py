@@ -18,7 +18,7 @@ from .credentials import Credentials
 from .dialling import Dialling, DiallingRefused, NotFound
 
 _OPTIONS = [
-    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     ("grpc.max_send_message_length", 64 * 1024 * 1024),
     # One that was away is found soon after it is back; when it is called again is the coordinator's to say.
     ("grpc.initial_reconnect_backoff_ms", 100),

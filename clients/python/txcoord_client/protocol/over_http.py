@@ -13,8 +13,8 @@ REQUEST_TYPE = "application/x-protobuf"
 REPLY_TYPE = "application/x-protobuf; encoding=delimited"
 MOST_REQUEST = 4 * 1024 * 1024
 """Bytes of a request; more is answered 413."""
-MOST_FRAME = 64 * 1024 * 1024
-"""Bytes of one message of a reply."""
+MOST_FRAME = 4 * 1024 * 1024
+"""Bytes of one message of a reply; more is no answer."""
 
 
 class BadFrame(ValueError):
@@ -51,11 +51,13 @@ class Frames:
     def feed(self, data: bytes) -> list[bytes]:
         """The messages that are complete now. Raises BadFrame."""
         self._buffer += data
-        out = []
+        out: list[bytes] = []
         start = 0
         while (found := self._length(start)) is not None:
             size, begin = found
             if size > self._most:
+                if out:
+                    break  # Those before it are answers; the next time there is this one to complain of.
                 raise BadFrame(f"a message of {size} bytes; at most {self._most}")
             if len(self._buffer) < begin + size:
                 break

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from .._answers import Answer, Call
 from .._pb import participant_pb2 as pb
-from .._serving import nobody, permitted, response_of, stranger
+from .._serving import nobody, permitted, responses_of, stranger
 
 
 class Participant(Protocol):
@@ -79,7 +79,9 @@ def answers(
     try:
         while left:
             done, _ = wait(left, return_when=FIRST_COMPLETED)
-            yield response_of(request, [(future.result(), left.pop(future)) for future in done]), not left
+            said = [(future.result(), left.pop(future)) for future in done]
+            for response, more in responses_of(request, said):
+                yield response, not (left or more)
     finally:
         # Nobody waits any more: what has not begun does not begin.
         for future in left:
