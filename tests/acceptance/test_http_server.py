@@ -215,6 +215,50 @@ async def test_bodies_have_a_limit(node: Node) -> None:
             assert (await connection.answer())[0] == 201
 
 
+async def test_connections_have_a_limit(node: Node) -> None:
+    async with listening(node, connections=2) as port, raw(port) as first:
+        async with raw(port) as second:
+            for connection in (first, second):
+                connection.send("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert (await connection.answer())[0] == 200
+            async with raw(port) as third:
+                status, headers, problem = await third.answer()
+                assert (status, problem["reason"], problem["definite"]) == (503, "OVERLOADED", True)
+                assert (headers["content-type"], headers["retry-after"]) == ("application/problem+json", "1")
+                assert await third.closed() == b""
+            first.send("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await first.answer())[0] == 200
+
+        async def there_is_room() -> bool:
+            return await status_of(port, "localhost") == 200
+
+        await eventually(there_is_room)
+
+
+def padded(size: int) -> str:
+    begin = f'{{"gid": "{new_gid()}"}}'
+    return begin + " " * (size - len(begin))
+
+
+async def test_large_bodies_have_a_limit_together(node: Node) -> None:
+    async with listening(node, bodies=300_000) as port, raw(port) as large, raw(port) as small:
+
+        async def is_refused() -> bool:
+            async with raw(port) as other:
+                other.send(post(padded(150_000)))
+                status, _, problem = await other.answer()
+                return (status, problem.get("reason")) == (503, "OVERLOADED")
+
+        large.send(post(padded(200_000), length=200_001))
+        await eventually(is_refused, what="the first one holds its bytes")
+        small.send(post(padded(50_000)))
+        assert (await small.answer())[0] == 201, "a small one is always taken"
+        large.send(" ")
+        assert (await large.answer())[0] == 201
+        small.send(post(padded(250_000)))
+        assert (await small.answer())[0] == 201, "nothing is held any more"
+
+
 # ---- slow ----
 
 

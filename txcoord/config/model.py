@@ -197,6 +197,9 @@ class LimitSettings(_Part):
     message: Size = 4 * 1024 * 1024
     operations: int = Field(1_000, ge=1, description="In one message.")
     branches: int = Field(1_000, ge=1, description="Of one transaction.")
+    http_connections: int = Field(
+        1_000, ge=1, description="To the HTTP API at a time; a further one is answered 503."
+    )
 
 
 class Settings(BaseSettings):

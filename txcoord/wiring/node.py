@@ -194,7 +194,8 @@ class Node:
             self.port = await server.start(self.host, self.port)
             self._server = server
             if self.http_host:
-                how = HttpSettings(_api(s).limits, hosts=items(s.http_hosts))
+                most = s.limits.http_connections
+                how = HttpSettings(_api(s).limits, hosts=items(s.http_hosts), connections=most)
                 http = HttpServer(server.operations, how, now_us=self.clock.now_us)
                 self.http_port = await http.start(self.http_host, self.http_port)
         except OSError as error:

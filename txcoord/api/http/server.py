@@ -23,6 +23,9 @@ log = logs.get("txcoord.http")
 
 _CUT_S = 0.5
 _CUT = Refusal("UNAVAILABLE", reasons.SHUTTING_DOWN, "this node has left", False, retry_after_us=100_000)
+_BUSY_US = 1_000_000
+_SMALL = 64 * 1024
+"""Bytes of a body that are always taken; connections have a limit."""
 _ALWAYS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Server": "txcoord"}
 
 
@@ -39,6 +42,10 @@ class HttpSettings:
     """A request's whole body."""
     send_s: float = 30.0
     """Until a client has read an answer."""
+    connections: int = 1_000
+    """At a time. A further one is told so and closed."""
+    bodies: int = 64 * 1024 * 1024
+    """Bytes, in all, of large bodies that are coming in."""
     hosts: tuple[str, ...] = ()
     """Names by which it is called, ``*.domain`` for all below one; none: on loopback its own, elsewhere any."""
 
@@ -53,6 +60,8 @@ class HttpServer:
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Future[Answer]] = set()
         self._on_loopback = False
+        self._coming = 0
+        """Bytes of large bodies that are not there as a whole yet."""
 
     async def start(self, host: str, port: int) -> int:
         """Listen; answers the port. Raises OSError when the address cannot be bound."""
@@ -61,6 +70,7 @@ class HttpServer:
         self._connections = _Connections(
             self._answer,
             head_s=self._settings.head_s,
+            most=self._settings.connections,
             keepalive_timeout=self._settings.idle_s,
             access_log=None,
             lingering_time=1.0,
@@ -171,22 +181,34 @@ class HttpServer:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
         out = bytearray()
+        held = 0
         try:
             async with asyncio.timeout(self._settings.body_s):
                 async for chunk in request.content.iter_any():
                     out += chunk
                     if len(out) > most:
                         raise _too_large(most)
+                    if len(out) > _SMALL:
+                        self._coming += len(out) - held
+                        held = len(out)
+                        if self._coming > self._settings.bodies:
+                            raise Refused(_busy("too many large bodies are coming in"))
         except TimeoutError:
             text = f"the body was not there within {self._settings.body_s:.0f} s"
             raise HttpRefused(408, text) from None
         except (web.RequestPayloadError, ConnectionError) as error:
             raise HttpRefused(400, f"the body cannot be read: {error}") from None
+        finally:
+            self._coming -= held
         return bytes(out)
 
 
 def _too_large(most: int) -> HttpRefused:
     return HttpRefused(413, f"the body is larger than {most} bytes", reason=reasons.TOO_LARGE)
+
+
+def _busy(why: str) -> Refusal:
+    return Refusal("UNAVAILABLE", reasons.OVERLOADED, f"{why}: again later", True, retry_after_us=_BUSY_US)
 
 
 def _host_of(header: str) -> str:
@@ -213,6 +235,22 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower().rstrip(".") == "localhost"
+
+
+def _no_room(most: int) -> bytes:
+    """An answer to whatever would have been asked."""
+    answer = refusal(
+        Refused(_busy(f"{most} connections are open, which is what limits.http_connections says"))
+    )
+    headers = {
+        **_ALWAYS,
+        **answer.headers,
+        "Content-Type": answer.content_type,
+        "Content-Length": str(len(answer.body)),
+        "Connection": "close",
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 503 Service Unavailable\r\n{head}\r\n".encode() + answer.body
 
 
 class _Connection:
@@ -249,11 +287,13 @@ class _Connection:
 
 
 class _Connections(web.Server):
-    """aiohttp's low-level server, with an eye on slow clients and on those that leave."""
+    """aiohttp's low-level server, with an eye on slow clients, on those that leave, and on how many there are."""
 
-    def __init__(self, handler: object, *, head_s: float, **options: object) -> None:
+    def __init__(self, handler: object, *, head_s: float, most: int, **options: object) -> None:
         super().__init__(handler, **options)  # type: ignore[arg-type]
         self._head_s = head_s
+        self._most = most
+        self._full = False
         self._known: dict[web.RequestHandler, _Connection] = {}
 
     def of(self, request: web.BaseRequest) -> _Connection | None:
@@ -263,7 +303,14 @@ class _Connections(web.Server):
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         """A client has connected."""
         super().connection_made(handler, transport)
-        self._known[handler] = _Connection(transport, self._head_s)
+        if len(self._known) < self._most:
+            self._known[handler] = _Connection(transport, self._head_s)
+            return
+        if not self._full:
+            self._full = True
+            log.warning("http.full", connections=self._most)
+        transport.write(_no_room(self._most))
+        transport.close()
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         """It is gone."""
@@ -271,6 +318,7 @@ class _Connections(web.Server):
         connection = self._known.pop(handler, None)
         if connection is not None:
             connection.lost()
+            self._full = self._full and len(self._known) > self._most // 2
 
     def __call__(self) -> web.RequestHandler:
         return _Handler(self, loop=self._loop, **self._kwargs)
