@@ -14,6 +14,7 @@ from txcoord_client._participants import Participants
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client._pb import participant_pb2 as pb
 from txcoord_client._pb import participant_pb2_grpc
+from txcoord_client._places import ParticipantAt
 from txcoord_client.errors import Unavailable
 
 PATIENCE_S = 60.0
@@ -67,12 +68,12 @@ async def place() -> AsyncIterator[tuple[Service, Callable[..., Any]]]:
     participant_pb2_grpc.add_ParticipantServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    participants = Participants({})
+    participants, at = Participants({}), ParticipantAt(f"grpc://127.0.0.1:{port}")
     loop = asyncio.get_running_loop()
 
     async def ask(tx_id: str, branch: str, within_s: float = PATIENCE_S) -> bytes:
         until = loop.time() + within_s
-        return (await participants.run(f"grpc://127.0.0.1:{port}", request(tx_id, branch), until)).result
+        return (await participants.run(at, request(tx_id, branch), until)).result
 
     try:
         yield service, ask
