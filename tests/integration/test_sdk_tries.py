@@ -125,3 +125,14 @@ async def test_one_that_spoils_the_message_spoils_it_for_itself_only() -> None:
         assert "INTERNAL: no idea" in bad.message
         assert well == [b"t2/1", b"t3/2"]
         assert sorted(map(len, service.messages)) == [1, 1, 1, 3]
+
+
+async def test_two_calls_of_one_branch_travel_apart() -> None:
+    """Their answers look the same."""
+    async with place() as (service, ask):
+        assert await asyncio.gather(ask("t1", "1"), ask("t1", "1"), ask("t1", "2")) == [
+            b"t1/1",
+            b"t1/1",
+            b"t1/2",
+        ]
+        assert sorted(service.messages) == [["1"], ["1", "2"]]

@@ -76,21 +76,21 @@ class Together:
 
 
 def _batches(waiting: list[Asked]) -> Iterator[list[Asked]]:
-    """What travels in one message each."""
-    filling: dict[tuple[str, str], tuple[list[Asked], int]] = {}
+    """What travels in one message each: of one branch one call, for answers name no more than their branch."""
+    filling: dict[tuple[str, str], tuple[dict[tuple[str, str], Asked], int]] = {}
     for asked in waiting:
         if asked.alone:
             yield [asked]
             continue
         key = asked.request.namespace, asked.request.log_id
-        batch, size = filling.get(key, ([], 0))
-        if batch and (len(batch) == _MOST or size + asked.size > _MOST_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(asked)
+        batch, size = filling.get(key, ({}, 0))
+        if batch and (len(batch) == _MOST or size + asked.size > _MOST_BYTES or asked.key in batch):
+            yield list(batch.values())
+            batch, size = {}, 0
+        batch[asked.key] = asked
         filling[key] = batch, size + asked.size
     for batch, _ in filling.values():
-        yield batch
+        yield list(batch.values())
 
 
 class _Call:
