@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.support.callers import over_grpc, over_the_web
 from txcoord_client._participants import Participants
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client._pb import participant_pb2 as pb
 from txcoord_client._pb import participant_pb2_grpc
 from txcoord_client._places import ParticipantAt
 from txcoord_client.errors import Unavailable
+from txcoord_client.sync._participants import Participants as SyncParticipants
 
 PATIENCE_S = 60.0
 
@@ -136,3 +139,34 @@ async def test_two_calls_of_one_branch_travel_apart() -> None:
             b"t1/2",
         ]
         assert sorted(service.messages) == [["1"], ["1", "2"]]
+
+
+@pytest.mark.parametrize("serving", [over_the_web, over_grpc], ids=["http", "grpc"])
+async def test_the_environment_says_nothing_of_participants(
+    serving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its proxy would see their tokens, and its passwords are none of theirs."""
+    came: list[bytes] = []
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.append(await reader.readline())
+        writer.close()
+
+    server = await asyncio.start_server(proxy, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "grpc_proxy"):
+        monkeypatch.setenv(name, url)
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    loop = asyncio.get_running_loop()
+    async with server, serving() as target:
+        at = ParticipantAt(target.replace("127.0.0.1", "localhost"))
+        asynchronous, threads = Participants({}), SyncParticipants({})
+        found = await asynchronous.run(at, request("t1", "1"), loop.time() + PATIENCE_S)
+        assert found.result == b"t1/1"
+        until = time.monotonic() + PATIENCE_S
+        found = await asyncio.to_thread(threads.run, at, request("t1", "2"), until)
+        assert found.result == b"t1/2"
+        await asynchronous.close()
+        threads.close()
+    assert came == []

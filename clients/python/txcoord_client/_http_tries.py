@@ -82,7 +82,11 @@ def _options(place: ParticipantAt) -> dict[str, Any]:
     headers = {"content-type": over_http.REQUEST_TYPE, "accept": over_http.REQUEST_TYPE}
     if place.token:
         headers["authorization"] = place.authorization
-    return {"headers": headers, **({"verify": place.context()} if place.address.startswith("https") else {})}
+    # The environment knows nothing of participants: its proxy would see their tokens, .netrc has others.
+    options: dict[str, Any] = {"headers": headers, "trust_env": False}
+    if place.address.startswith("https"):
+        options["verify"] = place.context()
+    return options
 
 
 def _failed(httpx: Any, error: Exception) -> NoAnswer:

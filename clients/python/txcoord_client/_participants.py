@@ -93,9 +93,9 @@ class Participants:
         if found is None:
             credentials = place.credentials()
             channel = self._channels[place] = (
-                grpc.aio.insecure_channel(place.host)
+                grpc.aio.insecure_channel(place.host, place.options)
                 if credentials is None
-                else grpc.aio.secure_channel(place.host, credentials)
+                else grpc.aio.secure_channel(place.host, credentials, place.options)
             )
             shown = [("authorization", place.authorization)] if place.token else None
             found = Together(participant_pb2_grpc.ParticipantServiceStub(channel), shown)

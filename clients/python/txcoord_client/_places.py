@@ -59,6 +59,11 @@ class ParticipantAt(_Shown):
             context.load_cert_chain(self.cert_file, self.key_file or None)
         return context
 
+    @property
+    def options(self) -> list[tuple[str, int]]:
+        """Of a channel to it."""
+        return [("grpc.enable_http_proxy", 0)]
+
     def credentials(self) -> grpc.ChannelCredentials | None:
         """For gRPC; None without TLS. Raises OSError."""
         if not self.address.startswith("grpcs://"):

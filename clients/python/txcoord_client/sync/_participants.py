@@ -83,9 +83,9 @@ class Participants:
             if channel is None:
                 credentials = place.credentials()
                 channel = self._channels[place] = (
-                    grpc.insecure_channel(place.host)
+                    grpc.insecure_channel(place.host, place.options)
                     if credentials is None
-                    else grpc.secure_channel(place.host, credentials)
+                    else grpc.secure_channel(place.host, credentials, place.options)
                 )
         return participant_pb2_grpc.ParticipantServiceStub(channel)
 
