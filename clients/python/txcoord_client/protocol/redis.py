@@ -17,12 +17,14 @@ def key(tx_id: str, branch: str) -> str:
 
 
 # ARGV: op, the op before it (a try or action: its own), undoing (1) or not, the latest time in µs (0: any), seconds
-# that the markers are kept, until when absence proves anything (µs).
+# that the markers are kept at least (0: for ever), until when absence proves anything (µs).
 _ENTER = """
 local m, op, first, undoing = KEYS[1], ARGV[1], ARGV[2], ARGV[3] == '1'
 local limit, seconds, known = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+-- Absence proves something until `known`, which goes by the initiator's clock: that may be ahead of this one.
+local stay = math.max(seconds, math.ceil((known - now) / 1000000) + 86400)
 local had = redis.call('HGET', m, op)
 if had then return {'had', had} end
 local before = false
@@ -35,7 +37,7 @@ if not before then
     if known > 0 and now > known then return {'forgotten', ''} end
     if undoing then
         redis.call('HSET', m, op, 'D', first, 'T')
-        if seconds > 0 then redis.call('EXPIRE', m, seconds) end
+        if seconds > 0 then redis.call('EXPIRE', m, stay) end
         return {'empty', ''}
     end
     if limit > 0 and now > limit then return {'late', ''} end
@@ -60,6 +62,6 @@ if type(said) == 'table' and said.refused then
     return {{'refused', tostring(said.refused)}}
 end
 redis.call('HSET', m, op, 'D' .. ARGV[7])
-if op == 'try' then redis.call('PERSIST', m) elseif seconds > 0 then redis.call('EXPIRE', m, seconds) end
+if op == 'try' then redis.call('PERSIST', m) elseif seconds > 0 then redis.call('EXPIRE', m, stay) end
 return {{'done', ''}}
 """
