@@ -6,8 +6,11 @@ import json
 from typing import Any
 
 from .deciding import expired, refuse, too_late
+from .errors import Refusal
 from .events import Verdict
-from .model import Branch, Decision, Tx, Windows
+from .model import SETTLED_BRANCH, Branch, BranchState, Decision, Kind, Tx, Windows
+
+_ASK_AGAIN_US = 500_000
 
 
 def content_of(tx: Tx) -> tuple[object, ...]:
@@ -102,3 +105,23 @@ def already_decided(tx: Tx, windows: Windows) -> Verdict:
         f"{tx.gid or tx.tx_id!r} was decided before: {tx.state}",
         cause=tx.reason,
     )
+
+
+def being_undone(tx: Tx) -> Refusal | None:
+    """An aborted attempt keeps its gid while a participant may be asked to undo its part: one that goes by the gid
+    would undo the next attempt's."""
+    left = [
+        b
+        for b in tx.branches
+        if b.action is not None and b.kind is not Kind.CALLBACK and b.state not in SETTLED_BRANCH
+    ]
+    if tx.ended or not left:
+        return None
+    parked = next((b for b in left if b.state is BranchState.PARKED), None)
+    b = parked or next((b for b in left if tx.may_go(b)), left[0])
+    how = "is parked: an operator has to settle it" if parked else f"is to be undone at {b.resource!r}"
+    text = f"the attempt {tx.tx_id} keeps gid {tx.gid!r} until it is undone: its branch {b.id} {how}"
+    if b.reason:
+        text += f" ({b.reason[:200]})"
+    facts = {"tx_id": tx.tx_id, "branch": b.id}
+    return Refusal("UNAVAILABLE", "BEING_UNDONE", text, True, facts, _ASK_AGAIN_US)

@@ -30,6 +30,7 @@ from ..core.events import (
     Verdict,
 )
 from ..core.evolve import replace
+from ..core.known import being_undone
 from ..core.machine import decide, expired, resume
 from ..core.model import (
     BranchState,
@@ -66,7 +67,7 @@ class Coordinator(Carrier):
         """Announce a transaction, forced.
 
         ``retry_of`` names the aborted attempt whose gid it takes over, when that one's reason is in
-        ``may_take_over`` (empty set: any reason).
+        ``may_take_over`` (empty set: any reason) and its participants have undone their parts.
         """
         await self._failpoints.reach("begin.before_write")
         tx = await self._named(event, may_take_over, retry_of)
@@ -426,6 +427,7 @@ class Coordinator(Carrier):
             self._rows.popitem(last=False)
 
     async def _release_gid(self, new: Tx, retry_of: str, may_take_over: frozenset[str]) -> bool:
+        await self.log.settle()  # That it is undone may be told lazily.
         old = await self.log.read_gid(new.namespace, new.gid)
         if old is None:
             return True
@@ -433,6 +435,9 @@ class Coordinator(Carrier):
             return False
         if may_take_over and old.reason not in may_take_over:
             return False
+        undoing = being_undone(old)
+        if undoing is not None:
+            raise Refused(undoing)
         live = self.live.get(old.tx_id)
         if live is not None:
             live.tx = replace(live.tx, gid="")
