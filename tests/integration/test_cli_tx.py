@@ -13,6 +13,7 @@ from tests.support.databases import Databases, database_of
 from txcoord.testing.postgres import PostgresServer
 from txcoord.testing.processes import Managed, coordinator, run_txcoord
 from txcoord_client._pb import common_pb2 as c
+from txcoord_client._pb import coordinator_pb2 as pb
 
 
 @dataclass
@@ -142,6 +143,31 @@ def test_retry_park_and_skip(office: Office) -> None:
     assert [b["state"] for b in found["branches"]] == ["DONE", "SKIPPED"]
     audited = [(e["event"], e["by"]) for e in found["timeline"] if e["event"].startswith("operator")]
     assert audited == [("operator.retry", "ada@desk"), ("operator.skip", "ada@desk")]
+
+
+def test_a_saga_is_aborted_by_the_word_that_a_step_was_not_done(office: Office) -> None:
+    work = office.service.new(timeout_s=300)
+    steps = [c.Branch(id=n, kind=c.KIND_SAGA, after=after) for n, after in (("1", []), ("2", ["1"]))]
+    for b in steps:
+        b.action.target, b.action.operation, b.action.run_first = "grpc://127.0.0.1:9", "pack", True
+    plan = pb.SubmitRequest(tx_id=work.tx_id, deadline_us=work.deadline_us, branches=steps)
+    plan.wait = c.WAIT_LEVEL_ACCEPTED
+    office.service.stub.Submit(plan, timeout=20)
+    order = ("tx", "resolve", work.tx_id, "--not-done", "--reason", "burnt down", "--yes")
+    assert "--branch" in office.desk.run(*order, code=2).stderr
+    assert "NOT_PARKED" in office.desk.run(*order, "--branch", "2", code=6).stdout
+    assert "step 1, pack at grpc://127.0.0.1:9" in office.desk.run("tx", "show", work.tx_id).stdout
+    office.coordinator.kill9()
+    office.coordinator.start()
+    # It was read back: perhaps it was committed.
+    assert "branch 1: asked; " in office.desk.run(*order, "--branch", "1").stdout
+    assert "branch 1: aborted; " in office.desk.run(*order, "--branch", "1").stdout
+    skip = ("tx", "skip", work.tx_id, "--branch", "1", "--reason", "burnt down", "--yes")
+    assert "skipped" in office.desk.run(*skip).stdout
+    (found,) = office.desk.json("tx", "show", work.tx_id)
+    assert (found["decided_by"], found["reason"]) == ("operator", "ABORTED_BY_OPERATOR")
+    audited = [e["event"] for e in found["timeline"] if e["event"].startswith("operator")]
+    assert audited == ["operator.not_done", "operator.not_done", "operator.skip"]
 
 
 def test_orders_need_a_reason_and_something_to_be_about(office: Office) -> None:

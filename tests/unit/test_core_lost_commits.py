@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from txcoord.core import answers, machine, plans
+from txcoord.core import answers, machine, operating, plans
 from txcoord.core.action import Action, Answer, AnswerKind, Op, Retry
 from txcoord.core.calling import op_of
 from txcoord.core.deciding import write
@@ -20,6 +20,7 @@ from txcoord.core.events import (
     DeadlinePassed,
     Decide,
     Event,
+    Operate,
     Rollback,
     StepsSettled,
     Submit,
@@ -27,6 +28,7 @@ from txcoord.core.events import (
 )
 from txcoord.core.machine import decide, resume
 from txcoord.core.model import (
+    Audit,
     Branch,
     BranchState,
     Change,
@@ -84,6 +86,9 @@ class World:
     undone: frozenset[str] = frozenset()
     """Compensated, or kept from ever being done."""
     told: frozenset[str] = frozenset()
+    operators: bool = False
+    looked: str = ""
+    """An operator saw that this step was not done; he forgets it when he is asked to look again."""
 
     @property
     def now(self) -> int:
@@ -179,7 +184,15 @@ def moves(w: World) -> Iterator[tuple[str, World]]:
     for number, limit in w.sent:
         on, _ = _barrier(w, number, limit)
         yield f"a late {number} arrives", replace(on, sent=w.sent - {(number, limit)})
+    for number in {"1", "2"} - w.done - {w.looked} if w.operators else ():
+        yield f"an operator looks at {number}", replace(w, looked=number)
     for n in (0, 1):
+        if w.looked:
+            order = Operate("not_done", w.looked, Audit("ann", "it was not done", "not_done", w.now))
+            yield (
+                f"{n} is told that {w.looked} was not done",
+                replace(_command(w, n, order, False), looked=""),
+            )
         yield f"{n} rolls back", _command(w, n, Rollback(replace(ASKED, branches=())), False)
         yield f"{n} rolls back, unanswered", _command(w, n, Rollback(replace(ASKED, branches=())), True)
         tx = w.live[n]
@@ -240,7 +253,17 @@ def _key(tx: Tx | None) -> object:
 
 
 def key(w: World) -> object:
-    return _key(w.row), _key(w.durable), *map(_key, w.live), w.late, w.sent, w.done, w.undone, w.told
+    return (
+        _key(w.row),
+        _key(w.durable),
+        *map(_key, w.live),
+        w.late,
+        w.sent,
+        w.done,
+        w.undone,
+        w.told,
+        w.looked,
+    )
 
 
 def begun() -> World:
@@ -270,9 +293,9 @@ def search(depth: int, start: World | None = None) -> int:
     return len(seen)
 
 
-def after(*names: str) -> World:
+def after(*names: str, operators: bool = False) -> World:
     """How it stands after these moves."""
-    w = begun()
+    w = replace(begun(), operators=operators)
     for name in names:
         w = dict(moves(w))[name]
     return w
@@ -336,6 +359,27 @@ def test_the_search_finds_what_each_rule_is_for(mutant: str, monkeypatch: pytest
             monkeypatch.setattr(answers, "_only_attempt", lambda tx, branch: True)
     with pytest.raises(Broken):
         _ = [search(5, after(*begins)) for begins in BEGINS]
+
+
+LOOKED = ("0 runs 1", "an operator looks at 2", *TOLD[1:])
+
+
+def test_every_short_history_with_an_operator_who_tells_what_he_has_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert search(4, after(operators=True)) > 500
+    assert search(5, after(*LOOKED, operators=True)) > 500
+    # Believed at once he undoes what was told COMMITTED, and lost, after he had looked.
+    monkeypatch.setattr(operating, "_not_done", lambda tx, *_: _abort(tx, DecidedBy.OPERATOR))
+    with pytest.raises(Broken):
+        search(3, after(*LOOKED, operators=True))
+
+
+def test_an_operator_who_looks_again_is_believed() -> None:
+    w = after("0 runs 1", "an operator looks at 2", "0 crashes", "1 claims", operators=True)
+    for name in ("1 is told that 2 was not done", "an operator looks at 2", "1 is told that 2 was not done"):
+        w = dict(moves(w))[name]
+    assert (w.row.state, w.row.decided_by) == (TxState.ABORTING, DecidedBy.OPERATOR)
 
 
 def _abort(tx: Tx, by: DecidedBy) -> Verdict:

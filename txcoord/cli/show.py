@@ -146,6 +146,8 @@ def waits_for(tx: Any, now_us: int) -> list[str]:
     outcome = tx.outcome
     if outcome.ended_us and not outcome.parked_deliveries:
         return []
+    if outcome.state == c.STATE_RUNNING:
+        return [_step(b, now_us) for b in tx.branches if _branch_state(b) == "RUNNING"]
     if outcome.decision == c.DECISION_UNSPECIFIED:
         when = console.since(outcome.deadline_us, now_us)
         if outcome.deadline_us <= now_us:
@@ -163,6 +165,12 @@ def waits_for(tx: Any, now_us: int) -> list[str]:
             why = f": {b.status.message}" if b.status.message else ""
             lines.append(f"{verb} of {name}{again}{why}")
     return lines
+
+
+def _step(b: Any, now_us: int) -> str:
+    again = f", again {_due(b, now_us)}" if b.status.attempts else ""
+    why = f": {b.status.message}" if b.status.message else ""
+    return f"step {b.spec.id}, {b.spec.action.operation} at {b.status.target}{again}{why}"
 
 
 def _due(b: Any, now_us: int) -> str:

@@ -95,6 +95,10 @@ Filter = Annotated[str, typer.Option("--filter", help="Instead of an ID. " + FIL
 Branches = Annotated[list[str] | None, typer.Option("--branch", help="Only this one; repeatable.")]
 Reason = Annotated[str, typer.Option(help="Why; it is kept in the audit trail.")]
 Actor = Annotated[str, typer.Option(envvar="TXCOORD_ACTOR", help="Who; default user@host.")]
+NotDone = Annotated[
+    bool,
+    typer.Option("--not-done", help="The branch, a step of a saga that runs, was not done: abort the saga."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done, and what refused.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
@@ -155,6 +159,7 @@ def resolve(
     tx: Id,
     reason: Reason,
     branch: Branches = None,
+    not_done: NotDone = False,
     actor: Actor = "",
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -163,7 +168,9 @@ def resolve(
     json: settings.Json = False,
 ) -> None:
     """State that branches were settled by hand; the transaction is shown as heuristic."""
-    _order("resolve", tx, "", branch, reason, actor, dry_run, yes, address, namespace, json)
+    _order(
+        "resolve", tx, "", branch, reason, actor, dry_run, yes, address, namespace, json, not_done=not_done
+    )
 
 
 def _order(
@@ -178,9 +185,14 @@ def _order(
     address: str,
     namespace: str,
     json: bool,
+    *,
+    not_done: bool = False,
 ) -> None:
     from txcoord_client._pb import admin_pb2 as pb
+    from txcoord_client._pb import common_pb2 as c
 
+    if not_done and len(branches or ()) != 1:
+        console.fail(console.USAGE, "--not-done needs --branch: the one step that you know was not done")
     if bool(tx) == bool(filter_):
         console.fail(console.USAGE, "give an ID or --filter")
     method = action.capitalize()
@@ -192,13 +204,16 @@ def _order(
             audit=pb.Audit(actor=actor or _me(), reason=reason, dry_run=dry),
             selector=pb.Selector(gid=tx, branches=branches or [], filter=filter_),
         )
+        if not_done:
+            request.resolved_as = c.DECISION_ABORT
         return client.admin(method, request)
 
     with Client(address) as client:
         if not dry_run and not yes:
             would = [e for e in ask(client, True).effects if e.effect not in ("refused", "none")]
             count = console.plural(len(would), "branch")
-            console.confirm(f"{action} {count} of {_some(would)}?", yes=not would)
+            verb = "abort, by your word on" if not_done else action
+            console.confirm(f"{verb} {count} of {_some(would)}?", yes=not would)
         answer = ask(client, dry_run)
     refused = 0
     for effect in answer.effects:

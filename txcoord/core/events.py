@@ -140,7 +140,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Operate:
-    """An operator's order about one branch: ``retry``, ``park``, ``skip`` or ``resolve``."""
+    """An operator's order about one branch: ``retry``, ``park``, ``skip``, ``resolve`` or ``not_done``."""
 
     action: str
     branch_id: str

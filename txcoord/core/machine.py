@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from . import answers, plans, settle
+from . import answers, operating, plans, settle
 from .branches import filled, is_called, says_more, union
 from .deciding import change_of, decided, expired, refuse, too_late, write
 from .events import (
@@ -86,7 +86,7 @@ def decide(tx: Tx | None, event: Event, now_us: int, windows: Windows) -> Verdic
         case OrphanFound():
             return _orphan(tx, event, now_us, windows)
         case Operate():
-            return settle.operate(_known(tx), event, now_us)
+            return operating.operate(_known(tx), event, now_us)
         case _:
             assert_never(event)
 

@@ -58,6 +58,7 @@ def as_read(tx: Tx) -> Tx:
     return replace(
         tx,
         in_doubt=may_have_committed(tx),
+        unwanted=None,  # No row says it: whoever wanted it aborted asks again, or its deadline does.
         branches=tuple(
             replace(b, state=BranchState.RUNNING) if b.state is BranchState.OPEN and is_step(b) else b
             for b in tx.branches

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import operating, plans
+from . import plans
 from .calling import calls_of, op_of
 from .errors import Refusal
 from .events import (
@@ -13,7 +13,6 @@ from .events import (
     Finish,
     HeuristicSeen,
     HolderReported,
-    Operate,
     Settled,
     Verdict,
 )
@@ -139,14 +138,14 @@ def reported(tx: Tx, event: HolderReported, now_us: int) -> Verdict:
             return Verdict(tx)
         done = "committed" if event.committed else "rolled back"
         text = f"branch {event.branch_id} was {done} before the transaction was decided"
-        return _no(tx, "FAILED_PRECONDITION", "IN_PROGRESS", text)
+        return no(tx, "FAILED_PRECONDITION", "IN_PROGRESS", text)
     branch = tx.branch(event.branch_id)
     if branch is None or (branch.resource, branch.xid) != (event.resource, event.xid):
         if tx.decision is Decision.ABORT and not event.committed:
             return Verdict(tx)  # Aborted without hearing of it, and undone.
         if branch is None and tx.detail_pruned and event.committed is not False:
             return Verdict(tx)  # It had stood still for long: the log has forgotten its branches meanwhile.
-        return _no(tx, "INVALID_ARGUMENT", "BAD_BRANCH", f"branch {event.branch_id} is not as it was decided")
+        return no(tx, "INVALID_ARGUMENT", "BAD_BRANCH", f"branch {event.branch_id} is not as it was decided")
     commit = tx.decision is Decision.COMMIT
     if event.committed is commit:
         return progress(tx, BranchFinished(branch.id), now_us)
@@ -234,62 +233,6 @@ def contradicted(tx: Tx, news: Tx, now_us: int) -> Verdict:
     return Verdict(new, change, (alarm,))
 
 
-_OPERATOR = {"skip": BranchEvent.SKIP, "resolve": BranchEvent.RESOLVE, "park": BranchEvent.PARK}
-
-
-def operate(tx: Tx, event: Operate, now_us: int) -> Verdict:
-    """An operator's order. It takes the row over, so that a slower writer finds its epoch gone."""
-    branch = tx.branch(event.branch_id)
-    if branch is None:
-        return _no(tx, "NOT_FOUND", "NOT_FOUND", f"there is no branch {event.branch_id!r}")
-    if tx.ended and RULES[branch.kind].first_phase:
-        return _no(tx, "FAILED_PRECONDITION", "NOT_PARKED", f"the transaction has ended: {tx.state}")
-    if tx.decision is None:
-        return operating.on_running(tx, branch, event, now_us)
-    # A callback has only one way to go.
-    commit = tx.decision is Decision.COMMIT or branch.kind is Kind.CALLBACK
-    if event.action == "retry":
-        if branch.state is BranchState.PARKED:
-            moved = replace(
-                branch,
-                state=_next(branch, BranchEvent.RETRY_COMMIT if commit else BranchEvent.RETRY_ABORT),
-                attempts=0,
-                next_attempt_us=0,
-                heuristic=False,
-                failures=0,
-                since_us=0,
-            )
-        elif branch.state in (BranchState.FINISHING, BranchState.UNDOING):
-            moved = replace(branch, next_attempt_us=0)
-        else:
-            return _no(tx, "FAILED_PRECONDITION", "NOT_PARKED", f"branch {branch.id} is {branch.state}")
-    elif event.action in _OPERATOR:
-        if branch.state not in (BranchState.FINISHING, BranchState.UNDOING, BranchState.PARKED) or (
-            event.action == "park" and branch.state is BranchState.PARKED
-        ):
-            return _no(tx, "FAILED_PRECONDITION", "NOT_PARKED", f"branch {branch.id} is {branch.state}")
-        moved = replace(
-            branch,
-            state=_next(branch, _OPERATOR[event.action]),
-            reason=branch.reason if event.action == "park" and branch.reason else event.audit.reason,
-            # Settled by hand is a heuristic outcome, and says so.
-            heuristic=branch.heuristic or event.action in ("skip", "resolve"),
-        )
-    else:
-        return _no(tx, "INVALID_ARGUMENT", "BAD_REQUEST", f"no such order: {event.action!r}")
-    new = replace(close(with_branch(tx, moved), now_us), epoch=tx.epoch + 1)
-    entry = HistoryEntry(now_us, f"operator.{event.action}", branch.id, event.audit.actor, event.audit.reason)
-    change = Change(
-        ChangeKind.OPERATE,
-        new,
-        new.branches,
-        expected_epoch=tx.epoch,
-        history=(entry,),
-        audit=event.audit,
-    )
-    return Verdict(new, change, effects_of(new))
-
-
 def _in_limbo(branch: Branch) -> bool:
     return branch.reason.startswith("IN_LIMBO")
 
@@ -303,5 +246,6 @@ def with_branch(tx: Tx, moved: Branch) -> Tx:
     return replace(tx, branches=tuple(moved if b.id == moved.id else b for b in tx.branches))
 
 
-def _no(tx: Tx, code: str, reason: str, message: str) -> Verdict:
+def no(tx: Tx, code: str, reason: str, message: str) -> Verdict:
+    """A definite no."""
     return Verdict(tx, refusal=Refusal(code, reason, message, True, {"tx_id": tx.tx_id}))

@@ -21,7 +21,8 @@ log = logs.get("txcoord.deadlines")
 _WIDTH = 4
 _PAUSE_S = 1.0
 _STUCK_US = 60_000_000
-"""After its deadline a plan in doubt whose steps still do not say whether they were done is for a person to see."""
+"""So long after its deadline, or after somebody has asked for its abort, a plan in doubt whose steps still do not say
+whether they were done is for a person to see."""
 
 
 class Deadlines:
@@ -37,6 +38,8 @@ class Deadlines:
         self._workers: dict[str, set[Task]] = {}
         self._stuck: set[str] = set()
         """Plans that there was an alarm for."""
+        self._unwanted: dict[str, int] = {}
+        """Plans in doubt that somebody wants aborted: since when that is known here."""
 
     @property
     def asking(self) -> int:
@@ -72,10 +75,20 @@ class Deadlines:
 
     def _look_for_stuck(self, now_us: int) -> None:
         """Alarm once for each plan that nothing ends but an answer of its steps."""
-        stuck = {
+        in_doubt = {
             tx.tx_id: tx
             for tx in (live.tx for live in self._c.live)
-            if tx.state is TxState.RUNNING and tx.in_doubt and tx.deadline_us + _STUCK_US < now_us
+            if tx.state is TxState.RUNNING and tx.in_doubt
+        }
+        self._unwanted = {
+            tx_id: self._unwanted.get(tx_id, now_us)
+            for tx_id, tx in in_doubt.items()
+            if tx.unwanted is not None
+        }
+        stuck = {
+            tx_id: tx
+            for tx_id, tx in in_doubt.items()
+            if min(tx.deadline_us, self._unwanted.get(tx_id, tx.deadline_us)) + _STUCK_US < now_us
         }
         for tx_id in stuck.keys() - self._stuck:
             step = next((b for b in stuck[tx_id].branches if runs(stuck[tx_id], b)), None)

@@ -8,6 +8,7 @@ from typing import Any
 
 from txcoord_client._pb import admin_pb2 as pb
 from txcoord_client._pb import admin_pb2_grpc as rpc
+from txcoord_client._pb import common_pb2 as c
 from txcoord_client.protocol import reasons
 
 from ...core.errors import Refused
@@ -26,7 +27,9 @@ _APPLIES = {
     "park": (BranchState.FINISHING, BranchState.UNDOING),
     "skip": (BranchState.PARKED, BranchState.FINISHING, BranchState.UNDOING),
     "resolve": (BranchState.PARKED, BranchState.FINISHING, BranchState.UNDOING),
+    "not_done": (),  # A person's word about one step, which he names.
 }
+_DONE = {"retry": "retried", "park": "parked", "skip": "skipped", "resolve": "resolved"}
 
 _OF_ONE = re.compile(r'\s*tx_id\s*=\s*"?([A-Za-z0-9_-]+)"?\s*')
 
@@ -57,7 +60,9 @@ class AdminServicer(rpc.AdminServiceServicer):
         return await self._write("retry", request, context, pb.RetryResponse)
 
     async def Resolve(self, request: pb.ResolveRequest, context: Any) -> Any:
-        return await self._write("resolve", request, context, pb.ResolveResponse)
+        # So an undecided one is decided: its step was not done.
+        action = "not_done" if request.resolved_as == c.DECISION_ABORT else "resolve"
+        return await self._write(action, request, context, pb.ResolveResponse)
 
     async def ListResources(self, request: pb.ListResourcesRequest, context: Any) -> Any:
         return pb.ListResourcesResponse(
@@ -121,6 +126,8 @@ class AdminServicer(rpc.AdminServiceServicer):
             wanted = list(request.selector.branches) or [
                 b.id for b in tx.branches if b.state in _APPLIES[action]
             ]
+            if action == "not_done" and len(wanted) != 1:
+                raise bad(reasons.BAD_REQUEST, "name the one branch that was not done")
             if not wanted:
                 effects.append(
                     pb.Effect(tx_id=tx.tx_id, gid=tx.gid, effect="none", message="no branch applies")
@@ -132,7 +139,7 @@ class AdminServicer(rpc.AdminServiceServicer):
         if not selector.filter:
             tx = await self._ops.find(namespace, selector.tx_id, selector.gid)
             return [tx], False
-        if action == "resolve":
+        if action in ("resolve", "not_done"):
             raise bad(reasons.BAD_REQUEST, "resolve takes one transaction, not a filter")
         limit = selector.limit or 1_000
         query = filters.parse(selector.filter, namespace=namespace, now_us=self._now_us(), limit=limit + 1)
@@ -161,13 +168,17 @@ class AdminServicer(rpc.AdminServiceServicer):
             effect.effect = "refused"
             effect.refused.CopyFrom(status.to_pb(refused.refusal))
             return effect
-        effect.effect = {"retry": "retried", "park": "parked", "skip": "skipped", "resolve": "resolved"}[
-            action
-        ]
+        asked = action == "not_done" and after.decision is None
+        effect.effect = _DONE.get(action) or ("asked" if asked else "aborted")
         branch = after.branch(branch_id)
         if branch is not None:
             effect.state = mapping.BRANCH_STATE[branch.state]
         effect.message = f"the transaction is {after.state}"
+        if asked:
+            effect.message += (
+                ": it may have been committed, so its steps are asked, and none begins any more. If this one does not "
+                "answer, look once more whether it was done, and give the same order again: then it counts as not done"
+            )
         finisher = self._c.finishers.get(branch.resource) if branch is not None else None
         if branch is not None and finisher is not None and branch.xid and action in ("skip", "resolve"):
             statement = finisher.by_hand(branch.xid, after.decision is Decision.COMMIT)
