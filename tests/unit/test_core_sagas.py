@@ -339,6 +339,45 @@ def test_a_gid_that_names_other_data() -> None:
     assert ask(pruned, Submit(plan("2", b"{}"))).refusal.reason == "ALREADY_COMMITTED"
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (b'{"paid":1}', b'{"paid":true}', False),
+        (b'{"paid":0}', b'{"paid":false}', False),
+        (b'{"n":1}', b'{"n":1.0}', False),
+        (b'{"n":[1]}', b'{"n":[true]}', False),
+        (b'{"n":1}', b'{"n":["int",1]}', False),
+        (b'{"n":0.1}', b'{"n":0.10}', True),
+        (b'{"n":1e2}', b'{"n":100.0}', True),
+        (b'{"n":9007199254740993.0}', b'{"n":9007199254740992.0}', False),
+        (b'{"n":1e400}', b'{"n":1e500}', False),
+        (b'{"n":1e9999999999999999999}', b'{"n":1e99999999999999999999}', False),
+        (b'{"n":1,"n":2}', b'{"n":2}', False),
+        (b'{"n":"\\u0061"}', b'{"n": "a"}', True),
+    ],
+)
+def test_data_of_a_gid_are_compared_exactly(one: bytes, other: bytes, same: bool) -> None:
+    def plan(number: str, payload: bytes) -> Tx:
+        branch = replace(a_step("1"), payload=payload)
+        return replace(TX, tx_id="0" * 31 + number, gid="order-1", name="ship", branches=(branch,))
+
+    row = ask(None, Submit(plan("1", one))).tx
+    reason = "IN_PROGRESS" if same else "CONTENT_MISMATCH"
+    assert ask(row, Submit(plan("2", other))).refusal.reason == reason
+
+
+@pytest.mark.parametrize("field", ["first_operation", "commit_operation", "abort_operation", "content_type"])
+def test_a_gid_that_names_other_operations(field: str) -> None:
+    def plan(number: str, **more: str) -> Tx:
+        tried = replace(a_step("1", **more), kind=Kind.TCC)
+        return replace(TX, tx_id="0" * 31 + number, gid="order-1", name="ship", branches=(tried,))
+
+    default = "application/json" if field == "content_type" else "ship.1"
+    row = ask(None, Submit(plan("1"))).tx
+    assert ask(row, Submit(plan("2", **{field: default}))).refusal.reason == "IN_PROGRESS"
+    assert ask(row, Submit(plan("2", **{field: "/other"}))).refusal.reason == "CONTENT_MISMATCH"
+
+
 def test_results_of_all_steps_together_fit_into_one_message() -> None:
     tx = running(*(a_step(str(n)) for n in range(1, 11)))
     answer = Answer(K.DONE, b"x" * 256 * 1024)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import Any
 
+from .action import Op
 from .deciding import expired, refuse, too_late
 from .errors import Refusal
 from .events import Verdict
 from .model import SETTLED_BRANCH, Branch, BranchState, Decision, Kind, Tx, Windows
 
+_JSON = "application/json"
 _ASK_AGAIN_US = 500_000
 
 
@@ -44,7 +47,10 @@ def _work(b: Branch) -> tuple[object, ...]:
     a = b.action
     if a is None:
         return (b.kind, b.resource)
-    return (b.kind, a.operation, a.name, a.after, a.results_of, a.forward, a.no_undo, a.run_first)
+    # By their names at the participant: a default that is spelt out is the same.
+    operations = tuple(map(a.operation_of, (Op.ACTION, Op.CONFIRM, Op.CANCEL)))
+    kind = a.content_type or _JSON
+    return (b.kind, operations, kind, a.name, a.after, a.results_of, a.forward, a.no_undo, a.run_first)
 
 
 def _same_value(one: Branch, other: Branch) -> bool:
@@ -56,12 +62,25 @@ def _same_value(one: Branch, other: Branch) -> bool:
 
 def _value(b: Branch) -> Any:
     """JSON by what it says, anything else by its bytes."""
-    if b.action is not None and b.action.content_type in ("", "application/json"):
+    if b.action is not None and b.action.content_type in ("", _JSON):
         try:
-            return json.loads(b.payload)
-        except ValueError:
+            # In Python 1 is True and 1.0, and large decimals are the same float: not for who is to be paid.
+            return json.loads(
+                b.payload,
+                parse_int=lambda text: ("int", int(text)),
+                parse_float=lambda text: ("float", Decimal(text)),
+                object_pairs_hook=_object,
+            )
+        except (ValueError, ArithmeticError):
             pass
     return b.payload
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice: which one counts is its reader's to say")
+    return found
 
 
 def gid_names(tx: Tx, new: Tx, windows: Windows) -> Verdict:
