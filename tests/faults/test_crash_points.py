@@ -7,16 +7,20 @@ PostgreSQL and on MariaDB.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import random
+from pathlib import Path
 
 import pytest
 
-from tests.faults import points
+from tests.faults import enumeration, points
 from tests.faults.enumeration import Campaign, Places
+from tests.faults.place import Connections, Place, Run
 from tests.faults.scenarios import SCENARIOS, Scenario
 from tests.faults.servers import LOGS, with_logs
+from txcoord.core.model import Decision
 from txcoord.engine import failpoints
 from txcoord.testing.mariadb import MariaDBServer
 from txcoord.testing.postgres import PostgresServer
@@ -106,6 +110,27 @@ def _is_well(campaign: Campaign) -> None:
         raise error
     # In a recovery phase two and the scanner race: either may leave the other nothing to do.
     assert len(report.passed_by) * 20 <= report.runs, report.passed_by
+
+
+async def test_a_run_that_hangs_says_where(
+    mixed: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stands_still() -> None:
+        await asyncio.Event().wait()
+
+    async def play(run: Run) -> Decision:
+        await stands_still()
+        return Decision.COMMIT
+
+    connections = Connections()
+    log = f"sqlite+aiosqlite:///{tmp_path}/none.db"
+    place = Place(log, mixed.databases, mixed.identities, mixed.foreign, connections)
+    monkeypatch.setattr(enumeration, "_HANGS_S", 0.01)
+    with pytest.raises(AssertionError, match="it hangs") as told:
+        await enumeration.checked(Scenario("hangs", play), place, [])
+    await connections.close()
+    for part in (" stands_still: await ", "waits for <Future", "no such table", *mixed.foreign["b"]):
+        assert part in str(told.value), part
 
 
 def test_the_engines_failpoints_are_all_points() -> None:
