@@ -224,3 +224,23 @@ async def test_stop_ends_all_and_those_they_start_meanwhile() -> None:
     await tasks.stop()
     assert "stubborn" in ended
     assert len(tasks) == 0
+
+
+async def test_stop_ends_also_what_forgets_that_it_was_cancelled() -> None:
+    """As ``asyncio.wait_for`` of Python 3.11 does where the answer is there in the same moment."""
+    tasks = Tasks(again_s=0.01)
+    forgot = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            forgot.set()
+        await asyncio.Event().wait()
+
+    task = tasks.spawn(work(), "forgets")
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await tasks.stop()
+    assert forgot.is_set()
+    assert task.cancelled()

@@ -23,6 +23,7 @@ from asyncmy import errors as asyncmy_errors
 from tests.faults.crashing import Died
 from tests.faults.points import MARIADB
 from tests.faults.services import ADDRESSES, Channel
+from txcoord.adapters.embedded import end
 from txcoord.adapters.xa.mariadb_session import Address
 from txcoord.core.model import Decision, Tx
 from txcoord_client import (
@@ -285,9 +286,7 @@ class Client:
         runtime = self._runtime
         left = {*self._work, *runtime.tasks._tasks, *runtime.tasks._keepers, *runtime.wire.tasks._tasks}
         while left:
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
+            await end(left)
             # What was cancelled may have left something behind.
             left = {*runtime.tasks._tasks, *runtime.tasks._keepers, *runtime.wire.tasks._tasks}
         await runtime.wire.close()

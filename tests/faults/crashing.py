@@ -16,7 +16,7 @@ import asyncpg
 import grpc
 
 from tests.faults.points import AFTER, ENGINE, Points
-from txcoord.adapters.embedded import InProcessLeases, SystemClock, Tasks
+from txcoord.adapters.embedded import InProcessLeases, SystemClock, Tasks, end
 from txcoord.adapters.sql.log import SqlLog
 from txcoord.adapters.sql.store import ReplyLost
 from txcoord.adapters.xa.mariadb import MariaFinisher
@@ -207,9 +207,7 @@ class Process:
                 raise Died
             return task.result()
         finally:
-            for each in (task, dead):
-                each.cancel()
-            await asyncio.gather(task, dead, return_exceptions=True)
+            await end((task, dead))
 
     async def answer(self, operation: bytes, left_s: float) -> bytes:
         """An operation of an SDK, and its result, as they travel. Raises Died, TimeoutError."""

@@ -18,6 +18,7 @@ from tests.faults import hanging, scenarios_kinds, scenarios_sdk, services  # no
 from tests.faults.place import LATE, NAMES, Connections, Place, Run, TooSlow, kind_of
 from tests.faults.points import MARIADB, Hit, Points, hits_of, points_of, text_of
 from tests.faults.scenarios import SCENARIOS, Scenario
+from txcoord.adapters.embedded import end
 from txcoord.core.errors import Refused
 from txcoord.core.events import Begin, Commit, Rollback
 from txcoord.core.model import Decision, Tx, TxState
@@ -270,8 +271,7 @@ async def _played(scenario: Scenario, run: Run) -> Decision:
             raise AssertionError(f"it hangs\n{await hanging.seen(run)}")
         return task.result()
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end((task,))
 
 
 async def come_to_rest(run: Run) -> None:

@@ -21,6 +21,7 @@ from tests.faults.points import Mortal, Points
 from txcoord.adapters.calling.credentials import Credentials
 from txcoord.adapters.calling.dialling import Dialling
 from txcoord.adapters.calling.grpc_ import GrpcCaller
+from txcoord.adapters.embedded import end
 from txcoord.core.targets import ANYBODY, Target
 from txcoord_client import Participant, Pending, Refused, saga
 from txcoord_client._db.sources import Source
@@ -113,9 +114,7 @@ class Service(Source):
         if not self.dead.is_set():
             self.die()
         self.buried = True
-        for task in list(self._work):
-            task.cancel()
-        await asyncio.gather(*self._work, return_exceptions=True)
+        await end(self._work)
 
 
 def _cut(raw: Any) -> None:

@@ -438,5 +438,21 @@ BUGS = (
         ),
         "tests/unit/test_core_sagas.py -k whose_answer_was_lost",
     ),
+    Bug(
+        "deaf-to-its-end",
+        "A node was to end while it connected to a MariaDB. Python 3.11's asyncio.wait_for, with which the driver "
+        "connects, forgets a cancel that comes in the moment of its answer. The scan then slept until its next turn, "
+        "and the node waited for it: ten seconds; for a worker of phase two it would have been for ever.",
+        CRASH_POINTS,
+        "A node that ends cancels again what has forgotten that it was cancelled",
+        (
+            Edit(
+                "txcoord/adapters/embedded/tasks.py",
+                "await asyncio.wait(left, timeout=again_s)",
+                "await asyncio.wait(left)",
+            ),
+        ),
+        "tests/contract/test_embedded.py -k forgets_that_it_was_cancelled",
+    ),
 )
 BY_NAME = {bug.name: bug for bug in BUGS}

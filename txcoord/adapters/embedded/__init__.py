@@ -3,6 +3,6 @@
 from .clock import SystemClock
 from .leases import InProcessLeases
 from .randomness import SystemRandomness
-from .tasks import Tasks
+from .tasks import Tasks, end
 
-__all__ = ["InProcessLeases", "SystemClock", "SystemRandomness", "Tasks"]
+__all__ = ["InProcessLeases", "SystemClock", "SystemRandomness", "Tasks", "end"]
