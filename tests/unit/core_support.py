@@ -264,10 +264,12 @@ def settle(
             return world, None if lost or gone else verdict.tx
         world, written = write(world, verdict.change)
         if written is Written.OK:
-            again = decide(world.row, event, now, WINDOWS)
+            # That it is unwanted is in no row: the node that has it knows.
+            known = verdict.tx if verdict.tx.unwanted is not None else world.row
+            again = decide(known, event, now, WINDOWS)
             must(again.change is None, f"not idempotent: {event}")
             must(
-                again.refusal is not None or again.tx == world.row,
+                again.refusal is not None or again.tx == known,
                 f"the repetition tells another story: {event}",
             )
             carried_out = verdict.tx.decision is not None or verdict.tx.state is TxState.RUNNING
