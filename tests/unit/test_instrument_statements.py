@@ -119,4 +119,8 @@ def test_savepoints_have_the_units_own_names() -> None:
 
 
 def test_long_statements_are_read_too() -> None:
-    assert facts("SELECT '" + "x" * 50_000 + "'; COMMIT", "postgresql").refused
+    """In a time that grows with their length, not with its square: an application may well send a megabyte."""
+    assert facts("SELECT '" + "x" * 1_000_000 + "'; COMMIT", "postgresql").refused
+    assert facts("SAVEPOINT a" + " " * 1_000_000 + "!", "postgresql").savepoint == "SAVEPOINT"
+    for call in ("nextval ('a')", "1nextval('a')", "\u00e9nextval('a')", "x.now$('a')"):
+        assert not facts(f"SELECT {call}", "postgresql").reads

@@ -33,7 +33,7 @@ _PIECES = re.compile(
 )
 _SAVEPOINT = re.compile(
     r"""\s*(SAVEPOINT|RELEASE(?:\s+SAVEPOINT)?|ROLLBACK(?:\s+WORK|\s+TRANSACTION)?\s+TO(?:\s+SAVEPOINT)?)\s+
-    (["`]?)(\w+)\2\s*;?\s*""",
+    (["`]?)(\w+)\2\s*(?:;\s*)?""",
     re.IGNORECASE | re.VERBOSE,
 )
 _TO = re.compile(r"ROLLBACK\s+(?:(?:WORK|TRANSACTION)\s+)?TO\b", re.IGNORECASE)
@@ -44,7 +44,8 @@ _MODE = re.compile(
     re.IGNORECASE,
 )
 _READS = frozenset({"SELECT", "SHOW", "VALUES", "TABLE"})
-_CALL = re.compile(r"""([A-Za-z_][\w$]*|"|`|\])\s*\(""")
+_CALL = re.compile(r"""((?<![\w$])[\w$]+|"|`|\])\s*\(""")
+"""Of a word only as a whole: from each of its letters on, a long one would take hours."""
 _LOCKS = re.compile(
     r"\bFOR\s+(?:NO\s+KEY\s+|KEY\s+)?(?:UPDATE|SHARE)\b|\bINTO\b|\bLOCK\s+IN\b", re.IGNORECASE
 )
