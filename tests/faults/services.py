@@ -73,6 +73,8 @@ class Service(Source):
             did: list[tuple[str, str, str]] = []
             conn.info["did"] = did
             try:
+                # It may have died meanwhile: not cut with the others, it would hold its locks while it stands still.
+                await self.points.alive(self)
                 yield conn
 
                 async def commit() -> None:
