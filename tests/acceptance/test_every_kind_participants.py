@@ -45,6 +45,7 @@ def site(
 ) -> Iterator[Site]:
     databases = Databases()
     site = site_on(tmp_path_factory.mktemp("kinds"), pg18, mariadb, databases)
+    site.coordinator.env["TXCOORD_TARGETS__ALLOW"] = "loopback,nobody.invalid"
     site.restart()
     try:
         yield site
