@@ -97,3 +97,74 @@ def test_pytest_starts_without_txcoord_where_nobody_asks_for_it(pytester: pytest
         """
     )
     pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:asyncio").assert_outcomes(passed=1)
+
+
+_HANGS = """
+import asyncio
+import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
+from txcoord_client import Coordinator, Participant, Refused
+
+
+@pytest.mark.asyncio
+async def test_that_fails_while_it_is_cancelled(txcoord, tmp_path):
+    stock = Participant("stock", db=create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/stock.db"))
+    cancelling = asyncio.Event()
+
+    @stock.tcc
+    class Reserve:
+        async def attempt(self, db): ...
+        async def confirm(self, db): ...
+        async def cancel(self, db):
+            cancelling.set()
+            await asyncio.Event().wait()
+
+    await stock.make_table()
+    txcoord.serve(stock)
+    with pytest.raises(Refused):
+        async with Coordinator().begin("checkout", gid="a-gid") as g:
+            await g.tcc(Reserve)
+            raise Refused("OUT_OF_STOCK")
+    await cancelling.wait()
+    raise AssertionError("here")
+
+
+def test_between_two_runs_of_a_loop(txcoord, tmp_path):
+    stock = Participant("stock", db=create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/stock.db"))
+    calls, confirming = [], asyncio.Event()
+
+    @stock.tcc
+    class Reserve:
+        async def attempt(self, db): ...
+        async def confirm(self, db):
+            calls.append("confirm")
+            if len(calls) == 1:
+                confirming.set()
+                await asyncio.Event().wait()
+        async def cancel(self, db): ...
+
+    async def begun():
+        await stock.make_table()
+        txcoord.serve(stock)
+        async def commit():
+            async with Coordinator().begin("checkout", gid="a-gid") as g:
+                await g.tcc(Reserve)
+        asyncio.ensure_future(commit())
+        await confirming.wait()
+
+    with asyncio.Runner() as runner:
+        runner.run(begun())
+        assert txcoord.state() == "COMMITTING"
+        assert [c.op for c in txcoord.calls()] == ["try"]
+        txcoord.advance_sync("40s")  # The call is given up meanwhile.
+        assert "confirm" in txcoord.story()
+"""
+
+
+def test_a_test_that_ends_while_a_participant_is_called(pytester: pytest.Pytester) -> None:
+    """Its loop runs no more: whatever waited for that call would wait for ever."""
+    pytester.makepyprojecttoml("[tool.pytest.ini_options]\nasyncio_default_fixture_loop_scope = 'function'\n")
+    pytester.makepyfile(_HANGS)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", timeout=50)
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*-- txcoord --*", "a-gid (checkout) is ABORTING: *"])

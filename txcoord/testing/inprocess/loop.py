@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -87,14 +87,14 @@ class Loop(asyncio.SelectorEventLoop):
         """Nothing can run now: to which moment may time go on? None: it may not."""
         if self._stills:
             # What waits for a loop that waits for us does not go on.
-            still = [s for s in self._stills if self.held == (self._held_on[s[0]] if s[0] is not None else 0)]
+            still = [s for s in self._stills if not self._under_way(s[0])]
             for s in still:
                 self._stills.remove(s)
                 if not s[1].done():
                     s[1].set_result(None)
             if still:
                 return self.now
-        if self.held:
+        if self._under_way() if self.pushes else self.held:
             return None
         if self.pushes:
             push = self.pushes[0]
@@ -105,6 +105,12 @@ class Loop(asyncio.SelectorEventLoop):
                 return self.now
             return min(due, push.until)
         return due if self.waiting and due < math.inf else None
+
+    def _under_way(self, blocked: asyncio.AbstractEventLoop | None = None) -> int:
+        """Calls of code outside that can come to an end: not those on ``blocked``, nor on a loop that does not run, as
+        between a test that has failed and its fixtures' end. Whoever waited for these would wait for ever."""
+        stuck = sum(n for loop, n in self._held_on.items() if loop is blocked or not loop.is_running())
+        return self.held - stuck
 
     def create_task(self, coro: Any, **kwargs: Any) -> Any:
         """As always; it is kept with those it belongs to."""
@@ -144,6 +150,7 @@ class Loop(asyncio.SelectorEventLoop):
             self.held -= 1
             if loop is not None:
                 self._held_on[loop] -= 1
+                self._held_on += Counter()  # Drops those of which nothing is left.
 
     @contextmanager
     def somebody_waits(self) -> Iterator[None]:
@@ -162,7 +169,12 @@ def start_on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> c
     def begin() -> None:
         task = loop.create_task(work)
         task.add_done_callback(ended)
-        done.add_done_callback(lambda _: None if task.done() else loop.call_soon_threadsafe(task.cancel))
+        done.add_done_callback(lambda _: give_up(task))
+
+    def give_up(task: asyncio.Task[T]) -> None:
+        if not task.done():
+            with suppress(RuntimeError):  # Its loop is closed.
+                loop.call_soon_threadsafe(task.cancel)
 
     def ended(task: asyncio.Task[T]) -> None:
         if done.cancelled() or not done.set_running_or_notify_cancel():
