@@ -4,6 +4,7 @@ who has read nothing else. Only the addresses differ, since 7070 and 8000 may be
 from __future__ import annotations
 
 import re
+import sqlite3
 import subprocess
 import sys
 import time
@@ -152,7 +153,9 @@ def test_the_quickstart(newcomer: Newcomer) -> None:
     port = free_port()
     newcomer.save("service.py", service)
     newcomer.save("checkout.py", checkout.replace("127.0.0.1:8000", f"127.0.0.1:{port}"))
+    again = test[test.index("@pytest.mark.asyncio") :].replace("def test_", "def test_again_")
     newcomer.save("test_checkout.py", test)
+    newcomer.save("test_twice.py", f"{test}\n{again}".replace("n=1", "n=5"))
     uvicorn = Managed(
         "uvicorn",
         [sys.executable, "-m", "uvicorn", "service:app", "--port", str(port)],
@@ -180,5 +183,11 @@ def test_the_quickstart(newcomer: Newcomer) -> None:
             done = newcomer.run(*_TOOLS[tool], *arguments.split(), *where)
             # The comment beside a command says what it prints.
             assert expected in done.stdout + done.stderr, (arguments, done.stdout + done.stderr)
+        # Each test has all five, and none of the running service's.
+        twice = newcomer.run(*_TOOLS["pytest"], "test_twice.py")
+        assert "2 passed" in twice.stdout, twice.stdout
+        stock = sqlite3.connect(newcomer.folder / "stock.db")
+        assert stock.execute("SELECT free, sold FROM item").fetchall() == [(3, 2)]
+        stock.close()
     finally:
         uvicorn.stop()

@@ -133,7 +133,7 @@ class Participant:
         self.name = name
         self.concurrency = concurrency
         self.keep_days = keep_days
-        self._source: Source | None = None if db is None else kinds.source_of(db)
+        self.db = db
         self._calls = 0
         self._tokens = (token,) if isinstance(token, str) else tuple(token)
         if not all(self._tokens):
@@ -142,6 +142,16 @@ class Participant:
         """Of each branch, how many calls are running, and since when."""
         self._counting = threading.Lock()
         self._operations: dict[str, Operation] = {}
+
+    @property
+    def db(self) -> Any:
+        """Where its own data is. A test may give it another database. Raises Rejected for what is none."""
+        return self._db
+
+    @db.setter
+    def db(self, db: Any) -> None:
+        self._source: Source | None = None if db is None else kinds.source_of(db)
+        self._db = db
 
     # ---- declarations ----
 
