@@ -96,7 +96,7 @@ def page(tx: Any, audit: list[Any], now_us: int) -> None:
         ("state", state(tx)),
         ("decision", _decision(outcome)),
         ("begun", _when(tx.created_us, now_us)),
-        ("deadline", _when(outcome.deadline_us, now_us)),
+        ("deadline", _deadline(outcome, now_us)),
         ("ended", _when(outcome.ended_us, now_us)),
         ("owner", f"{tx.owner}, epoch {tx.epoch}" if tx.owner and not outcome.ended_us else ""),
         ("labels", ", ".join(f"{k}={v}" for k, v in tx.spec.labels.items())),
@@ -106,11 +106,13 @@ def page(tx: Any, audit: list[Any], now_us: int) -> None:
             console.out(f"{name:<10}{value}")
     if tx.branches:
         console.out("\nbranches")
-        for b in tx.branches:
-            console.out(f"  {_branch(b, now_us)}")
+        for line in _branches(tx.branches):
+            console.out(f"  {line}")
     console.out("\ntime line")
     for at, event, branch, by, reason in timeline(tx, audit):
         where = f" branch {branch}" if branch else ""
+        if event in _ATTEMPTS and (op := _op_then(tx, branch, at)):
+            where += f" ({op})"
         who = f" by {by}" if by else ""
         why = f": {reason}" if reason else ""
         console.out(f"  {console.moment(at)}  {event}{where}{who}{why}")
@@ -154,41 +156,79 @@ def waits_for(tx: Any, now_us: int) -> list[str]:
             return [f"its deadline passed {when}: the abort is on its way"]
         return [f"the initiator's commit or rollback; its deadline is {when}, then it is aborted"]
     lines = []
-    verb = "COMMIT PREPARED" if outcome.decision == c.DECISION_COMMIT else "ROLLBACK PREPARED"
     for b in tx.branches:
-        name = f"branch {b.spec.id} on {b.status.target}"
+        name = _name(b)
         if _branch_state(b) == "PARKED":
             why = f" ({b.status.message})" if b.status.message else ""
             lines.append(f"an operator: {name} is parked{why}. `txcoord tx retry|resolve|skip {tx.tx_id}`")
         elif _branch_state(b) in ("FINISHING", "UNDOING"):
             again = f", again {_due(b, now_us)}" if b.status.attempts else ""
             why = f": {b.status.message}" if b.status.message else ""
-            lines.append(f"{verb} of {name}{again}{why}")
+            op = _op(b.spec.kind, c.DECISION_COMMIT if _branch_state(b) == "FINISHING" else c.DECISION_ABORT)
+            lines.append(f"{op} of {name}{again}{why}")
     return lines
+
+
+_OPS = {
+    c.KIND_XA: ("", "COMMIT PREPARED", "ROLLBACK PREPARED"),
+    c.KIND_TCC: ("try", "confirm", "cancel"),
+    c.KIND_SAGA: ("action", "action", "compensate"),
+    c.KIND_UNSPECIFIED: ("callback", "callback", "callback"),
+}
+"""What is asked of a branch: before the decision, after a commit, after an abort."""
+_ATTEMPTS = frozenset({"branch.failed", "branch.pending", "branch.refused", "branch.given_up", "branch.finished"})
+
+
+def _op(kind: c.Kind, decision: c.Decision) -> str:
+    return _OPS.get(kind, ("", "delivery", "delivery"))[decision]
+
+
+def _op_then(tx: Any, branch: str, at_us: int) -> str:
+    """What was asked of a branch at that time."""
+    outcome = tx.outcome
+    # What is refused or given up is a first phase, and may be the decision itself.
+    decided = outcome.decided_us and at_us > outcome.decided_us
+    kind = next((b.spec.kind for b in tx.branches if b.spec.id == branch), None)
+    return "" if kind is None else _op(kind, outcome.decision if decided else c.DECISION_UNSPECIFIED)
+
+
+def _name(b: Any) -> str:
+    operation = b.spec.action.operation
+    return f"branch {b.spec.id}{f', {operation} at' if operation else ' on'} {b.status.target}"
 
 
 def _step(b: Any, now_us: int) -> str:
     again = f", again {_due(b, now_us)}" if b.status.attempts else ""
     why = f": {b.status.message}" if b.status.message else ""
-    return f"step {b.spec.id}, {b.spec.action.operation} at {b.status.target}{again}{why}"
+    op = _op(b.spec.kind, c.DECISION_UNSPECIFIED)
+    return f"{op} of step {b.spec.id}, {b.spec.action.operation} at {b.status.target}{again}{why}"
 
 
 def _due(b: Any, now_us: int) -> str:
     return console.since(b.status.next_attempt_us, now_us) if b.status.next_attempt_us > now_us else "now"
 
 
-def _branch(b: Any, now_us: int) -> str:
-    kind = _kind(b.spec.kind)
+def _branches(branches: Any) -> list[str]:
+    rows = [(b.spec.id, _kind(b.spec.kind), _where(b), _said(b)) for b in branches]
+    widths = [max(len(row[n]) for row in rows) for n in range(3)]
+    return ["  ".join([*map(str.ljust, row, widths), row[3]]) for row in rows]
+
+
+def _where(b: Any) -> str:
     operation = b.spec.action.operation
-    where = f"{operation} at {b.status.target}" if operation else b.status.target
-    text = f"{b.spec.id:<6}{kind:<8}{where:<18} {_branch_state(b):<10}"
+    return f"{operation} at {b.status.target}" if operation else str(b.status.target)
+
+
+def _said(b: Any) -> str:
+    text = _branch_state(b)
     if b.status.heuristic:
         text += " HEURISTIC"
     if b.status.attempts:
         text += f" {console.plural(b.status.attempts, 'attempt')}"
     if b.status.message:
-        text += f": {b.status.message}"
-    return text.rstrip()
+        # No attempt at undoing it failed: what is kept is why it said no.
+        text += f"{', had voted no' if text == 'UNDONE' else ''}: {b.status.message}"
+    return text
 
 
 def _branch_state(b: Any) -> str:
@@ -211,6 +251,12 @@ def _decision(outcome: Any) -> str:
 
 def _when(us: int, now_us: int) -> str:
     return f"{console.moment(us)} ({console.since(us, now_us)})" if us else ""
+
+
+def _deadline(outcome: Any, now_us: int) -> str:
+    if outcome.deadline_us and outcome.ended_us:
+        return console.moment(outcome.deadline_us)  # It is of no account any more.
+    return _when(outcome.deadline_us, now_us)
 
 
 def _kind(kind: c.Kind) -> str:
