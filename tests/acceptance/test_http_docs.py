@@ -40,3 +40,8 @@ async def test_the_commands_of_the_page(tmp_path: Path) -> None:
     assert won["outcome"]["decision"] == "DECISION_COMMIT"
     assert late["reason"] == "ALREADY_COMMITTED"
     assert shop.paths() == ["/pack", "/send", "/reserve", "/confirm"]
+    reserved, confirmed = [headers for path, _, headers in shop.calls if path in ("/reserve", "/confirm")]
+    assert reserved["txcoord-tx-id"] == confirmed["txcoord-tx-id"] == shown["transaction"]["txId"]
+    assert begun["outcome"]["txId"] == reserved["txcoord-tx-id"]
+    assert reserved["txcoord-branch"] == confirmed["txcoord-branch"]
+    assert (reserved["txcoord-op"], confirmed["txcoord-op"]) == ("try", "confirm")
