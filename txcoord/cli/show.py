@@ -176,7 +176,9 @@ _OPS = {
     c.KIND_UNSPECIFIED: ("callback", "callback", "callback"),
 }
 """What is asked of a branch: before the decision, after a commit, after an abort."""
-_ATTEMPTS = frozenset({"branch.failed", "branch.pending", "branch.refused", "branch.given_up", "branch.finished"})
+_ATTEMPTS = frozenset(
+    {"branch.failed", "branch.pending", "branch.refused", "branch.given_up", "branch.finished"}
+)
 
 
 def _op(kind: c.Kind, decision: c.Decision) -> str:
