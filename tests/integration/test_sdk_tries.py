@@ -12,12 +12,13 @@ import grpc
 import pytest
 
 from tests.support.callers import over_grpc, over_the_web
+from txcoord_client import Participant
 from txcoord_client._participants import Participants
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client._pb import participant_pb2 as pb
 from txcoord_client._pb import participant_pb2_grpc
 from txcoord_client._places import ParticipantAt
-from txcoord_client.errors import Unavailable
+from txcoord_client.errors import Rejected, Unavailable
 from txcoord_client.sync._participants import Participants as SyncParticipants
 
 PATIENCE_S = 60.0
@@ -128,6 +129,33 @@ async def test_one_that_spoils_the_message_spoils_it_for_itself_only() -> None:
         assert "INTERNAL: no idea" in bad.message
         assert well == [b"t2/1", b"t3/2"]
         assert sorted(map(len, service.messages)) == [1, 1, 1, 3]
+
+
+async def test_a_call_that_does_not_fit_is_not_made_again() -> None:
+    """Also by threads, and over gRPC: the service says what is wrong with it, once."""
+    stock, server = Participant("stock"), grpc.aio.server()
+    stock.add_to(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    at = ParticipantAt(f"grpc://127.0.0.1:{port}")
+    asynchronous, threads = Participants({}), SyncParticipants({})
+    try:
+        for made, definite in ((0, True), (1, True), (2, False)):
+            asked = request("t1", "1")
+            asked.actions[0].operation, asked.actions[0].attempt = "stock.Reserv", made
+            with pytest.raises(Rejected) as wrong:
+                await asynchronous.run(at, asked, asyncio.get_running_loop().time() + PATIENCE_S)
+            assert (wrong.value.reason, wrong.value.definite) == ("UNKNOWN_OPERATION", definite)
+            assert (
+                str(wrong.value)
+                == f"UNKNOWN_OPERATION: {at.address}: there is no operation 'stock.Reserv' here"
+            )
+            with pytest.raises(Rejected, match=r"^UNKNOWN_OPERATION: grpc://"):
+                await asyncio.to_thread(threads.run, at, asked, time.monotonic() + PATIENCE_S)
+    finally:
+        await asynchronous.close()
+        threads.close()
+        await server.stop(0)
 
 
 async def test_two_calls_of_one_branch_travel_apart() -> None:

@@ -96,6 +96,32 @@ async def test_a_refusal_by_the_service(txcoord: Txcoord, stock: Stock) -> None:
     assert await stock.items() == (5, 0, 0)
 
 
+async def test_a_call_that_does_not_fit_is_a_bug_and_not_made_again(txcoord: Txcoord, stock: Stock) -> None:
+    caller = Participant("stock")
+
+    @caller.tcc
+    class Reserv:
+        async def attempt(self, db: Any) -> None: ...
+        async def confirm(self, db: Any) -> None: ...
+        async def cancel(self, db: Any) -> None: ...
+
+    for gid, operation, arguments, reason in (
+        ("misspelt", Reserv, {}, "UNKNOWN_OPERATION"),
+        ("unfit", stock.Reserve, {"number": 2}, "BAD_REQUEST"),
+    ):
+        with pytest.raises(Rejected) as wrong:
+            async with Coordinator().begin("order", gid=gid) as g:
+                await g.tcc(operation, **arguments)
+        assert (wrong.value.reason, wrong.value.definite) == (reason, True)
+        assert str(wrong.value).count(reason) == 1
+    # The one with an operation that is not there cannot be cancelled either, so far.
+    assert txcoord.state("misspelt") == "ABORTING"
+    await txcoord.settle("1m")
+    txcoord.assert_aborted("unfit", reason="BAD_REQUEST")
+    assert len(txcoord.calls("stock.try")) == 2
+    assert await stock.items() == (5, 0, 0)
+
+
 async def test_a_cancel_that_comes_again_and_one_without_a_try(txcoord: Txcoord, stock: Stock) -> None:
     txcoord.fail("stock.cancel", lost=True)
 

@@ -125,8 +125,9 @@ class Answer:
     @classmethod
     def failed(cls, error: BaseException) -> Self:
         """To be tried again."""
-        reason = error.reason if isinstance(error, TxcoordError) else type(error).__name__
-        return cls(c.ANSWER_KIND_FAILED, reason=reason, message=str(error)[:500])
+        if isinstance(error, TxcoordError):
+            return cls(c.ANSWER_KIND_FAILED, reason=error.reason, message=error.message[:500])
+        return cls(c.ANSWER_KIND_FAILED, reason=type(error).__name__, message=str(error)[:500])
 
     def to_pb(self, tx_id: str, action: pb.BranchAction) -> c.BranchAnswer:
         """For the wire."""

@@ -15,7 +15,7 @@ from ._http_tries import AsyncHttp, NoAnswer
 from ._pb import common_pb2 as c
 from ._pb import participant_pb2 as pb
 from ._pb import participant_pb2_grpc
-from ._places import ParticipantAt, place_of, target_of
+from ._places import ParticipantAt, place_of, refuse_misspelt, said_of, target_of
 from ._together import Asked, Together
 from .errors import Unavailable
 from .protocol import reasons
@@ -43,7 +43,8 @@ class Participants:
         return target_of(self._places, name)
 
     async def run(self, place: ParticipantAt, request: pb.ExecuteRequest, until: float) -> c.BranchAnswer:
-        """Ask for one action until it is answered, again where that may help. Raises Unavailable."""
+        """Ask for one action until it is answered, again where that may help. Raises Unavailable, and
+        Rejected for an operation that is not there and arguments that do not fit."""
         pause = FIRST_PAUSE_S
         why = "it has not answered in time"
         alone = False
@@ -64,7 +65,8 @@ class Participants:
                 if answer is not None:
                     if answer.kind in (c.ANSWER_KIND_DONE, c.ANSWER_KIND_REFUSED):
                         return answer
-                    why = f"{answer.reason}: {answer.message}"
+                    refuse_misspelt(place, answer, request.actions[0].attempt)
+                    why = said_of(answer)
                     wait = max(answer.retry_after_us / 1e6, pause)
             await asyncio.sleep(max(min(wait, until - _aio.now()), 0.0))
             pause = min(pause * 2, LONGEST_PAUSE_S)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc
 
+from ._pb import common_pb2 as c
 from .errors import Rejected
 from .protocol import identifiers, reasons
 
@@ -104,3 +105,24 @@ def target_of(places: Mapping[str, ParticipantAt], name: str) -> str:
     """What a branch names: the address, or the name where the coordinator has the addresses itself."""
     found = places.get(name)
     return name if found is None or found.by_name else found.address
+
+
+_OF_THE_CALL = frozenset({reasons.UNKNOWN_OPERATION, reasons.BAD_REQUEST})
+
+
+def said_of(answer: c.BranchAnswer) -> str:
+    """What a participant answered, for people."""
+    return f"{answer.reason}: {answer.message}" if answer.message else answer.reason
+
+
+def refuse_misspelt(place: ParticipantAt, answer: c.BranchAnswer, attempt: int) -> None:
+    """Raises Rejected where the call itself is wrong, so that it need not be made again: the operation is not there, or
+    its arguments do not fit."""
+    if answer.kind == c.ANSWER_KIND_FAILED and answer.reason in _OF_THE_CALL:
+        raise Rejected(
+            f"{place.address}: {answer.message or 'the call is wrong'}",
+            reason=answer.reason,
+            # An earlier attempt may have come to another instance, which has not answered.
+            definite=attempt <= 1,
+            facts=dict(answer.facts),
+        )

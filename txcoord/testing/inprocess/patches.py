@@ -77,14 +77,16 @@ def applied(house: House) -> Iterator[None]:
 
     async def run(self: Any, place: ParticipantAt, request: Any, until: float) -> Any:
         house.used_here()
-        asked = start_on(house.loop, services.tried(request.SerializeToString(), until - aio.now()))
+        asked = start_on(house.loop, services.tried(place, request.SerializeToString(), until - aio.now()))
         try:
             return answer(await asyncio.wrap_future(asked), place)
         except Gone as gone:
             return answer(str(gone), place)
 
     def run_sync(self: Any, place: ParticipantAt, request: Any, until: float) -> Any:
-        asked = start_on(house.loop, services.tried(request.SerializeToString(), until - sync_aio.now()))
+        asked = start_on(
+            house.loop, services.tried(place, request.SerializeToString(), until - sync_aio.now())
+        )
         try:
             return answer(asked.result(), place)
         except (Gone, concurrent.futures.CancelledError) as gone:

@@ -13,6 +13,7 @@ from txcoord_client import _values
 from txcoord_client._answers import Answer, Call
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client._pb import participant_pb2 as pb
+from txcoord_client._places import ParticipantAt, refuse_misspelt, said_of
 from txcoord_client.errors import Pending, Refused
 
 from ...adapters.calling import execute
@@ -196,8 +197,8 @@ class Services:
 
     # ---- who calls ----
 
-    async def tried(self, data: bytes, budget_s: float) -> c.BranchAnswer | str:
-        """A call by the SDK, again where that may help; the text says why there is no answer."""
+    async def tried(self, place: ParticipantAt, data: bytes, budget_s: float) -> c.BranchAnswer | str:
+        """A call by the SDK, again where that may help; the text says why there is no answer. Raises Rejected."""
         loop = self._house.loop
         request = pb.ExecuteRequest.FromString(data)
         self._shift(request)
@@ -210,10 +211,12 @@ class Services:
                         answer = await self.perform(request)
                 except TimeoutError:
                     break
+                said = answer.to_pb(request.contexts[0].tx_id, action)
                 if answer.kind in (c.ANSWER_KIND_DONE, c.ANSWER_KIND_REFUSED):
-                    return answer.to_pb(request.contexts[0].tx_id, action)
-                why = f"{answer.reason}: {answer.message}"
-                if answer.reason in ("UNKNOWN_PARTICIPANT", "UNKNOWN_OPERATION"):
+                    return said
+                refuse_misspelt(place, said, action.attempt)
+                why = said_of(said)
+                if answer.reason == "UNKNOWN_PARTICIPANT":
                     break
                 await asyncio.sleep(min(max(answer.retry_after_us / 1e6, pause), max(until - loop.now, 0.0)))
                 pause = min(pause * 2, _LONGEST_PAUSE_S)

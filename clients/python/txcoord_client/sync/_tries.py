@@ -53,7 +53,8 @@ class Home(Protocol):
 
 
 def tried(tx: Home, operation: Operation, arguments: dict[str, Any], timeout: float) -> Any:
-    """Enlist and try; what the try returned. Raises Refused, Unavailable, and what enlisting raises."""
+    """Enlist and try; what the try returned. Raises Refused, Unavailable, Rejected for a call that does not fit the
+    operation, and what enlisting raises."""
     participants: Participants = tx._runtime.participants
     place = participants.place(operation.participant)
     payload = _values.encode(arguments)
