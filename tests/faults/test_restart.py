@@ -49,7 +49,7 @@ async def _taken_back_once(places: Places) -> None:
     finally:
         assert run.process is not None
         await run.process.bury()
-        connections.close()
+        await connections.close()
     assert len(decided) == _MANY
     assert all(row.ended for row in rows.values())
     # The decision, one claim, the end. (Some have ended before: without a claim.)

@@ -225,7 +225,7 @@ async def test_bad_reports_are_refused(shop: Shop) -> None:
         await shop.wire.call("Report", shop.report(tx, c.BRANCH_EVENT_COMMITTED, one))
     with refused("INVALID_ARGUMENT", "BAD_REQUEST"):
         await shop.wire.call("Report", shop.report(tx, c.BRANCH_EVENT_COMMITTED))
-    with refused("UNIMPLEMENTED", "NOT_SUPPORTED"):
+    with refused("NOT_FOUND", "NOT_FOUND"):
         await shop.wire.call("Report", shop.report(tx, c.BRANCH_EVENT_ANSWER, one))
     other = shop.tx()
     with refused("INVALID_ARGUMENT", "BAD_XID"):

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
+import structlog
 from structlog.testing import capture_logs
 
+from txcoord.adapters.sql import outage as module
 from txcoord.adapters.sql.outage import Outage
+from txcoord.observe import logs
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test before may have set it up to say less."""
+    before = structlog.get_config()
+    structlog.reset_defaults()
+    monkeypatch.setattr(module, "log", logs.get("txcoord.log"))
+    yield
+    structlog.configure(**before)
 
 
 class Clock:

@@ -430,7 +430,8 @@ def xa_part(b: Branch) -> c.XaPart:
 
 
 def transaction(tx: Tx, *, results: bool = True) -> c.Transaction:
-    """A row as the wire shows it; its results once, beside the outcome's branches. A list goes without them."""
+    """A row as the wire shows it; each result once: of steps in the outcome, of tries that were called by the client in
+    the branch's status. A list goes without them."""
     out = c.Transaction(
         namespace=tx.namespace,
         tx_id=tx.tx_id,
@@ -454,7 +455,8 @@ def transaction(tx: Tx, *, results: bool = True) -> c.Transaction:
             spec.xa.CopyFrom(xa_part(b))
         if b.action is not None:
             actions.write(spec, b.action, b.resource)
-        out.branches.append(c.BranchDetail(spec=spec, status=branch_status(b, results=False)))
+        told = branch_status(b, results=results and not _has_result(b))
+        out.branches.append(c.BranchDetail(spec=spec, status=told))
     if not results:
         out.outcome.result = b""
     return out
