@@ -5,7 +5,7 @@ No implementation here, and nothing but the core is imported.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -121,6 +121,11 @@ class Log(Protocol):
         """Take over transactions in phase two whose lease has run out: owner, lease and epoch are written,
         rows that someone else is taking are passed by. ``all_of_owner`` also takes those that carry this
         owner's name (after its restart)."""
+        ...
+
+    async def claim_due(self, owner: str, lease_us: int, due: Sequence[tuple[str, int]]) -> list[Tx]:
+        """Take over these transactions, each given by its tx id and the epoch that its row must still have: as
+        :meth:`claim`, and only those in phase two that no node carries out."""
         ...
 
     async def renew(self, owner: str, tx_ids: Sequence[str], lease_us: int) -> Collection[str]:
@@ -295,6 +300,50 @@ class ResourceStatus:
     version: str = ""
     problem: str = ""
     """Why it cannot be used now, for people; empty when all is well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A transaction in phase two that waits for its next attempt, and that no node carries out until then.
+
+    It names one state of its row: whoever claims the row raises the epoch, so a duplicate, or one that has been
+    overtaken (pulled forward, taken over, resolved by hand), claims nothing.
+    """
+
+    tx_id: str
+    epoch: int
+    """Of the row as it was handed off: only the row with this epoch is claimed."""
+    due_us: int
+    """Not before this time of the log's clock."""
+    namespace: str = ""
+    target: str = ""
+    """Whom the branch that is due first is for: a participant, or the resource of an XA branch."""
+    branch: str = ""
+    attempt: int = 0
+    """Of that branch, the one that comes next: for people and for the queue's records, not for fencing."""
+
+
+class Queue(Protocol):
+    """Hands transactions that wait to a node when they are due. Carries no promise: what it loses, the log's sweep
+    finds when it is overdue."""
+
+    async def start(self, carry: Callable[[Sequence[Due]], Awaitable[None]]) -> None:
+        """Begin. ``carry`` is called with what is due, never early, several calls at a time; it returns when the
+        outcome of these attempts is in the log (or they were claimed by nobody), and only then they count as consumed.
+        A node that only hands off (no worker) is never called."""
+        ...
+
+    def put(self, due: Due) -> None:
+        """Take it. Coalesced; never waits, never raises."""
+        ...
+
+    def depth(self) -> Mapping[str, int]:
+        """How many wait here, by tier or by another name that the adapter has for it."""
+        ...
+
+    async def stop(self) -> None:
+        """End: what was taken and not consumed stays where it is."""
+        ...
 
 
 class Clock(Protocol):

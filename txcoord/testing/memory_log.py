@@ -280,6 +280,20 @@ class MemoryLog:
         taken = sorted(free, key=lambda row: row.lease_until_us)[:limit]
         return [self.storage.row(row.tx_id) for row in taken]
 
+    async def claim_due(self, owner: str, lease_us: int, due: Sequence[tuple[str, int]]) -> list[Tx]:
+        await asyncio.sleep(0)
+        self.storage.check()
+        until_us = self.storage.clock() + lease_us
+        taken = []
+        for tx_id, epoch in dict(due).items():
+            row = self.storage.rows.get(tx_id)
+            if row is None or row.decision is None or row.rests or (row.owner, row.epoch) != ("", epoch):
+                continue
+            self.storage.rows[tx_id] = replace(row, owner=owner, lease_until_us=until_us, epoch=epoch + 1)
+            taken.append(tx_id)
+        self.storage.durable = dict(self.storage.rows)
+        return [self.storage.row(tx_id) for tx_id in taken]
+
     async def renew(self, owner: str, tx_ids: Sequence[str], lease_us: int) -> set[str]:
         self.storage.check()
         kept = set()

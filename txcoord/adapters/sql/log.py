@@ -320,6 +320,11 @@ class SqlLog:
             lambda c: upkeep.claim(c, clock(c), owner, lease_us, limit, all_of_owner=all_of_owner)
         )
 
+    async def claim_due(self, owner: str, lease_us: int, due: Sequence[tuple[str, int]]) -> list[Tx]:
+        """Take over those of these transactions in phase two that still have this epoch and no owner."""
+        clock = self.store.clock
+        return await self._changing(lambda c: upkeep.claim_due(c, clock(c), owner, lease_us, due))
+
     async def renew(self, owner: str, tx_ids: Sequence[str], lease_us: int) -> Collection[str]:
         """Keep the lease of what this node is still carrying out; what is its own still."""
         clock = self.store.clock

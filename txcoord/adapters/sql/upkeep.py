@@ -34,6 +34,26 @@ def claim(
         .order_by(due)
         .limit(limit),
     )
+    return _taken(conn, now_us, owner, lease_us, ids)
+
+
+def claim_due(
+    conn: Connection, now_us: int, owner: str, lease_us: int, due: Sequence[tuple[str, int]]
+) -> list[Tx]:
+    """Take over what was handed off, each row only with the epoch that is asked for."""
+    epochs = dict(due)
+    ids: list[str] = []
+    for some in reading.chunks(list(epochs)):
+        found = select(tx.c.tx_id, tx.c.epoch).where(
+            tx.c.tx_id.in_(some), tables.CARRIED_OUT.of(conn), tx.c.decision.is_not(None), tx.c.owner == ""
+        )
+        if conn.dialect.name != "sqlite":
+            found = found.with_for_update(skip_locked=True)
+        ids.extend(row.tx_id for row in conn.execute(found) if row.epoch == epochs[row.tx_id])
+    return _taken(conn, now_us, owner, lease_us, ids)
+
+
+def _taken(conn: Connection, now_us: int, owner: str, lease_us: int, ids: Sequence[str]) -> list[Tx]:
     for some in reading.chunks(ids):
         conn.execute(
             update(tx)
