@@ -8,13 +8,15 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from txcoord.adapters.embedded import EmbeddedQueue
 from txcoord.core.events import Begin, Commit, Enlist, OnePhaseDone, Rollback
 from txcoord.core.model import Branch, BranchState, Kind, Tx, Windows
 from txcoord.engine.coordinator import Coordinator, EngineSettings
+from txcoord.engine.due import Carrying
 from txcoord.engine.failpoints import Switchboard
 from txcoord.engine.live import WaitLevel
 from txcoord.engine.recovery import Recovery, RecoverySettings
-from txcoord.ports import Caller, Clock, Finisher
+from txcoord.ports import Caller, Clock, Due, Finisher, Queue
 from txcoord.testing.memory_log import LOG_ID, MemoryLeases, MemoryLog, Storage
 from txcoord_client.protocol import identifiers
 from txcoord_client.protocol.xid import Xid
@@ -49,6 +51,22 @@ def xa(
     return Branch(branch, Kind.XA, state, resource, xid_of(tx, branch, session=session))
 
 
+class EagerQueue(EmbeddedQueue):
+    """It needs no start: a node may only carry out what it is told, without its loops."""
+
+    carrying: Carrying
+
+    async def start(self, carry: Any) -> None:
+        if self._carry is None:
+            await super().start(carry)
+
+    def put(self, due: Due) -> None:
+        if self._carry is None:
+            self._carry = self.carrying.carry
+            self._begin(self._tell_time(), "queue:timer")
+        super().put(due)
+
+
 class Node:
     """One process: coordinator and recovery."""
 
@@ -64,6 +82,7 @@ class Node:
         lazy_s: float | None = 0.02,
         latency_s: float = 0.001,
         caller: Caller | None = None,
+        queue: Queue | None = None,
         **settings: Any,
     ) -> None:
         self.storage = storage
@@ -72,6 +91,7 @@ class Node:
         self.log = MemoryLog(storage, lazy_s=lazy_s, latency_s=latency_s)
         self.tasks: set[asyncio.Task[None]] = set()
         self.crashes: list[BaseException] = []
+        self.queue = queue or EagerQueue(clock, self._spawn)
         self.coordinator = Coordinator(
             self.log,
             databases,
@@ -81,7 +101,11 @@ class Node:
             spawn=self._spawn,
             failpoints=self.failpoints,
             caller=caller,
+            queue=self.queue,
         )
+        self.carrying = Carrying(self.coordinator, failpoints=self.failpoints)
+        if isinstance(self.queue, EagerQueue):
+            self.queue.carrying = self.carrying
         self.coordinator.identity = storage.identity
         self.recovery = Recovery(
             self.coordinator,
@@ -104,6 +128,7 @@ class Node:
 
     async def start(self) -> None:
         await self.recovery.start()
+        await self.queue.start(self.carrying.carry)
 
     async def kill(self) -> None:
         """As SIGKILL would: nothing is flushed, nothing is said."""

@@ -144,11 +144,11 @@ def test_no_answer_within_five_seconds_and_never_earlier_than_due() -> None:
             calls = [(at, attempt) for at, _, _, _, attempt in place.participants.calls]
             assert [attempt for _, attempt in calls] == list(range(1, len(calls) + 1))
             assert all(5_000_000 <= b - a <= 5_000_000 + 61_000_000 for (a, _), (b, _) in pairwise(calls))
-            live = node.coordinator.live.get(tx.tx_id)
-            assert live is not None
-            assert live.tx.branches[0].reason.startswith("TIMED_OUT")
+            stands = await node.coordinator.get(tx.tx_id)
+            assert stands is not None
+            assert stands.branches[0].reason.startswith("TIMED_OUT")
             place.participants.hung.clear()
-            assert (await node.ended(live.tx, 120)).state is TxState.COMMITTED
+            assert (await node.ended(stands, 120)).state is TxState.COMMITTED
 
     run(main())
 

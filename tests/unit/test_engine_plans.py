@@ -97,8 +97,7 @@ def test_a_gid_is_not_released_while_participants_undo_its_old_attempt() -> None
                     await asyncio.sleep(20)
                 place.participants.hung.clear()
                 await eventually(
-                    lambda node=node, first=first: node.coordinator.live.get(first.tx_id) is None,
-                    within_s=120,
+                    lambda place=place, first=first: place.storage.row(first.tx_id).ended, within_s=120
                 )
                 done = await node.coordinator.submit(Submit(again), retry_of=first.tx_id)
                 assert (await node.ended(done)).state is TxState.COMMITTED, kind

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.support.virtual import run
+from tests.support.virtual import eventually, run
 from txcoord.core.errors import Refused
 from txcoord.core.model import Decision, TxState
 from txcoord.engine.live import WaitLevel
@@ -175,14 +175,16 @@ def test_what_a_stopped_node_writes_late_conflicts() -> None:
         async with a_shop() as shop:
             stopped, other = shop.node(lease_us=2_000_000), shop.node("n2", lease_us=2_000_000)
             tx = shop.tx()
-            shop.b.down = True
+            shop.b.hold = asyncio.Event()
             decided = await stopped.commit(tx, *shop.prepared(tx))
-            await asyncio.sleep(
-                600
-            )  # Each failed attempt is written with a new lease; at last a pause is longer.
+            await asyncio.sleep(10)  # Nobody renews its lease.
             assert await other.recovery.take_over() == 1
             epoch = shop.storage.row(tx.tx_id).epoch
-            await asyncio.sleep(60)  # Both go on trying; what the stopped one writes of it is refused.
+            shop.b.down = True
+            shop.b.hold.set()
+            # Both have tried; what the stopped one writes of it is refused.
+            await eventually(lambda: stopped.coordinator.live.get(tx.tx_id) is None)
+            assert shop.storage.row(tx.tx_id).epoch == epoch
             assert stopped.coordinator.live.get(tx.tx_id) is None
             shop.b.down = False
             assert (await other.ended(decided)).state is TxState.COMMITTED

@@ -114,6 +114,14 @@ class Calls:
             found[target] = found.get(target, 0) + len(due)
         return found
 
+    def busy(self, key: Key) -> bool:
+        """Is a call for this branch due or on its way, or is another one to follow?"""
+        return key in self._under_way or key in self._after
+
+    def forget(self, key: Key) -> None:
+        """What waits for its time here does so elsewhere from now on."""
+        self._later.drop(key)
+
     @property
     def later(self) -> int:
         """How many branches wait for their next attempt."""

@@ -27,22 +27,26 @@ from ..core.events import (
     HolderReported,
 )
 from ..core.evolve import replace
+from ..core.handing import first_due
 from ..core.machine import decide, resume
 from ..core.model import BranchState, Change, ChangeKind, Tx, TxState, Windows, WriteResult, Written
 from ..observe import logs
 from ..ports import (
     Caller,
     Clock,
+    Due,
     Failpoints,
     Finisher,
     Log,
     LogIdentity,
     LogUnavailable,
+    Queue,
     Randomness,
     Spawn,
 )
 from .calls import Calls
-from .live import LiveSet
+from .handing import Writes
+from .live import Live, LiveSet
 from .one_phase import Prober
 from .phase_two import PhaseTwo
 from .strays import Strays
@@ -74,6 +78,10 @@ class EngineSettings:
     shared: bool = True
     """May other nodes use this log?"""
     probe_interval_s: float = 0.2
+    hand_off_us: int = 1_000_000
+    """What is due no sooner than this is handed off to the queue."""
+    overdue_us: int = 500_000
+    """What was handed off is taken over by any node so long after it was due: the queue has lost it."""
 
 
 @dataclass(slots=True)
@@ -98,15 +106,19 @@ class Carrier:
         spawn: Spawn,
         failpoints: Failpoints,
         caller: Caller | None = None,
+        queue: Queue | None = None,
     ) -> None:
+        """Without a queue nothing is handed off: what waits does so here."""
         self.log = log_
         self.finishers = dict(finishers)
         self.settings = settings
         self.clock = clock
         self.random = randomness
         self.live = LiveSet()
+        self.writes = Writes()
         self.alarms: dict[str, int] = {}
         self.identity: LogIdentity | None = None
+        self._queue = queue
         self._spawn = spawn
         self._failpoints = failpoints
         self._rows: OrderedDict[str, Tx] = OrderedDict()
@@ -185,6 +197,10 @@ class Carrier:
         """As it is to be written: with a lease from now on. An old one would hand the row to another node."""
         return replace(tx, lease_until_us=self.clock.now_us() + self.settings.lease_us)
 
+    def _mine(self, tx: Tx) -> Tx:
+        """The same, of what is carried out here: it may have been about to be handed off."""
+        return replace(self.leased(tx), owner=self.settings.node)
+
     # ---- phase two ----
 
     def adopt(self, tx: Tx) -> None:
@@ -203,8 +219,10 @@ class Carrier:
                 self.live.put(tx)
                 self.live.drop(tx.tx_id)
             return
-        self.live.put(tx, logged=logged)
+        live = self.live.put(tx, logged=logged)
+        live.tells_all = logged and tx.decision is not None and any(b.next_attempt_us for b in tx.branches)
         self._carry_out(tx, effects)
+        self._look_whether_it_waits(live)
 
     def _carry_out(self, tx: Tx, effects: tuple[Effect, ...]) -> None:
         for effect in effects:
@@ -253,6 +271,8 @@ class Carrier:
         verdict = decide(live.tx, event, self.clock.now_us(), self.settings.windows)
         self._raise_alarms(verdict.tx, verdict.effects)
         tx, change = verdict.tx, verdict.change
+        if live.tells_all and tx is not live.tx:
+            change = replace(change, touched=tx.branches) if change is not None else _all_of(tx)
         if change is not None and not live.logged and change.forced:
             # It was to stay unlogged, but this is for a person to see.
             tx = replace(self.leased(tx), owner=self.settings.node, version=1, created_us=tx.decided_us)
@@ -260,17 +280,89 @@ class Carrier:
             change = Change(ChangeKind.INSERT, tx, tx.branches, not_after_us=limit, history=change.history)
             live.logged = True
         elif change is not None and not tx.rests:
-            tx = self.leased(tx)
+            handed = None if change.forced else self._handed_off(live, tx)
+            if handed is not None:
+                tx, change = handed, replace(change, touched=tx.branches)
+            else:
+                tx = self._mine(tx)
             change = replace(change, tx=tx)
         self.live.put(tx)
         if change is not None and live.logged:
-            if change.forced:
-                self._spawn(self._write_forced(change), f"write:{tx_id}")
-            else:
-                self.log.write_lazily(change, self._after_write(change))
+            self._write_progress(change)
         if tx.ended and tx.rests:
             self.live.drop(tx_id)
         self._carry_out(tx, verdict.effects)
+        if change is None:
+            self._look_whether_it_waits(live)
+
+    # ---- handing off what waits ----
+
+    def _handed_off(self, live: Live, tx: Tx) -> Tx | None:
+        """The row by which a transaction that only waits is handed off; None: it does not, or is still needed here."""
+        if self._queue is None or not live.logged:
+            return None
+        first = first_due(tx, self.clock.now_us() + self.settings.hand_off_us)
+        if first is None or self.writes.any_forced(tx.tx_id) or self._busy(tx):
+            return None
+        live.tells_all = True
+        return replace(tx, owner="", lease_until_us=first.at_us + self.settings.overdue_us)
+
+    def _busy(self, tx: Tx) -> bool:
+        """Is any attempt for it under way, or told and not heard yet?"""
+        held = self._held_news.get(tx.tx_id)
+        if held is not None and held.news:
+            return True
+        keys = [(tx.tx_id, b.id) for b in tx.branches]
+        return any(self.calls.busy(key) or self.phase_two.busy(key) for key in keys)
+
+    def _look_whether_it_waits(self, live: Live) -> None:
+        """Hand it off if it only waits. What is told hands it off by itself."""
+        if self.live.get(live.tx.tx_id) is not live or not live.tx.owner:
+            return
+        tx = self._handed_off(live, live.tx)
+        if tx is not None:
+            self.live.put(tx)
+            self._write_progress(_all_of(tx))
+
+    def _let_go(self, live: Live) -> None:
+        """That it is handed off is written."""
+        tx = live.tx
+        if self._busy(tx):
+            # Its time came before that was written: it is ours again, unless another node has it by now.
+            tx = self._mine(tx)
+            self.live.put(tx)
+            self._write_progress(_all_of(tx))
+            return
+        for branch in tx.branches:
+            self.calls.forget((tx.tx_id, branch.id))
+            self.phase_two.forget((tx.tx_id, branch.id))
+        self.live.drop(tx.tx_id)
+        first = first_due(tx, 0)
+        if first is not None:
+            due = Due(
+                tx.tx_id,
+                tx.epoch,
+                first.at_us,
+                tx.namespace,
+                first.branch.resource,
+                first.branch.id,
+                first.branch.attempts + 1,
+            )
+            self._spawn(self._put(due), f"put:{tx.tx_id}")
+
+    async def _put(self, due: Due) -> None:
+        await self._failpoints.reach("hand_off.before_put")
+        if self._queue is not None:
+            self._queue.put(due)
+
+    # ---- what is told is written ----
+
+    def _write_progress(self, change: Change) -> None:
+        self.writes.begun(change.tx.tx_id, forced=change.forced)
+        if change.forced:
+            self._spawn(self._write_forced(change), f"write:{change.tx.tx_id}")
+        else:
+            self.log.write_lazily(change, self._after_write(change))
 
     async def _write_forced(self, change: Change) -> None:
         while True:
@@ -285,18 +377,26 @@ class Carrier:
             return
 
     def _after_write(self, change: Change) -> Callable[[WriteResult], None]:
+        tx_id = change.tx.tx_id
+
         def written(result: WriteResult) -> None:
             self.clock.observe(result.now_us)
-            live = self.live.get(change.tx.tx_id)
+            live = self.live.get(tx_id)
             if result.written is Written.OK:
-                if live is not None and live.tx is change.tx and live.tx.shown_parked:
-                    # At rest until an operator comes, to this node or to another: the log alone knows it.
-                    self.live.drop(change.tx.tx_id)
+                if live is not None and live.tx is change.tx:
+                    if live.tx.shown_parked:
+                        # At rest until an operator comes, to this node or to another: the log alone knows it.
+                        self.live.drop(tx_id)
+                    elif not change.tx.owner:
+                        self._let_go(live)
             elif live is None or live.tx.epoch <= max(change.expected_epoch, change.tx.epoch):
                 # Another node has taken the row over: what we know is old. Whoever waits reads again.
                 # (Otherwise our own newer claim, or an operator's order here, went past it.)
-                log.warning("tx.stale_epoch", tx_id=change.tx.tx_id, epoch=change.expected_epoch)
-                self.live.drop(change.tx.tx_id)
+                log.warning("tx.stale_epoch", tx_id=tx_id, epoch=change.expected_epoch)
+                self.live.drop(tx_id)
+            self.writes.ended(tx_id, forced=change.forced)
+            if change.forced and (live := self.live.get(tx_id)) is not None:
+                self._look_whether_it_waits(live)
 
         return written
 
@@ -309,3 +409,8 @@ class Carrier:
         """Something that a person must see."""
         self.alarms[kind] = self.alarms.get(kind, 0) + 1
         log.error(f"alarm.{kind}", tx_id=tx_id, branch=branch, detail=detail)
+
+
+def _all_of(tx: Tx) -> Change:
+    """A change that says how it stands, branch by branch."""
+    return Change(ChangeKind.PROGRESS, tx, tx.branches, tx.epoch, tx.epoch, forced=False)

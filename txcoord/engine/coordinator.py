@@ -48,7 +48,7 @@ from ..ports import (
     LogUnavailable,
 )
 from .carrier import Carrier, EngineSettings
-from .live import WaitLevel
+from .live import Live, WaitLevel
 
 log = logs.get("txcoord.coordinator")
 
@@ -226,12 +226,22 @@ class Coordinator(Carrier):
             branch = tx.branch(event.branch_id)
             if tx.rests or branch is None or op_of(branch) is not event.op:
                 return tx  # It is seen to already.
-            text = "another coordinator carries it out: report to that one, or wait to be asked again"
-            raise Refused(Refusal("UNAVAILABLE", "IN_PROGRESS", text, False, {"owner": tx.owner}))
+            live = await self._claimed_early(tx)
+            if live is None:
+                text = "another coordinator carries it out: report to that one, or wait to be asked again"
+                raise Refused(Refusal("UNAVAILABLE", "IN_PROGRESS", text, False, {"owner": tx.owner}))
         self.tell(tx_id, event)
         # What is told is lost with this process until it is written.
         await self.log.settle()
         return live.tx
+
+    async def _claimed_early(self, tx: Tx) -> Live | None:
+        """A transaction that waits for its next attempt, and that no node carries out until then: ours from now on."""
+        if tx.decision is not None and not tx.owner and not tx.rests:
+            mine = self.settings.node, self.settings.lease_us
+            for row in await self.log.claim_due(*mine, [(tx.tx_id, tx.epoch)]):
+                self.adopt(row)
+        return self.live.get(tx.tx_id)
 
     async def holder_reported(self, asked: Tx, event: HolderReported) -> Tx | None:
         """The session that prepared a branch has finished it, or has let go of it. None: nothing is known of its
@@ -252,6 +262,8 @@ class Coordinator(Carrier):
             kind = "reported_before_decision" if tx.decision is None else "bad_report"
             self.alarm(kind, tx.tx_id, event.branch_id, verdict.refusal.message)
             raise Refused(verdict.refusal)
+        if live is None:
+            live = await self._claimed_early(tx)
         if live is None:
             # Another node carries it out, and looks by itself; or it has ended.
             self._raise_alarms(tx, verdict.effects)

@@ -44,6 +44,8 @@ NAMES = frozenset(
         "probe.after",
         "scan.before_judge",
         "takeover.after_claim",
+        "hand_off.before_put",
+        "due.after_claim",
     }
 )
 

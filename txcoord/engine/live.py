@@ -45,6 +45,8 @@ class Live:
     """False: an abort that no row says; its progress is not written either."""
     lease_until_us: int = 0
     """Until when it is surely ours: written with the row, or renewed since."""
+    tells_all: bool = False
+    """All news of it are written: its row has said, or may say, what is not so any more."""
     waiters: dict[asyncio.Future[Tx], WaitLevel] = field(default_factory=dict)
     watchers: set[asyncio.Future[None]] = field(default_factory=set)
     """Who wants to look again at any news."""

@@ -175,6 +175,14 @@ class PhaseTwo:
         """How many branches are due, by resource."""
         return {name: lane.depth for name, lane in self._lanes.items()}
 
+    def busy(self, key: Key) -> bool:
+        """Is this branch due, or on its way?"""
+        return key in self._inflight
+
+    def forget(self, key: Key) -> None:
+        """What waits for its time here does so elsewhere from now on."""
+        self._later.drop(key)
+
     @property
     def later(self) -> int:
         """How many branches wait for their next attempt."""

@@ -95,7 +95,8 @@ class Storage:
                     ended_us=new.ended_us,
                     epoch=new.epoch,
                     owner=new.owner,
-                    lease_until_us=max(old.lease_until_us, new.lease_until_us),
+                    # Handed off it says when it is overdue.
+                    lease_until_us=max(old.lease_until_us if new.owner else 0, new.lease_until_us),
                 )
             case ChangeKind.RELEASE_GID:
                 if (

@@ -28,6 +28,7 @@ from ..core.model import Windows
 from ..engine import failpoints
 from ..engine.carrier import RETRY, EngineSettings
 from ..engine.coordinator import Coordinator
+from ..engine.due import Carrying
 from ..engine.recovery import Recovery, RecoverySettings
 from ..observe import logs
 from ..ports import Failpoints, Leases, LogIdentity, LogUnavailable, ResourceStatus, SchemaMismatch
@@ -35,6 +36,7 @@ from .claim import FileClaim, NameClaim
 from .diagnosis import expectations
 from .errors import ExitCode, StartError
 from .examiners import examiner
+from .queue import choose
 from .resources import AnyFinisher, Resources
 
 log = logs.get("txcoord.node")
@@ -58,6 +60,8 @@ class Node:
         )
         self.caller = caller(settings)
         self._failpoints = failpoints_ or _failpoints()
+        self.queue = choose(settings, self.clock, self.tasks.spawn)
+        self._carrying: Carrying | None = None
         self._opened = False
         self._log_ids: tuple[str, ...] = ()
         file = log_file(settings)
@@ -150,6 +154,7 @@ class Node:
                 lease_us=microseconds(s.recovery.lease),
                 hold_us=microseconds(s.recovery.hold),
                 shared=self._claim is None,
+                overdue_us=self.queue.overdue_us,
                 backoff=Backoff(
                     first_us=microseconds(s.backoff.first),
                     factor=s.backoff.factor,
@@ -167,6 +172,7 @@ class Node:
             spawn=self.tasks.spawn,
             failpoints=self._failpoints,
             caller=self.caller,
+            queue=self.queue.queue,
         )
         self.caller.knows_log(identity.log_id)
         coordinator.identity = identity
@@ -186,6 +192,8 @@ class Node:
         recovery.watch_clock(self.clock, tolerance_us)
         self._recovery = recovery
         await recovery.start()
+        self._carrying = Carrying(coordinator, failpoints=self._failpoints)
+        await self.queue.queue.start(self._carrying.carry)
         for resource in self.resources.by_name.values():
             self.tasks.spawn(self.resources.watch(resource), f"resource:{resource.name}")
         server = GrpcServer(coordinator, recovery, _api(s), resources=self.statuses)
@@ -255,9 +263,12 @@ class Node:
         limit_s = self.settings.node.drain_timeout.total_seconds()
         until = loop.time() + limit_s
         log.info("node.draining", live=len(self.coordinator.live))
+        if self._carrying is not None:
+            self._carrying.leave()
         await self._close_servers(limit_s)
         while self._going_on() and loop.time() < until:  # noqa: ASYNC110 - also ends when a retry is far off
             await asyncio.sleep(0.01)
+        await self.queue.queue.stop()
         await self._hand_over()
         await self.abandon()
         log.info("node.stopped")
@@ -305,6 +316,7 @@ class Node:
         """End everything now; what is lazy is still flushed."""
         self._recovery_stop()
         await self._close_servers(0)
+        await self.queue.queue.stop()
         await self.tasks.stop()
         await self.resources.close()
         await self.caller.close()

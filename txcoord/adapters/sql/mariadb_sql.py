@@ -131,8 +131,8 @@ def _insert() -> str:
 
 def _update(columns: Sequence[m.Col], where: str) -> str:
     sets = ", ".join(
-        # Of the claim whose epoch it names: it was renewed since, perhaps.
-        f"t.{c.name} = GREATEST(t.{c.name}, i.{c.name})"
+        # Of the claim whose epoch it names: it was renewed since, perhaps. Handed off it says when it is overdue.
+        f"t.{c.name} = CASE i.owner WHEN '' THEN i.{c.name} ELSE GREATEST(t.{c.name}, i.{c.name}) END"
         if c.name == "lease_until_us"
         else f"t.{c.name} = {_value(c)}"
         for c in columns[1:]

@@ -381,8 +381,8 @@ def _statement(present: tuple[bool, ...], relaxed: bool) -> str:
 
     def update(columns: Sequence[m.Col], conditions: Sequence[m.Col], where: str) -> str:
         sets = ", ".join(
-            # Of the claim whose epoch it names: it was renewed since, perhaps.
-            f"{c.name} = greatest(t.{c.name}, i.{c.name})"
+            # Of the claim whose epoch it names: it was renewed since, perhaps. Handed off it says when it is overdue.
+            f"{c.name} = CASE i.owner WHEN '' THEN i.{c.name} ELSE greatest(t.{c.name}, i.{c.name}) END"
             if c.name == "lease_until_us"
             else f"{c.name} = i.{c.name}"
             for c in columns[1:]
