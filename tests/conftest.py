@@ -18,6 +18,7 @@ from tests.support.databases import (
     running,
     running_server,
 )
+from tests.support.kafka_server import KafkaServer
 from tests.support.redis_server import RedisServer
 from txcoord.testing.mariadb import MariaDBError, MariaDBServer, MySQLServer
 from txcoord.testing.postgres import PostgresServer
@@ -75,6 +76,24 @@ def redis_server() -> Iterator[RedisServer]:
     """A Redis that all tests share."""
     with RedisServer.running() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def kafka_of_session() -> Iterator[KafkaServer]:
+    """For `kafka`."""
+    server = KafkaServer()
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def kafka(kafka_of_session: KafkaServer) -> KafkaServer:
+    """A Kafka that all tests of a process share: use a prefix of your own. It may be stopped and killed: it is started
+    again for the next test."""
+    kafka_of_session.start()
+    return kafka_of_session
 
 
 @pytest.fixture
