@@ -394,3 +394,54 @@ class Failpoints(Protocol):
     """Named places where tests make things break. In production ``reach`` does nothing."""
 
     async def reach(self, name: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many calls of a target may be made now."""
+
+    granted: int
+    again_us: int = 0
+    """Where not all were granted: how long from now, in microseconds, until it is worth asking again."""
+    ticket: str = ""
+    """Gives back, by :meth:`SharedGate.leave`, what was granted under a limit of calls at one time; else empty."""
+
+
+class SharedLost(Exception):
+    """What nodes share is away: each judges for itself until it is back. Nothing is lost by that but time."""
+
+
+class SharedGate(Protocol):
+    """What the nodes of a fleet tell each other of targets: which are dead, who probes, and how much room is left.
+
+    May forget everything at any moment (an empty restart): the next calls find it out again. Each method raises
+    SharedLost when it is away, and says so soon. Targets are addresses, of no namespace.
+    """
+
+    async def opened(self, target: str, reason: str, ttl_us: int) -> None:
+        """This target was found dead: all nodes hold their calls back. Forgotten after ``ttl_us`` unless said again."""
+        ...
+
+    async def closed(self, target: str) -> None:
+        """It has answered."""
+        ...
+
+    async def dead(self) -> Mapping[str, str]:
+        """The targets that are known to be dead, each with the reason that was given last."""
+        ...
+
+    async def probe(self, target: str, every_us: int) -> bool:
+        """May this node make a probe now? True at most once in ``every_us``, whoever asks (all ask with the same)."""
+        ...
+
+    async def admit(
+        self, target: str, wanted: int, *, rate_per_s: float, at_once: int, lease_us: int
+    ) -> Room:
+        """Take room for calls, at most ``wanted`` (from 1). ``rate_per_s``: tokens a second, of which a tenth of a
+        second's worth is kept, at least one; 0: no such limit. ``at_once``: calls at one time; 0: no such limit. What
+        is not given back is free again after ``lease_us``."""
+        ...
+
+    async def leave(self, target: str, ticket: str, count: int) -> None:
+        """So many calls of this ticket have ended. One that is not known any more changes nothing."""
+        ...

@@ -1,9 +1,19 @@
-"""What a node needs of its own machine: clock, randomness, tasks, and leases and a queue within one process."""
+"""What a node needs of its own machine: clock, randomness, tasks; and what is shared within one process: leases,
+a queue, and what is known of targets."""
 
 from .clock import SystemClock
+from .gate import InProcessGate
 from .leases import InProcessLeases
 from .queue import EmbeddedQueue
 from .randomness import SystemRandomness
 from .tasks import Tasks, end
 
-__all__ = ["EmbeddedQueue", "InProcessLeases", "SystemClock", "SystemRandomness", "Tasks", "end"]
+__all__ = [
+    "EmbeddedQueue",
+    "InProcessGate",
+    "InProcessLeases",
+    "SystemClock",
+    "SystemRandomness",
+    "Tasks",
+    "end",
+]

@@ -1,0 +1,145 @@
+"""Is a target worth calling? A circuit breaker, and a bucket of tokens.
+
+A breaker belongs to an address, not to a namespace: who is dead is dead for every tenant. It opens when the last
+answers of *several branches* were failures and none since was an answer: one branch that fails for a reason of its
+own, beside others that do well, never opens it, and neither does a target that fails now and then. (A ratio over a
+window would have to know how many calls make one; here an answer is proof of life, and no number has to be tuned.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Breaker(StrEnum):
+    """Where a breaker stands."""
+
+    CLOSED = "closed"
+    """Calls are made."""
+    OPEN = "open"
+    """None is made, but for a probe now and then."""
+    HALF_OPEN = "half_open"
+    """A probe is on its way."""
+
+
+class Sign(StrEnum):
+    """What a breaker is told."""
+
+    ANSWERED = "answered"
+    """The target has answered a call: done, refused and pending are all signs of life."""
+    FAILED = "failed"
+    """A call has failed, and not enough of them to be sure."""
+    DEAD = "dead"
+    """A call has failed, as those of several branches before it."""
+    PROBED = "probed"
+    """A call is made to find out."""
+    PROBE_FAILED = "probe_failed"
+    """That call has failed, or nothing was heard of it for too long."""
+
+
+_B, _S = Breaker, Sign
+
+BREAKER_NEXT: Mapping[tuple[Breaker, Sign], Breaker] = {
+    (_B.CLOSED, _S.ANSWERED): _B.CLOSED,
+    (_B.CLOSED, _S.FAILED): _B.CLOSED,
+    (_B.CLOSED, _S.DEAD): _B.OPEN,
+    (_B.OPEN, _S.ANSWERED): _B.CLOSED,  # By a call that was made before it opened, or by another node's.
+    (_B.OPEN, _S.FAILED): _B.OPEN,
+    (_B.OPEN, _S.DEAD): _B.OPEN,
+    (_B.OPEN, _S.PROBED): _B.HALF_OPEN,
+    (_B.OPEN, _S.PROBE_FAILED): _B.OPEN,
+    (_B.HALF_OPEN, _S.ANSWERED): _B.CLOSED,
+    (_B.HALF_OPEN, _S.FAILED): _B.HALF_OPEN,
+    (_B.HALF_OPEN, _S.DEAD): _B.HALF_OPEN,
+    (_B.HALF_OPEN, _S.PROBED): _B.HALF_OPEN,
+    (_B.HALF_OPEN, _S.PROBE_FAILED): _B.OPEN,
+}
+"""What is not in it changes nothing: a probe of a target that has been found well meanwhile."""
+
+Key = tuple[str, str]
+"""Tx id and branch."""
+
+
+@dataclass(slots=True)
+class Health:
+    """What a node knows of one target. It is told of every call, in the order in which they end."""
+
+    breaker: Breaker = Breaker.CLOSED
+    since_us: int = 0
+    """When it opened or closed last; 0: never."""
+    failing: set[Key] = field(default_factory=set)
+    """Branches that have failed since the last answer; no more than are needed to be sure."""
+    probe: Key | None = None
+    """The branch whose call finds out."""
+    probe_until_us: int = 0
+    """When that call counts as lost."""
+    last_error: str = ""
+    last_error_us: int = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Are calls held back?"""
+        return self.breaker is not Breaker.CLOSED
+
+    def answered(self, now_us: int) -> bool:
+        """It lives. Is that news?"""
+        self.failing.clear()
+        return self._take(Sign.ANSWERED, now_us)
+
+    def failed(self, key: Key, reason: str, now_us: int, enough: int) -> bool:
+        """A call for this branch has failed. Is the target dead from now on? ``enough`` branches have to say so."""
+        self.last_error, self.last_error_us = reason, now_us
+        if key == self.probe:
+            self._take(Sign.PROBE_FAILED, now_us)
+            return False
+        if self.is_open:
+            return False
+        self.failing.add(key)
+        return self._take(Sign.DEAD if len(self.failing) >= enough else Sign.FAILED, now_us)
+
+    def found_dead(self, reason: str, now_us: int) -> bool:
+        """Another node says that it is. Is that news?"""
+        self.last_error = self.last_error or reason
+        return self._take(Sign.DEAD, now_us)
+
+    def may_probe(self, now_us: int) -> bool:
+        """Is no probe on its way? One of which nothing was heard for too long is not."""
+        if self.breaker is Breaker.HALF_OPEN and now_us >= self.probe_until_us:
+            self._take(Sign.PROBE_FAILED, now_us)
+        return self.breaker is Breaker.OPEN
+
+    def probed(self, key: Key, until_us: int, now_us: int) -> None:
+        """The call for this branch finds out; after ``until_us`` it counts as lost."""
+        self.probe, self.probe_until_us = key, until_us
+        self._take(Sign.PROBED, now_us)
+
+    def _take(self, sign: Sign, now_us: int) -> bool:
+        before, was_open = self.breaker, self.is_open
+        self.breaker = BREAKER_NEXT.get((before, sign), before)
+        if self.breaker is not Breaker.HALF_OPEN:
+            self.probe = None
+        if self.is_open is was_open:
+            return False
+        self.since_us = now_us
+        self.failing.clear()
+        return True
+
+
+@dataclass(slots=True)
+class Bucket:
+    """Tokens that come at a rate. It holds a tenth of a second's worth, at least one."""
+
+    tokens: float = 1.0
+    at_us: int = 0
+
+    def take(self, wanted: int, rate_per_s: float, now_us: int) -> tuple[int, int]:
+        """How many of those wanted there are, and how many microseconds until there is another one."""
+        most = max(1.0, rate_per_s / 10)
+        passed_us = max(0, now_us - self.at_us) if self.at_us else 0
+        self.tokens = min(most, self.tokens + passed_us * rate_per_s / 1_000_000) if self.at_us else most
+        self.at_us = now_us
+        taken = min(wanted, int(self.tokens + 1e-9))
+        self.tokens -= taken
+        return taken, max(0, int((1 - self.tokens) * 1_000_000 / rate_per_s) + 1)
