@@ -58,6 +58,24 @@ class Query:
     limit: int = 100
 
 
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What the log says of itself for metrics. Counts of what grows are exact up to a limit of the log's own."""
+
+    phase_two: int = 0
+    """Transactions that are decided and not at their end, parked ones too."""
+    oldest_decided_us: int = 0
+    """When the oldest of those was decided; 0: there is none."""
+    parked: int = 0
+    heuristics: int = 0
+    outbox: int = 0
+    """Events that are not published yet."""
+    oldest_event_us: int = 0
+    """When the oldest of those happened; 0: there is none."""
+    held: int = 0
+    """Those that could not be published, and are tried again later."""
+
+
 class Log(Protocol):
     """The durable truth.
 
@@ -147,6 +165,10 @@ class Log(Protocol):
 
     async def prune(self, owner: str, limit: int) -> int:
         """Delete a small batch of what retention allows to go (detail first, then bare rows). How many."""
+        ...
+
+    async def figures(self) -> Figures:
+        """For metrics: a few small questions."""
         ...
 
     async def flushes(self) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from txcoord.config import Settings, show_duration
 from txcoord.core.lifecycle import BRANCH_NEXT, TX_NEXT, BranchEvent, TxEvent
 from txcoord.core.model import BranchState, Kind, TxState
+from txcoord.observe import metrics
 from txcoord_client.protocol import reasons
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,10 +145,19 @@ def _setting_part(name: str) -> list[str]:
     ]
 
 
+def _metric_part(name: str) -> list[str]:
+    lines = ["| metric | kind | labels | what it says |", "|---|---|---|---|"]
+    return lines + [
+        f"| `{m.name}` | {m.kind} | {', '.join(f'`{label}`' for label in m.labels)} | {m.text} |"
+        for m in metrics.ALL
+    ]
+
+
 PAGES: Mapping[str, Callable[[str], list[str]]] = {
     "states.md": _state_part,
     "reasons.md": _reason_part,
     "settings.md": _setting_part,
+    "metrics.md": _metric_part,
 }
 
 

@@ -223,6 +223,11 @@ class Settings(BaseSettings):
         description="Names by which the HTTP API is called, with commas: txcoord.internal, *.internal; another Host is "
         "refused. Default: on loopback localhost, elsewhere any name. Set it where browsers can reach the API.",
     )
+    metrics_address: str = Field(
+        "",
+        description="Where Prometheus finds /metrics; empty: nowhere. It shows figures and names of targets, and takes "
+        "nothing: it may be reached from other machines.",
+    )
     reflection: bool = Field(False, description="gRPC server reflection.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "json", "console"] = Field(
@@ -262,6 +267,17 @@ class Settings(BaseSettings):
                 "authentication: whoever connects can commit and abort anything. If the network is yours alone, "
                 f"say so: {PREFIX}INSECURE_LISTEN=true (or --insecure-listen)"
             )
+        return value
+
+    @field_validator("metrics_address")
+    @classmethod
+    def _apart(cls, value: str, info: ValidationInfo) -> str:
+        if (
+            value
+            and split_listen(value)[1]
+            and value in (info.data.get("listen"), info.data.get("http_address"))
+        ):
+            raise ValueError(f"{value!r} is taken by an API: metrics need an address of their own")
         return value
 
     @field_validator("http_hosts")

@@ -19,6 +19,7 @@ from ..core.calling import op_of
 from ..core.events import Answered, Call, Event
 from ..core.model import Tx
 from ..observe import logs
+from ..observe.metrics import Timed, untimed
 from ..ports import Caller, CallRequest, Clock, Failpoints, Randomness, Spawn, Task
 from .later import Key, Later
 
@@ -67,7 +68,9 @@ class Calls:
         tell: Callable[[str, Event], None],
         look: Callable[[str], Tx | None],
         width: int = 16,
+        called: Timed = untimed,
     ) -> None:
+        self._called = called
         self._caller = caller
         self._clock = clock
         self._random = randomness
@@ -180,6 +183,7 @@ class Calls:
     async def _call(self, target: str, jobs: list[Job], timeout_us: int) -> None:
         open_ = {job.key: job for job in jobs}
         why = "NO_ANSWER: the call ended without an answer"
+        begun = self._clock.monotonic()
         try:
             requests = [r for job in jobs if (r := self._request(job)) is not None]
             wanted = {(r.tx.tx_id, r.branch.id) for r in requests}
@@ -195,6 +199,7 @@ class Calls:
                 async for request, answer in self._caller.call(target, requests, timeout_s):
                     await self._failpoints.reach("call.after")
                     job = open_.pop((request.tx.tx_id, request.branch.id), None)
+                    self._called(target, answer.kind.value, self._clock.monotonic() - begun)
                     if job is not None and answer.kind is AnswerKind.FAILED:
                         self._fail(job, answer)
                     elif job is not None:
@@ -211,6 +216,7 @@ class Calls:
                 self._under_way.pop(job.key, None)
             raise
         for job in open_.values():
+            self._called(target, AnswerKind.FAILED.value, self._clock.monotonic() - begun)
             self._fail(job, Answer(AnswerKind.FAILED, reason=why))
 
     def _fail(self, job: Job, answer: Answer) -> None:

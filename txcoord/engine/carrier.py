@@ -31,6 +31,7 @@ from ..core.handing import first_due
 from ..core.machine import decide, resume
 from ..core.model import BranchState, Change, ChangeKind, Tx, TxState, Windows, WriteResult, Written
 from ..observe import logs
+from ..observe.metrics import Metrics
 from ..ports import (
     Caller,
     Clock,
@@ -107,9 +108,11 @@ class Carrier:
         failpoints: Failpoints,
         caller: Caller | None = None,
         queue: Queue | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         """Without a queue nothing is handed off: what waits does so here."""
         self.log = log_
+        self.metrics = metrics = metrics or Metrics()
         self.finishers = dict(finishers)
         self.settings = settings
         self.clock = clock
@@ -147,6 +150,7 @@ class Carrier:
             wanted=self._wanted,
             width=settings.finish_width,
             hold_us=settings.hold_us,
+            finished=metrics.finished,
         )
         self.calls = Calls(
             caller,
@@ -158,6 +162,7 @@ class Carrier:
             tell=self.tell,
             look=self._as_it_stands,
             width=settings.call_width,
+            called=metrics.called,
         )
 
     async def _pick_up(self, written: Tx) -> None:
@@ -273,6 +278,8 @@ class Carrier:
         tx, change = verdict.tx, verdict.change
         if live.tells_all and tx is not live.tx:
             change = replace(change, touched=tx.branches) if change is not None else _all_of(tx)
+        if tx.ended and not live.tx.ended:
+            self.metrics.ended(tx)
         if change is not None and not live.logged and change.forced:
             # It was to stay unlogged, but this is for a person to see.
             tx = replace(self.leased(tx), owner=self.settings.node, version=1, created_us=tx.decided_us)

@@ -329,6 +329,8 @@ class Coordinator(Carrier):
             if doubted is not None and result.written is Written.TOO_LATE:
                 self._doubted_no_more(*doubted)
             if result.written is Written.OK:
+                if new.ended and (tx is None or not tx.ended):
+                    self.metrics.ended(new)
                 self._written(new, change, verdict.effects)
                 return new
             now_us = max(now_us, result.now_us)
@@ -387,6 +389,8 @@ class Coordinator(Carrier):
         tx = verdict.tx
         self._raise_alarms(tx, verdict.effects)
         if verdict.unlogged:
+            if tx.ended and self.live.get(tx.tx_id) is None:
+                self.metrics.ended(tx)
             self._adopt(tx, verdict.effects, logged=False)
             return tx
         live = self.live.get(tx.tx_id)

@@ -17,6 +17,7 @@ from ..core.backoff import Backoff
 from ..core.events import BranchFailed, BranchFinished, Event, Finish, HeuristicSeen
 from ..core.model import Branch
 from ..observe import logs
+from ..observe.metrics import Timed, untimed
 from ..ports import (
     Clock,
     Failpoints,
@@ -125,8 +126,10 @@ class PhaseTwo:
         wanted: Callable[[str, str], bool] = _always,
         width: int = 8,
         hold_us: int = 0,
+        finished: Timed = untimed,
     ) -> None:
         self._clock = clock
+        self._finished = finished
         self._hold_us = hold_us
         self._random = randomness
         self._spawn = spawn
@@ -203,6 +206,7 @@ class PhaseTwo:
         if job.held_until_us > self._clock.now_us() and key not in self._hurried:
             await self._look(key, job, finisher)
             return
+        begun = self._clock.monotonic()
         try:
             await self._failpoints.reach("finish.before")
             result = await finisher.finish(job.branch.xid, job.commit)
@@ -221,6 +225,7 @@ class PhaseTwo:
             # Also when this worker ends: whoever asks again must not be told "on its way".
             self._inflight.discard(key)
             self._hurried.discard(key)
+        self._finished(job.branch.resource, str(result.finished.value), self._clock.monotonic() - begun)
         if result.finished is Finished.DONE:
             self._tell(job.tx_id, BranchFinished(job.branch.id))
         elif result.finished is Finished.HEURISTIC:

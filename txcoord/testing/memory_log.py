@@ -20,7 +20,7 @@ from txcoord.core.model import (
     Written,
 )
 from txcoord.core.settle import read_back
-from txcoord.ports import LogIdentity, LogUnavailable, Query
+from txcoord.ports import Figures, LogIdentity, LogUnavailable, Query
 
 LOG_ID = "0123456789"
 Done = Callable[[WriteResult], None]
@@ -325,6 +325,13 @@ class MemoryLog:
         for tx_id in gone[:limit]:
             del self.storage.rows[tx_id]
         return len(gone[:limit])
+
+    async def figures(self) -> Figures:
+        self.storage.check()
+        rows = self.storage.rows.values()
+        going = [row.decided_us for row in rows if row.decision is not None and not row.ended]
+        parked, heuristics = sum(row.parked > 0 for row in rows), sum(row.heuristic for row in rows)
+        return Figures(len(going), min(going, default=0), parked, heuristics)
 
     async def flushes(self) -> tuple[int, int]:
         return self.forced_flushes, self.lazy_flushes

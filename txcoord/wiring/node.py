@@ -36,6 +36,7 @@ from .claim import FileClaim, NameClaim
 from .diagnosis import expectations
 from .errors import ExitCode, StartError
 from .examiners import examiner
+from .metrics import Observed
 from .queue import choose
 from .resources import AnyFinisher, Resources
 
@@ -59,6 +60,7 @@ class Node:
             [finisher(settings, name) for name in settings.resources], self.log, self.clock, self._look_at
         )
         self.caller = caller(settings)
+        self.observed = Observed(self.log, self.clock, node=settings.node_name, role="coordinator")
         self._failpoints = failpoints_ or _failpoints()
         self.queue = choose(settings, self.clock, self.tasks.spawn)
         self._carrying: Carrying | None = None
@@ -77,6 +79,7 @@ class Node:
         self.http_host, self.http_port = (
             split_listen(settings.http_address) if settings.http_address else ("", 0)
         )
+        self.metrics_address = settings.metrics_address
         self._coordinator: Coordinator | None = None
 
     @property
@@ -133,6 +136,8 @@ class Node:
         _may_listen(self.host, self.port)
         if self.http_host:
             _may_listen(self.http_host, self.http_port, "--http-address")
+        if self.metrics_address:
+            _may_listen(*split_listen(self.metrics_address), "TXCOORD_METRICS_ADDRESS")
         _must_exist(self.settings)
         if self._claim is not None:
             self._claim.take()
@@ -173,7 +178,9 @@ class Node:
             failpoints=self._failpoints,
             caller=self.caller,
             queue=self.queue.queue,
+            metrics=self.observed.metrics,
         )
+        self.observed.watch(coordinator, identity.log_id)
         self.caller.knows_log(identity.log_id)
         coordinator.identity = identity
         self._coordinator = coordinator
@@ -206,6 +213,8 @@ class Node:
                 how = HttpSettings(_api(s).limits, hosts=items(s.http_hosts), connections=most)
                 http = HttpServer(server.operations, how, now_us=self.clock.now_us)
                 self.http_port = await http.start(self.http_host, self.http_port)
+            if self.metrics_address:
+                self.metrics_address = await self.observed.start(self.metrics_address, self.tasks.spawn)
         except OSError as error:
             raise StartError(ExitCode.UNAVAILABLE, "ADDRESS_IN_USE", str(error)) from error
         self._http = http
@@ -317,6 +326,7 @@ class Node:
         self._recovery_stop()
         await self._close_servers(0)
         await self.queue.queue.stop()
+        await self.observed.stop()
         await self.tasks.stop()
         await self.resources.close()
         await self.caller.close()

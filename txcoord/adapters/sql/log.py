@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
@@ -13,8 +14,8 @@ from txcoord_client.protocol.identifiers import is_tx_id
 from ...coalesce import Gate
 from ...core.model import Audit, Change, ChangeKind, HistoryEntry, Tx, Windows, WriteResult, Written
 from ...observe import logs
-from ...ports import LogIdentity, LogUnavailable, Query
-from . import mapping, reading, schema, upkeep
+from ...ports import Figures, LogIdentity, LogUnavailable, Query
+from . import figures, mapping, reading, schema, upkeep
 from .batch import Flushed, Item, Round, halves, rounds_of
 from .mariadb import MariaDBStore
 from .outage import Outage
@@ -66,6 +67,8 @@ class SqlLog:
         self._detail_retention_us = detail_retention_us
         self._tick_s = tick_s
         self._outage = Outage(lambda: asyncio.get_running_loop().time())
+        self.on_flush: Callable[[bool, float], None] | None = None
+        """Hears of each flush: was it forced, and how long did it take, in seconds?"""
         self._open = False
         self._waiting: set[asyncio.Future[Any]] = set()
         # Two processes may write about one transaction in one microsecond: each counts from elsewhere.
@@ -227,7 +230,10 @@ class SqlLog:
         return left
 
     async def _sent(self, rounds: Sequence[Round], relaxed: bool) -> Flushed:
+        begun = time.monotonic()
         flushed = await self.store.write(rounds, relaxed)
+        if self.on_flush is not None:
+            self.on_flush(not relaxed, time.monotonic() - begun)
         self._outage.well(_WRITING)
         return flushed
 
@@ -306,6 +312,10 @@ class SqlLog:
     async def overdue(self, limit: int) -> list[Tx]:
         """Undecided and past their deadline, oldest first."""
         return await self._reading(lambda c: reading.overdue(c, self.store.clock(c), limit))
+
+    async def figures(self) -> Figures:
+        """For metrics."""
+        return await self._reading(figures.ask)
 
     async def now_us(self) -> int:
         """The log's clock, asked now."""

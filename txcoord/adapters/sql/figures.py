@@ -1,0 +1,44 @@
+"""What the log says of itself for metrics: a few small questions, each answered by an index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, Select, func, select
+
+from ...ports import Figures
+from . import tables
+from .tables import tx
+
+MOST = 100_000
+"""What there is more of is not counted."""
+
+
+def ask(conn: Connection) -> Figures:
+    """All of them, on one connection."""
+
+    def counted(part: tables.Part) -> int:
+        return _count(conn, select(tx.c.tx_id).where(part.of(conn)))
+
+    running = (
+        select(tx.c.decided_us).where(tables.CARRIED_OUT.of(conn), tx.c.decision.is_not(None)).limit(MOST)
+    )
+    stuck = select(tx.c.decided_us).where(tables.PARKED.of(conn), tx.c.at_rest).limit(MOST)
+    counts = [_counted_since(conn, rows) for rows in (running, stuck)]
+    oldest = [since_us for _, since_us in counts if since_us]
+    return Figures(
+        phase_two=sum(count for count, _ in counts),
+        oldest_decided_us=min(oldest, default=0),
+        parked=counted(tables.PARKED),
+        heuristics=counted(tables.HEURISTIC),
+    )
+
+
+def _counted_since(conn: Connection, rows: Select[Any]) -> tuple[int, int]:
+    few = rows.subquery()
+    count, since_us = conn.execute(select(func.count(), func.min(few.c.decided_us)).select_from(few)).one()
+    return int(count), int(since_us or 0)
+
+
+def _count(conn: Connection, rows: Select[Any]) -> int:
+    return int(conn.execute(select(func.count()).select_from(rows.limit(MOST).subquery())).scalar_one())

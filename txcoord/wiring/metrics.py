@@ -1,0 +1,79 @@
+"""Where the figures of a node come from, and where they are served."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from importlib.metadata import version
+
+from ..adapters.sql.log import SqlLog
+from ..api.http.metrics import MetricsServer
+from ..config import split_listen
+from ..engine.coordinator import Coordinator
+from ..observe import logs, metrics
+from ..observe.metrics import Metrics
+from ..ports import Clock, LogUnavailable, Spawn
+
+log = logs.get("txcoord.metrics")
+
+_EVERY_S = 5.0
+"""Between two times that the log is asked."""
+
+
+class Observed:
+    """The metrics of one node. Nothing is asked of the log, and nothing listens, until it is started."""
+
+    def __init__(self, log_: SqlLog, clock: Clock, *, node: str, role: str) -> None:
+        self.metrics = Metrics()
+        self.metrics.now_us = clock.now_us
+        self._log = log_
+        self._node, self._role = node, role
+        self._server: MetricsServer | None = None
+        log_.on_flush = self.metrics.flushed
+
+    def watch(self, coordinator: Coordinator, log_id: str) -> None:
+        """Where this node's own figures are."""
+        self.metrics.info = (self._node, version("txcoord"), log_id, self._role)
+        self.metrics.gauges |= {
+            metrics.LIVE: lambda: {(): len(coordinator.live)},
+            metrics.ALARMS: lambda: {(kind,): count for kind, count in coordinator.alarms.items()},
+            metrics.WAITING: lambda: {(what,): count for what, count in _waiting(coordinator).items()},
+        }
+
+    async def start(self, address: str, spawn: Spawn) -> str:
+        """Listen; answers the address with its port. Raises OSError when it cannot be bound."""
+        host, port = split_listen(address)
+        self._server = MetricsServer(self.metrics.render)
+        port = await self._server.start(host, port)
+        spawn(self._keep_asking(), "metrics")
+        return f"{host}:{port}"
+
+    async def stop(self) -> None:
+        """Listen no longer."""
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop()
+
+    async def _keep_asking(self) -> None:
+        """Ask the log now and then, for ever: whoever reads the figures must not wait for it."""
+        while True:
+            try:
+                self.metrics.figures = await self._log.figures()
+            except LogUnavailable:
+                self.metrics.figures = None
+            except Exception:
+                log.exception("metrics.not_asked")
+                self.metrics.figures = None
+            await asyncio.sleep(_EVERY_S)
+
+
+def _waiting(coordinator: Coordinator) -> Mapping[str, int]:
+    return {
+        "due": sum(coordinator.calls.depth().values()),
+        "later": coordinator.calls.later,
+        "finish": sum(coordinator.phase_two.depth().values()),
+        "finish_later": coordinator.phase_two.later,
+    }
+
+
+__all__ = ["Observed"]
