@@ -67,6 +67,8 @@ OTHERS = {
     "set",
     "cd",
     "jq",
+    "sha256sum",
+    "tr",
 }
 
 

@@ -186,10 +186,25 @@ def test_a_resource_needs_a_url_and_a_name_that_can_be_used(tmp_path: Path) -> N
 @pytest.mark.parametrize("listen", ["0.0.0.0:7070", "[::]:7070", "10.0.0.7:7070", "coordinator.example:7070"])
 def test_listening_for_all_the_world_needs_a_word(listen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TXCOORD_LISTEN", listen)
-    assert "neither TLS nor authentication" in one_problem()
+    assert "TXCOORD_TLS__CERT_FILE and TXCOORD_AUTH__TOKEN_FILE" in one_problem()
     assert "TXCOORD_INSECURE_LISTEN=true" in one_problem()
     monkeypatch.setenv("TXCOORD_INSECURE_LISTEN", "true")
     assert load().listen == listen
+
+
+def test_tls_and_tokens_are_a_word_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pem").touch()
+    monkeypatch.setenv("TXCOORD_LISTEN", "0.0.0.0:7070")
+    monkeypatch.setenv("TXCOORD_TLS__CERT_FILE", str(tmp_path / "pem"))
+    assert "Set TXCOORD_AUTH__TOKEN_FILE." in one_problem()
+    monkeypatch.setenv("TXCOORD_AUTH__TOKEN_FILE", str(tmp_path / "nowhere"))
+    assert one_problem() == "TXCOORD_AUTH__TOKEN_FILE: there is no such file"
+    monkeypatch.setenv("TXCOORD_AUTH__TOKEN_FILE", str(tmp_path / "pem"))
+    assert load().listen == "0.0.0.0:7070"
+    monkeypatch.delenv("TXCOORD_TLS__CERT_FILE")
+    assert "Set TXCOORD_TLS__CERT_FILE." in one_problem()
+    monkeypatch.setenv("TXCOORD_TLS__KEY_FILE", str(tmp_path / "pem"))
+    assert "without cert_file" in one_problem()
 
 
 def test_names_of_the_http_api(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +218,7 @@ def test_names_of_the_http_api(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_http_is_guarded_likewise_and_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load().http_address == ""
     monkeypatch.setenv("TXCOORD_HTTP_ADDRESS", "0.0.0.0:7071")
-    assert "neither TLS nor authentication" in one_problem()
+    assert "TXCOORD_TLS__CERT_FILE and TXCOORD_AUTH__TOKEN_FILE" in one_problem()
     monkeypatch.setenv("TXCOORD_INSECURE_LISTEN", "true")
     assert load().http_address == "0.0.0.0:7071"
     # Whoever comes from elsewhere must not make it call what only this machine reaches.

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import benchmark, console, dev, doctor, resource, serve, settings, tx
+from . import access, benchmark, console, dev, doctor, resource, serve, settings, tx
 
 app = typer.Typer(
     name="txcoord",
@@ -27,6 +27,7 @@ app.add_typer(tx.app, name="tx")
 app.add_typer(resource.app, name="resource")
 app.add_typer(settings.app, name="config")
 app.add_typer(benchmark.app, name="bench")
+access.add_options(app)  # Last: to all commands that are there.
 
 
 def _version(wanted: bool) -> None:

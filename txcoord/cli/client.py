@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 import typer
 
-from . import console
+from . import access, console
 
 Address = Annotated[str, typer.Option(envvar="TXCOORD_ADDRESS", help="host:port of the coordinator.")]
 Namespace = Annotated[str, typer.Option(envvar="TXCOORD_NAMESPACE", help="Whose transactions.")]
@@ -19,12 +19,11 @@ class Client:
     """A connection to one coordinator. What goes wrong ends the command with one line and an exit code."""
 
     def __init__(self, address: str) -> None:
-        import grpc
-
         from txcoord_client._pb import admin_pb2_grpc, coordinator_pb2_grpc
 
         self.address = address
-        self._channel = grpc.insecure_channel(address)
+        self._metadata = access.metadata(address)
+        self._channel = access.open_channel(address)
         self._admin: Any = admin_pb2_grpc.AdminServiceStub(self._channel)
         self._coordinator: Any = coordinator_pb2_grpc.CoordinatorServiceStub(self._channel)
 
@@ -48,7 +47,7 @@ class Client:
         import grpc
 
         try:
-            return method(request, timeout=_TIMEOUT_S)
+            return method(request, timeout=_TIMEOUT_S, metadata=self._metadata)
         except grpc.RpcError as error:
             self._fail(error)
 
@@ -64,7 +63,7 @@ class Client:
             console.fail(
                 console.UNAVAILABLE,
                 f"no coordinator answers at {self.address}. Is one running (`txcoord dev`, `txcoord serve`)? "
-                "Another address: --address or TXCOORD_ADDRESS",
+                "Another address: --address or TXCOORD_ADDRESS. One with TLS: --ca-file",
             )
         if code is grpc.StatusCode.UNIMPLEMENTED:
             console.fail(console.REFUSED, f"NOT_SUPPORTED: {self.address} does not know this: {details}")

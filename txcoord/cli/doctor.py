@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import console, findings, settings
+from . import access, console, findings, settings
 from .client import Address, Namespace
 
 if TYPE_CHECKING:
@@ -65,10 +65,12 @@ def _coordinator(loaded: Settings, address: str, namespace: str, log_id: str) ->
     from ..wiring.diagnosis import Diagnosis
 
     found = Diagnosis("coordinator", address)
-    with grpc.insecure_channel(address) as channel:
+    with access.open_channel(address) as channel:
         stub: Any = rpc.CoordinatorServiceStub(channel)
         try:
-            hello = stub.Hello(pb.HelloRequest(namespace=namespace), timeout=_TIMEOUT_S)
+            hello = stub.Hello(
+                pb.HelloRequest(namespace=namespace), timeout=_TIMEOUT_S, metadata=access.metadata(address)
+            )
         except grpc.RpcError as trouble:
             answer: Any = trouble
             found.findings.append(

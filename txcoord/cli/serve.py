@@ -26,7 +26,7 @@ HttpAddress = Annotated[
 ]
 InsecureListen = Annotated[
     bool | None,
-    typer.Option("--insecure-listen", help="Allow other than loopback: there is no TLS yet."),
+    typer.Option("--insecure-listen", help="Allow other than loopback also without TLS or without tokens."),
 ]
 
 

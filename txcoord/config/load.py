@@ -20,8 +20,9 @@ DEFAULT_FILE = "txcoord.toml"
 
 OTHER_VARIABLES = frozenset(
     {"CONFIG", "ADDRESS", "NAMESPACE", "ACTOR", "FAILPOINTS", "PROFILE", "VENV", "MARIADB", "MYSQL", "PYTHON"}
+    | {"CA_FILE", "CERT_FILE", "KEY_FILE", "TOKEN_FILE", "TOKEN_OVER_PLAINTEXT"}
 )
-"""Variables with our prefix that are no settings: read by the command line, by tests and by the scripts."""
+"""Variables with our prefix that are no settings: read by the command line, by the SDK, by tests and by the scripts."""
 
 # A Kubernetes service named "txcoord" puts these into every pod of its namespace.
 _KUBERNETES = re.compile(r"(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)")

@@ -46,6 +46,33 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
+class TlsSettings(_Part):
+    """TLS of what listens: the gRPC API and the HTTP API."""
+
+    cert_file: FilePath | None = Field(None, description="The server's certificate and its chain, in PEM.")
+    key_file: FilePath | None = Field(None, description="Its key, unless that is in the same file.")
+    client_ca_file: FilePath | None = Field(
+        None,
+        description="Mutual TLS: who must have signed a client's certificate, in PEM. Default: none is asked for.",
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> TlsSettings:
+        if self.cert_file is None and (self.key_file or self.client_ca_file):
+            raise ValueError("key_file or client_ca_file without cert_file")
+        return self
+
+
+class AuthSettings(_Part):
+    """Who may do what."""
+
+    token_file: FilePath | None = Field(
+        None,
+        description="Bearer tokens, a line each: name, role (viewer, client, operator, admin), namespace or *, token. "
+        "Without it whoever can connect may do everything.",
+    )
+
+
 class NodeSettings(_Part):
     """This process among its like."""
 
@@ -214,8 +241,10 @@ class Settings(BaseSettings):
     )
 
     insecure_listen: bool = Field(
-        False, description="Listen on other than loopback, without TLS and authentication."
+        False, description="Listen on other than loopback also without TLS or without tokens."
     )
+    tls: TlsSettings = TlsSettings()
+    auth: AuthSettings = AuthSettings()
     listen: str = Field("127.0.0.1:7070", description="Where the gRPC API listens.")
     http_address: str = Field("", description="Where the HTTP/JSON API listens; empty: it does not.")
     http_hosts: CommaList = Field(
@@ -261,11 +290,19 @@ class Settings(BaseSettings):
         host, port = split_listen(value)
         if info.field_name == "http_address" and port and value == info.data.get("listen"):
             raise ValueError(f"{value!r} is where the gRPC API listens: HTTP needs an address of its own")
-        if not is_loopback(host) and not info.data.get("insecure_listen"):
+        tls, auth = info.data.get("tls"), info.data.get("auth")
+        if is_loopback(host) or info.data.get("insecure_listen") or tls is None or auth is None:
+            return value  # What is wrong with tls or auth is told already.
+        missing = [
+            setting
+            for setting, there in (("TLS__CERT_FILE", tls.cert_file), ("AUTH__TOKEN_FILE", auth.token_file))
+            if there is None
+        ]
+        if missing:
             raise ValueError(
-                f"{value!r} can be reached from other machines, and this version has neither TLS nor "
-                "authentication: whoever connects can commit and abort anything. If the network is yours alone, "
-                f"say so: {PREFIX}INSECURE_LISTEN=true (or --insecure-listen)"
+                f"{value!r} can be reached from other machines: without TLS and tokens whoever is on the way can read, "
+                f"commit and abort anything. Set {' and '.join(PREFIX + m for m in missing)}. If the network is yours "
+                f"alone, say so: {PREFIX}INSECURE_LISTEN=true (or --insecure-listen)"
             )
         return value
 

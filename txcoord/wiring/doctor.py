@@ -47,14 +47,18 @@ def _settings(settings: Settings) -> Diagnosis:
         (settings.listen, "TXCOORD_LISTEN", "127.0.0.1:7070"),
         (settings.http_address, "TXCOORD_HTTP_ADDRESS", "127.0.0.1:7071"),
     ):
-        if not address or is_loopback(split_listen(address)[0]):
+        secured = settings.tls.cert_file is not None and settings.auth.token_file is not None
+        if not address or secured or is_loopback(split_listen(address)[0]):
             continue
+        missing = (
+            "tokens" if settings.tls.cert_file else "TLS" if settings.auth.token_file else "TLS and tokens"
+        )
         found.findings.append(
             warning(
                 reasons.OPEN_TO_ALL,
-                f"the coordinator listens on {address}, without TLS and authentication",
-                "whoever can connect can commit and abort anything",
-                "# let a firewall or a proxy with TLS stand before it, or listen on this machine alone:",
+                f"the coordinator listens on {address}, without {missing}",
+                "whoever is on the way, or can connect, can commit and abort anything",
+                "# set tls.cert_file and auth.token_file, or listen on this machine alone:",
                 f"export {variable}={better}",
             )
         )

@@ -32,6 +32,7 @@ from ..engine.due import Carrying
 from ..engine.recovery import Recovery, RecoverySettings
 from ..observe import logs
 from ..ports import Failpoints, Leases, LogIdentity, LogUnavailable, ResourceStatus, SchemaMismatch
+from .auth import Entrance
 from .claim import FileClaim, NameClaim
 from .diagnosis import expectations
 from .errors import ExitCode, StartError
@@ -61,6 +62,7 @@ class Node:
         )
         self.caller = caller(settings)
         self.observed = Observed(self.log, self.clock, node=settings.node_name, role="coordinator")
+        self.entrance = Entrance(settings)
         self._failpoints = failpoints_ or _failpoints()
         self.queue = choose(settings, self.clock, self.tasks.spawn)
         self._carrying: Carrying | None = None
@@ -90,7 +92,8 @@ class Node:
     @property
     def http_url(self) -> str:
         """Where the HTTP API is; empty when there is none."""
-        return f"http://{self.http_host}:{self.http_port}" if self.http_host else ""
+        scheme = "http" if self.entrance.tls is None else "https"
+        return f"{scheme}://{self.http_host}:{self.http_port}" if self.http_host else ""
 
     @property
     def coordinator(self) -> Coordinator:
@@ -133,6 +136,7 @@ class Node:
             raise StartError(
                 ExitCode.CONFIG, "BAD_CREDENTIALS", f"what participants are shown cannot be used: {error}"
             ) from error
+        self.entrance.load()
         _may_listen(self.host, self.port)
         if self.http_host:
             _may_listen(self.http_host, self.http_port, "--http-address")
@@ -203,7 +207,8 @@ class Node:
         await self.queue.queue.start(self._carrying.carry)
         for resource in self.resources.by_name.values():
             self.tasks.spawn(self.resources.watch(resource), f"resource:{resource.name}")
-        server = GrpcServer(coordinator, recovery, _api(s), resources=self.statuses)
+        tokens, tls = self.entrance.tokens, self.entrance.tls
+        server = GrpcServer(coordinator, recovery, _api(s), resources=self.statuses, tokens=tokens, tls=tls)
         http: HttpServer | None = None
         try:
             self.port = await server.start(self.host, self.port)
@@ -211,7 +216,7 @@ class Node:
             if self.http_host:
                 most = s.limits.http_connections
                 how = HttpSettings(_api(s).limits, hosts=items(s.http_hosts), connections=most)
-                http = HttpServer(server.operations, how, now_us=self.clock.now_us)
+                http = HttpServer(server.operations, how, now_us=self.clock.now_us, tokens=tokens, tls=tls)
                 self.http_port = await http.start(self.http_host, self.http_port)
             if self.metrics_address:
                 self.metrics_address = await self.observed.start(self.metrics_address, self.tasks.spawn)
@@ -219,6 +224,7 @@ class Node:
             raise StartError(ExitCode.UNAVAILABLE, "ADDRESS_IN_USE", str(error)) from error
         self._http = http
         self.tasks.spawn(self._keep_ready(server, http), "readiness")
+        self.tasks.spawn(self.entrance.keep(), "entrance")
         more = {"http": self.http_url} if http is not None else {}
         log.info(
             "node.started",

@@ -16,6 +16,7 @@ from ._block import Scope
 from ._places import ParticipantAt
 from ._runs import Run
 from ._version import __version__
+from .access import TLS, Token
 from .coordinator import Coordinator
 from .errors import (
     Aborted,
@@ -45,6 +46,7 @@ from .sagas import Saga, saga
 from .transaction import Transaction, XaBlock
 
 __all__ = [
+    "TLS",
     "Aborted",
     "AlreadyAborted",
     "AlreadyCommitted",
@@ -73,6 +75,7 @@ __all__ = [
     "Scope",
     "ServerInterceptor",
     "State",
+    "Token",
     "Transaction",
     "TxcoordError",
     "Unavailable",

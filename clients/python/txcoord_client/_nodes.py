@@ -15,6 +15,7 @@ import grpc
 
 from ._pb import coordinator_pb2 as pb
 from ._pb import coordinator_pb2_grpc as rpc
+from .access import Access
 from .errors import Rejected
 
 _FIRST_PAUSE_S = 0.5
@@ -33,9 +34,13 @@ _OPTIONS = (
 )
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
+def open_channel(address: str, access: Access) -> grpc.aio.Channel:
     """The transport seam: tests put a coordinator in process here."""
-    return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    if access.tls is None:
+        return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    return grpc.aio.secure_channel(
+        address, access.tls.credentials(), options=(*_OPTIONS, *access.tls.options)
+    )
 
 
 def joined(address: str | Iterable[str]) -> str:
@@ -50,9 +55,10 @@ def joined(address: str | Iterable[str]) -> str:
 class Node:
     """One coordinator, and the channel to it."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, access: Access) -> None:
         self.address = address
-        self.channel = open_channel(address)
+        self.channel = open_channel(address, access)
+        self._access = access
         self.stub: Any = rpc.CoordinatorServiceStub(self.channel)
         self.hello: pb.HelloResponse | None = None
         """What it has said since it was chosen."""
@@ -67,9 +73,13 @@ class Node:
         """A unary call. Raises AioRpcError."""
         self.users += 1
         try:
-            return await getattr(self.stub, method)(request, timeout=timeout)
+            return await getattr(self.stub, method)(request, timeout=timeout, **self._access.metadata())
         finally:
             self.users -= 1
+
+    def session(self) -> Any:
+        """A Session stream. Raises Rejected where there is no token to show."""
+        return self.stub.Session(**self._access.metadata())
 
     def well(self) -> None:
         """It has done something."""
@@ -88,7 +98,8 @@ class Node:
 class Nodes:
     """All of them. ``draw`` is a random number between 0 and 1."""
 
-    def __init__(self, address: str, draw: Callable[[], float]) -> None:
+    def __init__(self, address: str, access: Access, draw: Callable[[], float]) -> None:
+        self._access = access
         self._given = joined(address).split(",")
         self._draw = draw
         self._named = [a for a in self._given if a.startswith(_DNS)]
@@ -143,7 +154,7 @@ class Nodes:
     def _know(self, addresses: Iterable[str]) -> None:
         new = [a for a in addresses if a not in self._nodes]
         for address in sorted(new, key=lambda _: self._draw()):
-            self._nodes[address] = Node(address)
+            self._nodes[address] = Node(address, self._access)
 
     async def _look_up(self, loop: asyncio.AbstractEventLoop) -> None:
         self._looked_at = loop.time()

@@ -33,6 +33,7 @@ _TRY_AGAIN = frozenset(
         grpc.StatusCode.CANCELLED,
     }
 )
+NOT_LET_IN = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
 
 
 def error_of(status: c.Status, *, tx_id: str = "", gid: str = "") -> TxcoordError:
@@ -83,6 +84,13 @@ def error_of_call(error: grpc.aio.AioRpcError) -> TxcoordError:
     if error.code() in _TRY_AGAIN:
         return Unavailable(text_of(error), definite=False)
     return Rejected(error.details() or "the call failed", reason=error.code().name, definite=False)
+
+
+def error_of_stream(error: grpc.aio.AioRpcError) -> TxcoordError:
+    """The error that the end of a stream means to what was sent on it, which may have been done."""
+    found = error_of_call(error)
+    found.definite = False
+    return found
 
 
 def text_of(error: grpc.aio.AioRpcError) -> str:

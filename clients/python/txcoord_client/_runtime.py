@@ -20,6 +20,7 @@ from ._xa.drivers import errno_of, sqlstate_of
 from ._xa.held import Held, Source
 from ._xa.mariadb import MariaDB, MySQL
 from ._xa.postgresql import PostgreSQL
+from .access import Access
 from .errors import Rejected, ResourceMismatch, UnknownResource
 from .protocol import mariadb, reasons
 from .protocol.replies import Reply
@@ -42,10 +43,11 @@ class Runtime:
         version: str,
         call_timeout: float,
         participants: Mapping[str, ParticipantAt],
+        access: Access,
     ) -> None:
         self.participants = Participants(participants)
         self.namespace = namespace
-        self.wire = Wire(address, namespace, version=version, call_timeout=call_timeout)
+        self.wire = Wire(address, namespace, version=version, call_timeout=call_timeout, access=access)
         self.admission = Admission()
         self.call_timeout = call_timeout
         self.closed = False

@@ -39,7 +39,7 @@ class Stream:
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self.call = node.stub.Session()
+        self.call = node.session()
         self.sent: dict[int, Open] = {}
         self.reader: asyncio.Task[None]
         self.leaving = False

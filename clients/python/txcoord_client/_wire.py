@@ -26,6 +26,7 @@ from ._nodes import Node, Nodes
 from ._pb import common_pb2 as c
 from ._pb import coordinator_pb2 as pb
 from ._streams import Lost, Open, Stream
+from .access import Access
 from .errors import AlreadyAborted, AlreadyCommitted, Rejected, TxcoordError, Unavailable
 from .protocol import reasons
 
@@ -58,6 +59,7 @@ class Wire:
         version: str,
         call_timeout: float = 5.0,
         max_operations: int = 1_000,
+        access: Access | None = None,
     ) -> None:
         self.clock = LogClock()
         self.tasks = Tasks()
@@ -68,7 +70,7 @@ class Wire:
         self._call_timeout = call_timeout
         self._max_operations = max_operations
         self._max_bytes = 4 * 1024 * 1024
-        self._nodes = Nodes(address, lambda: random.random())
+        self._nodes = Nodes(address, access or Access(), lambda: random.random())
         self._hello: pb.HelloResponse | None = None
         self._saying_hello: asyncio.Task[pb.HelloResponse] | None = None
         self._numbers = itertools.count(1)
@@ -435,10 +437,12 @@ class Wire:
                 # Another log than the one that Hello told of: what is open was meant for that one.
                 self._hello = None
                 refusal = error
+            elif error.code() in _refusals.NOT_LET_IN:
+                refusal = error
         for item in stream.sent.values():
             if not item.future.done():
                 lost = Lost(text, retry_after)
-                item.future.set_exception(lost if refusal is None else _refused(refusal))
+                item.future.set_exception(lost if refusal is None else _refusals.error_of_stream(refusal))
                 item.future.exception()  # Its caller may have gone.
 
     async def drain(self, seconds: float) -> list[str]:
@@ -460,12 +464,6 @@ class Wire:
             if not item.future.done():
                 item.future.set_exception(Lost("the Coordinator was closed"))
         await self._nodes.close()
-
-
-def _refused(call: grpc.aio.AioRpcError) -> TxcoordError:
-    error = _refusals.error_of_call(call)
-    error.definite = False
-    return error
 
 
 def _give_up(future: asyncio.Future[pb.OperationResult]) -> None:

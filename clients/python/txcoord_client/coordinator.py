@@ -28,6 +28,7 @@ from ._sources import Resources
 from ._version import __version__
 from ._wire import wait_level
 from ._xa.branch import worth_another_try
+from .access import TLS, Token, access_of
 from .errors import (
     AlreadyAborted,
     AlreadyCommitted,
@@ -57,6 +58,8 @@ class Coordinator(Services):
     ``participants`` says by name where the services are whose operations ``g.tcc`` calls, as this process and the
     coordinator reach them: ``grpc://host:port`` or ``http://host:port``, or a :class:`ParticipantAt` that has more to
     say. Steps of sagas need no address here where the coordinator's settings have one.
+    ``tls`` and ``auth`` are for a coordinator that has TLS and tokens (default: what ``TXCOORD_CA_FILE``,
+    ``TXCOORD_CERT_FILE``, ``TXCOORD_KEY_FILE`` and ``TXCOORD_TOKEN_FILE`` say, in the end neither).
 
     It opens nothing before its first use, and then a channel for each event loop. Use it as an async context
     manager, or ``await coord.close()`` in the end.
@@ -72,12 +75,16 @@ class Coordinator(Services):
         call_timeout: Seconds = 5.0,
         propagate_to: str | Iterable[str] = (),
         participants: Mapping[str, str | ParticipantAt] | None = None,
+        tls: TLS | None = None,
+        auth: Token | None = None,
     ) -> None:
         if not identifiers.is_name(namespace):
             raise Rejected(
                 f"namespace {namespace!r}: 1 to 63 characters of [A-Za-z0-9_.-]", reason=reasons.BAD_NAMESPACE
             )
         self.address = joined(address)
+        self._access = access_of(tls, auth)
+        self._access.check(self.address)
         self.namespace = namespace
         self._resources = Resources(resources or {})
         self._targets = Targets(propagate_to)
@@ -367,6 +374,7 @@ class Coordinator(Services):
                     version=__version__,
                     call_timeout=self._call_timeout,
                     participants=self._participants,
+                    access=self._access,
                 )
             )
         return runtime

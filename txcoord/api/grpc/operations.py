@@ -19,6 +19,7 @@ from ...core.words import storable
 from ...engine.coordinator import Coordinator, expired
 from ...engine.live import reached
 from ...ports import ResourceStatus
+from .. import tokens
 from . import actions, filters, mapping, repeats
 from .mapping import Limits, Reader, bad
 from .waits import LEVEL, Waits, not_found
@@ -76,8 +77,12 @@ class Operations:
         self._waits.leave()
 
     def namespace(self, name: str) -> str:
-        """Check a namespace; empty is "default"."""
-        return self._read.namespace(name)
+        """Check a namespace, and that the caller belongs there; empty is "default"."""
+        name = self._read.namespace(name)
+        caller = tokens.current()
+        if caller is not None:
+            caller.check_namespace(name)
+        return name
 
     def check_log(self, log_id: str) -> None:
         """The client has another log in mind: a restored or exchanged one."""

@@ -21,7 +21,10 @@ from txcoord_client._pb import (
 from ...engine.coordinator import Coordinator
 from ...engine.recovery import Recovery
 from ...ports import ResourceStatus
+from ..tls import ServerTls
+from ..tokens import Tokens
 from .admin import AdminServicer
+from .guard import Guard
 from .mapping import Limits
 from .operations import Operations
 from .servicer import CoordinatorServicer
@@ -52,8 +55,12 @@ class GrpcServer:
         settings: ApiSettings,
         *,
         resources: Callable[[], Sequence[ResourceStatus]],
+        tokens: Tokens | None = None,
+        tls: ServerTls | None = None,
     ) -> None:
         self._settings = settings
+        self._tokens = tokens
+        self._tls = tls
         self._coordinator = coordinator
         self.operations = operations = Operations(coordinator, settings.limits, resources)
         """What each request does, for every API of this node."""
@@ -71,13 +78,14 @@ class GrpcServer:
     async def start(self, host: str, port: int) -> int:
         """Listen; answers the port. Raises OSError when the address cannot be bound."""
         server = grpc.aio.server(
+            interceptors=[Guard(self._tokens)] if self._tokens is not None else [],
             options=[
                 ("grpc.max_receive_message_length", self._settings.limits.message),
                 ("grpc.max_send_message_length", 4 * self._settings.limits.message),
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-            ]
+            ],
         )
         coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server(self.servicer, server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(self._admin, server)
@@ -87,7 +95,10 @@ class GrpcServer:
                 (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
             )
         try:
-            bound = server.add_insecure_port(f"{host}:{port}")
+            if self._tls is None:
+                bound = server.add_insecure_port(f"{host}:{port}")
+            else:
+                bound = server.add_secure_port(f"{host}:{port}", self._tls.credentials())
         except RuntimeError as error:
             raise OSError(f"cannot listen on {host}:{port}: {error}") from error
         await server.start()

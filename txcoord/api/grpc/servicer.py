@@ -11,7 +11,9 @@ from txcoord_client._pb import coordinator_pb2_grpc as rpc
 from txcoord_client.protocol import reasons
 
 from ...core.errors import Refusal, Refused
+from .. import tokens
 from . import status
+from .guard import of_operation
 from .mapping import bad
 from .operations import Operations
 
@@ -168,6 +170,7 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
             run = self._ops.by_name.get(name or "")
             if name is None or run is None:
                 raise bad(reasons.NOT_SUPPORTED, f"operation {name!r} is not known here", "UNIMPLEMENTED")
+            tokens.demand(of_operation(name))
             request = getattr(op, name)
             response = await run(request, self._ops.namespace(request.namespace or namespace), most_s)
         except Exception as error:

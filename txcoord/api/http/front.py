@@ -13,13 +13,14 @@ from google.protobuf.message import Message
 
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client._pb import coordinator_pb2 as pb
-from txcoord_client.protocol import identifiers, reasons
+from txcoord_client.protocol import bearer, identifiers, reasons
 
 from ...core.errors import Refusal, Refused
 from ...core.model import FOREVER_US
 from ..grpc import mapping as wire
 from ..grpc.mapping import Limits, bad
 from ..grpc.operations import Operations
+from ..tokens import Caller, May, Tokens, calling
 from . import asking, mapping
 from .asking import Asked, Prefer
 from .problems import TYPE as PROBLEM
@@ -83,8 +84,16 @@ class Route:
 class Front:
     """Answers requests; knows nothing of sockets."""
 
-    def __init__(self, operations: Operations, limits: Limits, *, now_us: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        operations: Operations,
+        limits: Limits,
+        *,
+        now_us: Callable[[], int],
+        tokens: Tokens | None = None,
+    ) -> None:
         self._ops = operations
+        self._tokens = tokens
         self._longest_s = limits.wait_max_us / 1_000_000
         self._now_us = now_us
         self.ready = True
@@ -117,6 +126,7 @@ class Front:
     def check(self, asked: Asked) -> Route | None:
         """Refuse what can be refused before its body is read. Raises Refused."""
         route, _ = self.route(asked)
+        self._caller(route, asked)
         if route is None:
             return None
         if self.draining:
@@ -139,6 +149,14 @@ class Front:
                 )
         return route
 
+    def _caller(self, route: Route | None, asked: Asked) -> Caller | None:
+        """Who calls; None where nobody must say who he is. Raises Refused."""
+        if self._tokens is None or asked.path in _OPEN:
+            return None
+        caller = self._tokens.caller(asked.headers.get(bearer.HEADER, ""))
+        caller.check(May.TAKE_PART if route is not None and route.changes else May.READ)
+        return caller
+
     async def answer(self, asked: Asked, body: bytes = b"") -> Answer:
         """Answer a request. Never raises, but when it is cancelled."""
         try:
@@ -146,7 +164,8 @@ class Front:
             if route is None:
                 return _PLAIN[asked.path](self)
             self.requests += 1
-            return await route.run(self, self._read(route, asked, body))
+            with calling(self._caller(route, asked)):
+                return await route.run(self, self._read(route, asked, body))
         except Exception as error:
             return refusal(error)
 
@@ -382,3 +401,5 @@ _PLAIN: dict[str, Callable[[Front], Answer]] = {
     "/livez": Front._live,
     "/readyz": Front._ready,
 }
+_OPEN = frozenset({"/openapi.json", "/livez", "/readyz"})
+"""They tell nothing of what the node does: whoever can connect may ask."""

@@ -55,6 +55,8 @@ def problem(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
     refusal = status.refusal_of(error)
     number = _BY_REASON.get(refusal.reason) or STATUS.get(refusal.code, 500)
     headers: dict[str, str] = {}
+    if refusal.code == "UNAUTHENTICATED":
+        headers["WWW-Authenticate"] = 'Bearer realm="txcoord"'
     if isinstance(error, HttpRefused):
         number = error.http_status
         headers = dict(error.headers)

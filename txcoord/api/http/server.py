@@ -15,6 +15,8 @@ from ...core.errors import Refusal, Refused
 from ...observe import logs
 from ..grpc.mapping import Limits
 from ..grpc.operations import Operations
+from ..tls import ServerTls
+from ..tokens import Tokens
 from .asking import Asked
 from .front import Answer, Front, refusal
 from .problems import HttpRefused
@@ -53,8 +55,17 @@ class HttpSettings:
 class HttpServer:
     """One listening HTTP server over the operations that the gRPC server has."""
 
-    def __init__(self, operations: Operations, settings: HttpSettings, *, now_us: Callable[[], int]) -> None:
-        self.front = Front(operations, settings.limits, now_us=now_us)
+    def __init__(
+        self,
+        operations: Operations,
+        settings: HttpSettings,
+        *,
+        now_us: Callable[[], int],
+        tokens: Tokens | None = None,
+        tls: ServerTls | None = None,
+    ) -> None:
+        self.front = Front(operations, settings.limits, now_us=now_us, tokens=tokens)
+        self._tls = tls
         self._settings = settings
         self._connections: _Connections | None = None
         self._server: asyncio.Server | None = None
@@ -77,7 +88,9 @@ class HttpServer:
             auto_decompress=False,
         )
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._connections, host, port)
+        self._server = await loop.create_server(
+            self._connections, host, port, ssl=self._tls.context if self._tls is not None else None
+        )
         return int(self._server.sockets[0].getsockname()[1])
 
     def ready(self, yes: bool) -> None:

@@ -47,7 +47,7 @@ def applied(house: House) -> Iterator[None]:
     """For as long as it lasts."""
     services = house.services
 
-    def channel(address: str) -> Any:
+    def channel(address: str, access: Any) -> Any:
         return Channel(current)
 
     async def resolved(loop: asyncio.AbstractEventLoop, name: str) -> list[str]:

@@ -16,6 +16,7 @@ use. Errors and outcomes are those of ``txcoord_client``.
 
 from .._answers import Call, Ended
 from .._places import ParticipantAt
+from ..access import TLS, Token
 from ..errors import (
     Aborted,
     AlreadyAborted,
@@ -46,6 +47,7 @@ from .sagas import Saga, saga
 from .transaction import Transaction, XaBlock
 
 __all__ = [
+    "TLS",
     "Aborted",
     "AlreadyAborted",
     "AlreadyCommitted",
@@ -72,6 +74,7 @@ __all__ = [
     "Saga",
     "Scope",
     "State",
+    "Token",
     "Transaction",
     "TxcoordError",
     "Unavailable",

@@ -12,6 +12,7 @@ from .._pb import coordinator_pb2 as pb
 from .._places import ParticipantAt
 from .._scope import opening_a_branch
 from .._xa.drivers import errno_of, sqlstate_of
+from ..access import Access
 from ..errors import Rejected, ResourceMismatch, UnknownResource
 from ..protocol import mariadb, reasons
 from ..protocol.replies import Reply
@@ -43,10 +44,11 @@ class Runtime:
         version: str,
         call_timeout: float,
         participants: Mapping[str, ParticipantAt],
+        access: Access,
     ) -> None:
         self.participants = Participants(participants)
         self.namespace = namespace
-        self.wire = Wire(address, namespace, version=version, call_timeout=call_timeout)
+        self.wire = Wire(address, namespace, version=version, call_timeout=call_timeout, access=access)
         self.admission = Admission()
         self.call_timeout = call_timeout
         self.closed = False

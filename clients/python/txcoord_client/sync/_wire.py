@@ -13,6 +13,7 @@ from .._clock import LogClock
 from .._pb import coordinator_pb2 as pb
 from .._wire import Wire as AsyncWire
 from .._wire import wait_level
+from ..access import Access
 from ..errors import Rejected, Unavailable
 from . import _aio
 
@@ -41,8 +42,17 @@ class Told(Generic[T]):
 class Wire:
     """The connection of one process to the coordinator. Times are those of ``time.monotonic()``."""
 
-    def __init__(self, address: str, namespace: str, *, version: str, call_timeout: float = 5.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        namespace: str,
+        *,
+        version: str,
+        call_timeout: float = 5.0,
+        access: Access | None = None,
+    ) -> None:
         self.clock = LogClock()
+        self._access = access
         self._address = address
         self._namespace = namespace
         self._version = version
@@ -158,7 +168,11 @@ class Wire:
 
         async def make() -> AsyncWire:
             wire = AsyncWire(
-                self._address, self._namespace, version=self._version, call_timeout=self._call_timeout
+                self._address,
+                self._namespace,
+                version=self._version,
+                call_timeout=self._call_timeout,
+                access=self._access,
             )
             wire.clock = self.clock
             return wire

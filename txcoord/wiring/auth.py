@@ -1,0 +1,51 @@
+"""What a node shows to whoever connects, and whom it lets in."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ..api.tls import ServerTls
+from ..api.tokens import Tokens
+from ..config import Settings
+from .errors import ExitCode, StartError
+
+_LOOK_S = 1.0
+
+
+class Entrance:
+    """TLS and tokens of all APIs of a node, as its settings say; their files may change at any time."""
+
+    def __init__(self, settings: Settings) -> None:
+        tls, file = settings.tls, settings.auth.token_file
+        self.tls = ServerTls(tls.cert_file, tls.key_file, tls.client_ca_file) if tls.cert_file else None
+        self.tokens = Tokens(file) if file is not None else None
+
+    def load(self) -> None:
+        """Read the files. Raises StartError for those that cannot be used."""
+        try:
+            if self.tls is not None:
+                self.tls.load()
+        except (OSError, ValueError) as error:
+            raise StartError(
+                ExitCode.CONFIG,
+                "BAD_CREDENTIALS",
+                f"tls.cert_file, tls.key_file, tls.client_ca_file: {error}",
+            ) from error
+        try:
+            if self.tokens is not None:
+                self.tokens.load()
+        except (OSError, ValueError) as error:
+            raise StartError(ExitCode.CONFIG, "BAD_CREDENTIALS", f"auth.token_file: {error}") from error
+
+    async def keep(self) -> None:
+        """Look for ever whether the files have changed."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Look once."""
+        if self.tls is not None:
+            self.tls.refresh()
+        if self.tokens is not None:
+            self.tokens.refresh()
