@@ -29,7 +29,7 @@ from txcoord.adapters.sql.migrate import migrate
 from txcoord.config import Settings
 from txcoord.testing.postgres import PostgresServer
 from txcoord.wiring import Node
-from txcoord.wiring.node import finisher
+from txcoord.wiring.parts import finisher
 from txcoord_client import Coordinator, Transaction
 from txcoord_client._pb import common_pb2 as c
 

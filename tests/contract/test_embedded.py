@@ -11,7 +11,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from txcoord.adapters.embedded import InProcessLeases, SystemClock, SystemRandomness, Tasks
-from txcoord.wiring.node import CarefulLeases
+from txcoord.wiring.careful import CarefulLeases
 
 SECOND = 1_000_000
 

@@ -27,7 +27,7 @@ from txcoord.config import LogSettings, ResourceSettings, Settings
 from txcoord.testing import servers
 from txcoord.testing.postgres import PostgresServer
 from txcoord.wiring.diagnosis import Diagnosis, diagnose, look_at_log
-from txcoord.wiring.node import connect, open_log
+from txcoord.wiring.parts import connect, open_log
 
 
 class Findings:

@@ -22,7 +22,7 @@ from txcoord.config import Settings
 from txcoord.testing.postgres import PostgresServer
 from txcoord.wiring import Node, StartError
 from txcoord.wiring import claim as claims
-from txcoord.wiring.node import finisher
+from txcoord.wiring.parts import finisher
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client._pb import coordinator_pb2 as pb
 

@@ -24,7 +24,8 @@ from txcoord.core.targets import ANYBODY, Target
 from txcoord.engine.coordinator import Coordinator, EngineSettings
 from txcoord.engine.recovery import RecoverySettings
 from txcoord.ports import LogUnavailable, ResourceStatus
-from txcoord.wiring.node import CarefulLeases, CarefulRecovery, Node
+from txcoord.wiring.careful import CarefulLeases, CarefulRecovery
+from txcoord.wiring.node import Node
 
 from .log import new_log
 from .loop import Process

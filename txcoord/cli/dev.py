@@ -127,7 +127,7 @@ async def _make_tables(loaded: Settings, names: list[str]) -> None:
     import asyncio
     import uuid
 
-    from ..wiring.node import finisher
+    from ..wiring.parts import finisher
 
     async def one(name: str) -> None:
         database = finisher(loaded, name)

@@ -169,7 +169,7 @@ def _print(loaded: Settings, names: list[str], sql: bool, grants: bool, service:
 async def _look(loaded: Settings, names: list[str], fix: bool, replace_identity: bool) -> list[Diagnosis]:
     from ..wiring import StartError
     from ..wiring.diagnosis import look_at_log
-    from ..wiring.node import connect, open_log
+    from ..wiring.parts import connect, open_log
 
     log = open_log(loaded)
     seen: LogSeen | None = None

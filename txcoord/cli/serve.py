@@ -71,7 +71,7 @@ async def migrated(loaded: Settings) -> tuple[str | None, str]:
     from ..config import redacted
     from ..ports import LogUnavailable, SchemaMismatch
     from ..wiring import ExitCode, StartError
-    from ..wiring.node import log_down
+    from ..wiring.parts import log_down
 
     url = loaded.log.url.get_secret_value()
     try:

@@ -13,7 +13,7 @@ from ..ports import LogUnavailable
 from .diagnosis import Diagnosis, LogSeen, diagnose, look_at_log, twins
 from .errors import StartError
 from .examiners import log_examiner
-from .node import connect, log_file, open_log
+from .parts import connect, log_file, open_log
 
 
 async def examine(settings: Settings) -> list[Diagnosis]:

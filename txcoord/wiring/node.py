@@ -5,41 +5,45 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ..adapters.calling.any_ import AnyCaller
-from ..adapters.calling.credentials import Tls, TokenFile
 from ..adapters.embedded import InProcessLeases, SystemClock, SystemRandomness, Tasks
 from ..adapters.sql.leases import SqlLeases
-from ..adapters.sql.log import SqlLog
 from ..adapters.xa.checks import Examiner, Expectations
-from ..adapters.xa.mariadb import MariaFinisher
-from ..adapters.xa.postgresql import PostgresFinisher
-from ..api.grpc.mapping import Limits
-from ..api.grpc.server import ApiSettings, GrpcServer
+from ..api.grpc.server import GrpcServer
 from ..api.http.server import HttpServer, HttpSettings
-from ..config import Settings, engine_of, items, microseconds, redacted, split_listen
+from ..config import Settings, items, microseconds, split_listen
 from ..core.backoff import Backoff
-from ..core.model import Windows
-from ..engine import failpoints
 from ..engine.carrier import RETRY, EngineSettings
 from ..engine.coordinator import Coordinator
 from ..engine.due import Carrying
 from ..engine.recovery import Recovery, RecoverySettings
 from ..observe import logs
-from ..ports import Failpoints, Leases, LogIdentity, LogUnavailable, ResourceStatus, SchemaMismatch
+from ..ports import Failpoints, Leases, LogUnavailable, ResourceStatus
 from .auth import Entrance
+from .careful import CarefulLeases, CarefulRecovery
 from .claim import FileClaim, NameClaim
 from .diagnosis import expectations
 from .errors import ExitCode, StartError
 from .examiners import examiner
 from .metrics import Observed
+from .parts import (
+    api_settings,
+    caller,
+    connect,
+    failpoints_of_environment,
+    finisher,
+    log_down,
+    log_file,
+    may_listen,
+    must_exist,
+    open_log,
+    windows,
+)
 from .queue import choose
-from .resources import AnyFinisher, Resources
+from .resources import Resources
 
 log = logs.get("txcoord.node")
 
@@ -63,7 +67,7 @@ class Node:
         self.caller = caller(settings)
         self.observed = Observed(self.log, self.clock, node=settings.node_name, role="coordinator")
         self.entrance = Entrance(settings)
-        self._failpoints = failpoints_ or _failpoints()
+        self._failpoints = failpoints_ or failpoints_of_environment()
         self.queue = choose(settings, self.clock, self.tasks.spawn)
         self._carrying: Carrying | None = None
         self._opened = False
@@ -137,12 +141,12 @@ class Node:
                 ExitCode.CONFIG, "BAD_CREDENTIALS", f"what participants are shown cannot be used: {error}"
             ) from error
         self.entrance.load()
-        _may_listen(self.host, self.port)
+        may_listen(self.host, self.port)
         if self.http_host:
-            _may_listen(self.http_host, self.http_port, "--http-address")
+            may_listen(self.http_host, self.http_port, "--http-address")
         if self.metrics_address:
-            _may_listen(*split_listen(self.metrics_address), "TXCOORD_METRICS_ADDRESS")
-        _must_exist(self.settings)
+            may_listen(*split_listen(self.metrics_address), "TXCOORD_METRICS_ADDRESS")
+        must_exist(self.settings)
         if self._claim is not None:
             self._claim.take()
         identity = await connect(self.log, self.settings)
@@ -208,14 +212,16 @@ class Node:
         for resource in self.resources.by_name.values():
             self.tasks.spawn(self.resources.watch(resource), f"resource:{resource.name}")
         tokens, tls = self.entrance.tokens, self.entrance.tls
-        server = GrpcServer(coordinator, recovery, _api(s), resources=self.statuses, tokens=tokens, tls=tls)
+        server = GrpcServer(
+            coordinator, recovery, api_settings(s), resources=self.statuses, tokens=tokens, tls=tls
+        )
         http: HttpServer | None = None
         try:
             self.port = await server.start(self.host, self.port)
             self._server = server
             if self.http_host:
                 most = s.limits.http_connections
-                how = HttpSettings(_api(s).limits, hosts=items(s.http_hosts), connections=most)
+                how = HttpSettings(api_settings(s).limits, hosts=items(s.http_hosts), connections=most)
                 http = HttpServer(server.operations, how, now_us=self.clock.now_us, tokens=tokens, tls=tls)
                 self.http_port = await http.start(self.http_host, self.http_port)
             if self.metrics_address:
@@ -347,168 +353,3 @@ class Node:
                 await self.log.close()
         if self._claim is not None:
             self._claim.release()
-
-
-class CarefulLeases:
-    """Leases that a node whose clock is off does not get: it judges nobody."""
-
-    def __init__(self, leases: Leases, clock: SystemClock, tolerance_us: int) -> None:
-        self._leases = leases
-        self._clock = clock
-        self._tolerance_us = tolerance_us
-
-    async def acquire(self, duty: str, owner: str, ttl_us: int) -> int | None:
-        """None also while the clock is off."""
-        if self._clock.is_off(self._tolerance_us):
-            log.warning("clock.off", duty=duty, ahead_ms=self._clock.ahead_us // 1000)
-            return None
-        return await self._leases.acquire(duty, owner, ttl_us)
-
-    async def release(self, duty: str, owner: str) -> None:
-        """Give it up."""
-        await self._leases.release(duty, owner)
-
-
-class CarefulRecovery(Recovery):
-    """Recovery that takes nothing over while the node's clock is off."""
-
-    def watch_clock(self, clock: SystemClock, tolerance_us: int) -> None:
-        """Which clock, and how far it may be off."""
-        self._clock, self._tolerance_us = clock, tolerance_us
-
-    async def take_over(self) -> int:
-        """Renew our leases; take rows of others only with a good clock."""
-        if not self._clock.is_off(self._tolerance_us):
-            return await super().take_over()
-        log.warning("clock.off", duty="takeover", ahead_ms=self._clock.ahead_us // 1000)
-        await self._renew([live for live in self._c.live if live.logged])
-        return 0
-
-
-# ---- the parts, also for commands that need only one of them ----
-
-
-def windows(settings: Settings) -> Windows:
-    """How long what may be answered."""
-    return Windows(microseconds(settings.recovery.grace), microseconds(settings.retention.rows))
-
-
-def open_log(settings: Settings) -> SqlLog:
-    """The log, not connected yet."""
-    return SqlLog(
-        settings.log.url.get_secret_value(),
-        windows=windows(settings),
-        detail_retention_us=microseconds(settings.retention.detail),
-        statement_timeout_s=settings.log.statement_timeout.total_seconds(),
-    )
-
-
-def log_file(settings: Settings) -> Path | None:
-    """The file of a log on SQLite."""
-    url = settings.log.url.get_secret_value()
-    return Path(url.partition(":///")[2].partition("?")[0]) if url.startswith("sqlite") else None
-
-
-def _must_exist(settings: Settings) -> None:
-    file = log_file(settings)
-    if file is not None and not file.exists():
-        raise StartError(
-            ExitCode.SCHEMA,
-            "SCHEMA_MISMATCH",
-            f"there is no log at {file.absolute()} yet: run `txcoord migrate` (or set TXCOORD_LOG__URL)",
-        )
-
-
-async def connect(log_: SqlLog, settings: Settings) -> LogIdentity:
-    """Connect to the log. Raises StartError that says what to do."""
-    _must_exist(settings)
-    try:
-        return await log_.open()
-    except SchemaMismatch as error:
-        raise StartError(ExitCode.SCHEMA, "SCHEMA_MISMATCH", _schema(settings, error)) from error
-    except LogUnavailable as error:
-        raise log_down(error) from error
-
-
-def finisher(settings: Settings, name: str) -> AnyFinisher:
-    """What finishes branches on one resource."""
-    resource = settings.resources[name]
-    url = resource.url.get_secret_value()
-    make = PostgresFinisher if engine_of(url) == "postgresql" else MariaFinisher
-    return make(
-        name,
-        url,
-        windows=windows(settings),
-        width=resource.width,
-        timeout_s=resource.timeout.total_seconds(),
-    )
-
-
-def caller(settings: Settings) -> AnyCaller:
-    """What calls participants."""
-    targets = settings.targets
-    return AnyCaller(
-        node=settings.node_name,
-        targets=settings.called,
-        tls=Tls(targets.ca_file, targets.cert_file, targets.key_file),
-        tokens={
-            name: TokenFile(participant.token_file)
-            for name, participant in settings.participants.items()
-            if participant.token_file is not None
-        },
-    )
-
-
-def _failpoints() -> Failpoints:
-    try:
-        return failpoints.from_environment(os.environ.get("TXCOORD_FAILPOINTS", ""))
-    except ValueError as error:
-        raise StartError(ExitCode.CONFIG, "BAD_FAILPOINT", f"TXCOORD_FAILPOINTS: {error}") from error
-
-
-def _api(settings: Settings) -> ApiSettings:
-    limits = settings.limits
-    return ApiSettings(
-        limits=Limits(
-            payload=limits.payload,
-            message=limits.message,
-            operations=limits.operations,
-            branches=limits.branches,
-            deadline_default_us=microseconds(settings.deadline.default),
-            deadline_max_us=microseconds(settings.deadline.max),
-            targets=settings.called,
-        ),
-        reflection=settings.reflection,
-    )
-
-
-def _may_listen(host: str, port: int, option: str = "--listen") -> None:
-    """Refuse an address that is taken before anything of the log is touched."""
-    if port == 0:
-        return
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host.strip("[]"), port))
-    except OSError as error:
-        raise StartError(
-            ExitCode.UNAVAILABLE,
-            "ADDRESS_IN_USE",
-            f"cannot listen on {host}:{port}: {error.strerror or error}. Is another coordinator running there? "
-            f"Choose another with {option}",
-        ) from error
-
-
-def log_down(error: LogUnavailable) -> StartError:
-    """The log cannot be used; its text names the log, without secrets."""
-    return StartError(ExitCode.UNAVAILABLE, "LOG_UNAVAILABLE", f"the log cannot be used: {_one_line(error)}")
-
-
-def _schema(settings: Settings, error: SchemaMismatch) -> str:
-    url = redacted(settings.log.url.get_secret_value())
-    return f"the log {url}: {_one_line(error)}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
