@@ -1,0 +1,139 @@
+"""The queue on Kafka, where Kafka or a worker goes away, and where somebody else has been at it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.support.kafka_queue import (
+    committed,
+    connection_to,
+    new_settings,
+    queue_node,
+    records_of,
+    until,
+    until_committed,
+)
+from tests.support.kafka_server import KafkaServer
+
+
+async def test_never_early_whatever_the_delay_and_no_later_than_its_tier(kafka: KafkaServer) -> None:
+    settings = new_settings()
+    async with queue_node(kafka, settings) as node:
+        delays = [0.05 * n for n in range(60)]
+        for n, delay in enumerate(delays):
+            node.put(f"tx{n}", delay, target=f"target{n % 3}")
+
+        await until(lambda: len(node.carried.done) == len(delays))
+
+        assert not node.carried.early
+        assert len(node.carried.ids) == len(delays)
+        assert {"here": 0, "due": 0, "sending": 0}.items() <= node.queue.depth().items()
+
+
+async def test_starts_without_kafka_and_finds_it_later(kafka: KafkaServer) -> None:
+    settings = new_settings()
+    kafka.stop()
+    async with queue_node(kafka, settings) as node:
+        node.put("lost-or-not", 0.3)
+        node.put("here", 0.1)
+        await until(lambda: node.carried.ids == {"here"})  # What is due at once needs no Kafka.
+        kafka.start()
+
+        async def try_some() -> None:
+            n = 0
+            while "found" not in {tx_id[:5] for tx_id in node.carried.ids}:
+                node.put(f"found{n}", 0.3)
+                n += 1
+                await asyncio.sleep(0.2)
+
+        await asyncio.wait_for(try_some(), 45)
+        assert not node.carried.early
+
+
+async def test_what_waits_outlives_the_broker(kafka: KafkaServer) -> None:
+    settings = new_settings()
+    async with queue_node(kafka, settings) as node:
+        dues = [node.put(f"tx{n}", 1.7) for n in range(50)]
+        await until(lambda: node.queue.depth()["sending"] == 0)
+        kafka.kill9()
+        kafka.start()
+
+        await until(lambda: node.carried.ids == {due.tx_id for due in dues})
+        node.put("after", 0.5)
+        await until(lambda: "after" in node.carried.ids)
+        assert not node.carried.early
+
+
+async def test_a_rebalance_in_the_middle_of_a_batch_loses_nothing(kafka: KafkaServer) -> None:
+    settings = new_settings()
+    async with queue_node(kafka, settings) as first:
+        first.carried.gate.clear()
+        dues = [first.put(f"tx{n}", 0.2) for n in range(40)]
+        await until(lambda: len({due.tx_id for due, _ in first.carried.came}) == len(dues))
+        async with queue_node(kafka, settings) as second:
+            # It is given partitions of the first, and reads what that one has not said to be consumed.
+            await until(lambda: len(second.carried.came) > 0)
+            assert not first.carried.done
+            # The first goes without having ended anything: as it does when it is killed, it says nothing.
+            await first.stop()
+            await until(lambda: second.carried.ids == {due.tx_id for due in dues})
+            await until_committed(kafka, settings, len(dues))
+
+
+async def test_offsets_are_committed_after_the_outcome(kafka: KafkaServer) -> None:
+    settings = new_settings()
+    async with queue_node(kafka, settings) as first:
+        first.carried.gate.clear()
+        first.put("tx", 0.2)
+        await until(lambda: len(first.carried.came) == 1)
+    # It left in an orderly way, with the outcome open.
+    assert await committed(kafka, settings) == 0
+    async with queue_node(kafka, settings) as second:
+        await until(lambda: second.carried.ids == {"tx"})
+    assert await committed(kafka, settings) == 1
+
+
+async def test_poison_is_kept_and_holds_up_nothing(kafka: KafkaServer) -> None:
+    settings = new_settings()
+    topic = f"{settings.prefix}.retry.200ms"
+    async with queue_node(kafka, settings) as node:
+        await node.queue._topics.there.wait()
+        producer = connection_to(kafka).producer()
+        await producer.start()
+        bad = [b"\xff\xfe garbage", b'{"v": 99, "tx_id": "x"}', b"[]", b'{"v": 1, "tx_id": 7}', None]
+        for value in bad:
+            await producer.send_and_wait(topic, value, key=b"tx")
+        await producer.stop()
+        node.put("good", 0.2)
+        await until(lambda: "good" in node.carried.ids)
+        await until_committed(kafka, settings, len(bad) + 1)
+
+    kept = await records_of(kafka, f"{settings.prefix}.poison")
+    assert [record.value for record in kept] == bad
+    assert node.queue.poisoned == len(bad)
+    headers = dict(kept[1].headers)
+    assert headers["txcoord-topic"] == topic.encode()
+    assert b"version 99" in headers["txcoord-reason"]
+
+
+async def test_deleted_topics_are_made_again_and_nothing_more_is_lost(kafka: KafkaServer) -> None:
+    settings = new_settings()
+    async with queue_node(kafka, settings) as node:
+        node.put("before", 0.2)
+        await until(lambda: "before" in node.carried.ids)
+        admin = connection_to(kafka).admin()
+        await admin.start()
+        topics = [f"{settings.prefix}.retry.{tier}" for tier in ("200ms", "400ms", "800ms", "1600ms")]
+        await admin.delete_topics(topics)
+        await admin.close()
+
+        n = 0
+        async with asyncio.timeout(45):
+            # What was on them is the log's to find. What is put there later comes.
+            while not {f"tx{n - k}" for k in range(1, 6)} <= node.carried.ids or n < 20:
+                node.put(f"tx{n}", 0.2)
+                n += 1
+                await asyncio.sleep(0.1)
+                if n % 20 == 0:
+                    await until(lambda n=n: f"tx{n - 1}" in node.carried.ids or node.queue.dropped > 0, 20)
+        assert not node.carried.early
