@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from .core.action import Answer, Op
 from .core.model import Audit, Branch, Change, HistoryEntry, Tx, TxState, WriteResult
+from .core.room import Room
 
 
 class LogUnavailable(Exception):
@@ -416,17 +417,6 @@ class Failpoints(Protocol):
     """Named places where tests make things break. In production ``reach`` does nothing."""
 
     async def reach(self, name: str) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """How many calls of a target may be made now."""
-
-    granted: int
-    again_us: int = 0
-    """Where not all were granted: how long from now, in microseconds, until it is worth asking again."""
-    ticket: str = ""
-    """Gives back, by :meth:`SharedGate.leave`, what was granted under a limit of calls at one time; else empty."""
 
 
 class SharedLost(Exception):

@@ -43,7 +43,8 @@ class InProcess:
 
 @pytest.fixture(params=["in-process"])
 async def house(request: pytest.FixtureRequest) -> AsyncIterator[House]:
-    yield InProcess()
+    assert request.param == "in-process"
+    yield InProcess()  # noqa: PT022 - other kinds have something to end
 
 
 async def test_what_one_finds_dead_all_know(house: House) -> None:

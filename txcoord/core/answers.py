@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from . import plans, settle
 from .action import Answer, AnswerKind, Op, Retry
-from .calling import calls_of, op_of, pause_us, spent, stuck
-from .events import Alarm, Answered, Call, Effect, Settled, Verdict
+from .calling import call_of, calls_of, op_of, pause_us, spent, stuck
+from .events import Alarm, Answered, Call, Deferred, Effect, Settled, Verdict
 from .evolve import replace
 from .lifecycle import BranchEvent, next_branch
-from .model import Branch, BranchState, Change, ChangeKind, DecidedBy, HistoryEntry, Tx, TxState
+from .model import (
+    Branch,
+    BranchState,
+    Change,
+    ChangeKind,
+    DecidedBy,
+    HistoryEntry,
+    Tx,
+    TxState,
+    held_back,
+)
 
 _FIRST = (Op.TRY, Op.ACTION)
 _LONGEST_PAUSE_US = 30 * 86_400_000_000
@@ -62,6 +72,33 @@ def answered(tx: Tx, event: Answered, now_us: int) -> Verdict:
     elif new.rests:
         effects = (*effects, Settled())
     return Verdict(new, settle.lazy(tx, new, moved, history), effects)
+
+
+def deferred(tx: Tx, event: Deferred, now_us: int) -> Verdict:
+    """A call that was due is not made now. Nothing is counted: no attempt, no failure, no time of its budget.
+
+    Lazy, and written only when the reason is another one: losing it makes the call due earlier. No history: it may be
+    put off often.
+    """
+    branch = tx.branch(event.branch_id)
+    if branch is None or op_of(branch) is not event.op or (tx.ended and event.op is not Op.CALLBACK):
+        return Verdict(tx)
+    if event.attempt <= branch.attempts:
+        return Verdict(tx)  # Late: that attempt has ended, or was forgotten.
+    waited_us = event.until_us - now_us if branch.since_us else 0
+    moved = replace(
+        branch,
+        next_attempt_us=event.until_us,
+        reason=event.reason,
+        # The time for which it is held back is not its participant's to use up.
+        since_us=branch.since_us + max(0, waited_us),
+    )
+    new = settle.with_branch(tx, moved)
+    call = call_of(moved)
+    effects: tuple[Effect, ...] = (call,) if call is not None else ()
+    change = Change(ChangeKind.PROGRESS, new, (moved,), tx.epoch, tx.epoch, forced=False)
+    known = held_back(branch.reason) == held_back(moved.reason)
+    return Verdict(new, None if known or tx.state is TxState.ACTIVE else change, effects)
 
 
 def _bounded(tx: Tx, branch: Branch, answer: Answer) -> Answer:

@@ -1,4 +1,4 @@
-"""Is a target worth calling? A circuit breaker, and a bucket of tokens.
+"""Is a target worth calling? A circuit breaker for each.
 
 A breaker belongs to an address, not to a namespace: who is dead is dead for every tenant. It opens when the last
 answers of *several branches* were failures and none since was an answer: one branch that fails for a reason of its
@@ -115,6 +115,11 @@ class Health:
         self.probe, self.probe_until_us = key, until_us
         self._take(Sign.PROBED, now_us)
 
+    def dropped(self, key: Key, now_us: int) -> None:
+        """The call for this branch was not made: if it was to find out, another one may."""
+        if key == self.probe:
+            self._take(Sign.PROBE_FAILED, now_us)
+
     def _take(self, sign: Sign, now_us: int) -> bool:
         before, was_open = self.breaker, self.is_open
         self.breaker = BREAKER_NEXT.get((before, sign), before)
@@ -125,21 +130,3 @@ class Health:
         self.since_us = now_us
         self.failing.clear()
         return True
-
-
-@dataclass(slots=True)
-class Bucket:
-    """Tokens that come at a rate. It holds a tenth of a second's worth, at least one."""
-
-    tokens: float = 1.0
-    at_us: int = 0
-
-    def take(self, wanted: int, rate_per_s: float, now_us: int) -> tuple[int, int]:
-        """How many of those wanted there are, and how many microseconds until there is another one."""
-        most = max(1.0, rate_per_s / 10)
-        passed_us = max(0, now_us - self.at_us) if self.at_us else 0
-        self.tokens = min(most, self.tokens + passed_us * rate_per_s / 1_000_000) if self.at_us else most
-        self.at_us = now_us
-        taken = min(wanted, int(self.tokens + 1e-9))
-        self.tokens -= taken
-        return taken, max(0, int((1 - self.tokens) * 1_000_000 / rate_per_s) + 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .action import Op, Retry
 from .backoff import Backoff
 from .events import Call
-from .model import Branch, BranchState, Kind, Tx
+from .model import Branch, BranchState, Kind, Tx, held_back
 
 _OPS = {
     (Kind.TCC, BranchState.RUNNING): Op.TRY,
@@ -68,3 +68,10 @@ def stuck(branch: Branch, defaults: Retry, now_us: int) -> bool:
     if own.schedule_us and branch.failures > len(own.schedule_us):
         return True
     return bool(until and branch.since_us and now_us - branch.since_us >= until)
+
+
+def waits_for_target(branch: Branch) -> bool:
+    """Does it wait since its calls have failed or were held back? Not since its participant has asked for it."""
+    return op_of(branch) is not None and bool(
+        branch.next_attempt_us and (branch.failures or held_back(branch.reason))
+    )

@@ -139,6 +139,19 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
+class Deferred:
+    """A call that was due is not made now: its target is paused, dead or has no room. It is nobody's failure."""
+
+    branch_id: str
+    op: Op
+    attempt: int
+    until_us: int
+    """When it is due again."""
+    reason: str
+    """``TARGET_PAUSED``, ``BREAKER_OPEN`` or ``RATE_LIMITED``, perhaps followed by a text."""
+
+
+@dataclass(frozen=True, slots=True)
 class Operate:
     """An operator's order about one branch: ``retry``, ``park``, ``skip``, ``resolve`` or ``not_done``."""
 
@@ -162,6 +175,7 @@ Event = (
     | HeuristicSeen
     | HolderReported
     | Answered
+    | Deferred
     | Operate
 )
 

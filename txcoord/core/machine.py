@@ -19,6 +19,7 @@ from .events import (
     BranchFinished,
     Commit,
     DeadlinePassed,
+    Deferred,
     Effect,
     Enlist,
     Event,
@@ -67,6 +68,8 @@ def decide(tx: Tx | None, event: Event, now_us: int, windows: Windows) -> Verdic
             return settle.progress(_known(tx), event, now_us)
         case Answered():
             return answers.answered(_known(tx), event, now_us)
+        case Deferred():
+            return answers.deferred(_known(tx), event, now_us)
         case HolderReported():
             return settle.reported(_known(tx), event, now_us)
         case Begin():

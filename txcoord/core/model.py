@@ -94,12 +94,20 @@ SETTLED_BRANCH = frozenset(
         BranchState.RESOLVED,
     }
 )
+HELD_BACK = ("TARGET_PAUSED", "BREAKER_OPEN", "RATE_LIMITED")
+"""Why a call that was due was not made: reasons of a branch that waits for no fault of its own."""
 RUNNABLE_BRANCH = frozenset({BranchState.RUNNING, BranchState.FINISHING, BranchState.UNDOING})
 _ACTED = frozenset({BranchState.READY, BranchState.DONE, BranchState.SKIPPED, BranchState.RESOLVED})
 FOREVER_US = 253_370_764_800_000_000
 """The deadline of a plan that has none: the first day of the year 9999."""
 _MANY = 8
 ENDED = frozenset({TxState.COMMITTED, TxState.ABORTED})
+
+
+def held_back(reason: str) -> str:
+    """The code of a branch's reason if it says that its call is held back; else empty."""
+    code = reason.partition(":")[0]
+    return code if code in HELD_BACK else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,3 +362,45 @@ class Windows:
     def keep_until(self, deadline_us: int) -> int:
         """P: the bare row of the tx id is kept until then."""
         return deadline_us + self.grace_us + self.retention_us
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRule:
+    """What an operator has said about a target; one that is as if nothing had been said limits nothing."""
+
+    target: str
+    paused: bool = False
+    paused_until_us: int = 0
+    """When the pause ends by itself; 0: when it is resumed."""
+    rate_per_s: float = 0.0
+    """Calls a second, by the whole fleet where it shares; 0: no limit. A call for one branch counts as one."""
+    at_once: int = 0
+    """Calls at one time; 0: no limit."""
+    actor: str = ""
+    reason: str = ""
+    changed_us: int = 0
+
+    def is_paused(self, now_us: int) -> bool:
+        """Are no calls made now?"""
+        return self.paused and (not self.paused_until_us or now_us < self.paused_until_us)
+
+    @property
+    def limits(self) -> bool:
+        """Is there a limit?"""
+        return bool(self.rate_per_s or self.at_once)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetAudit:
+    """Who changed a target's rule, and why. Written in the same SQL transaction as the change."""
+
+    target: str
+    action: str
+    """``target.pause``, ``target.resume`` or ``target.limit``."""
+    actor: str
+    reason: str
+    at_us: int
+    namespace: str = ""
+    """In whose name it was asked for; the rule holds for all."""
+    detail: str = ""
+    """JSON: the rule before and after."""

@@ -30,6 +30,7 @@ from .model import (
     Kind,
     Tx,
     TxState,
+    held_back,
 )
 
 _BY_HAND = (BranchState.PARKED, BranchState.SKIPPED, BranchState.RESOLVED)
@@ -164,7 +165,9 @@ def lazy(old: Tx, new: Tx, moved: Branch, history: tuple[HistoryEntry, ...]) -> 
     While all goes well a transaction writes one end record and nothing for each branch.
     """
     # An end record without branches says that all went well: not where anything was tried twice, or by hand.
-    troubled = any(b.attempts or b.heuristic or b.state in _BY_HAND for b in new.branches)
+    troubled = any(
+        b.attempts or b.heuristic or b.state in _BY_HAND or held_back(b.reason) for b in new.branches
+    )
     if not new.ended and not history and not troubled:
         return None
     touched: tuple[Branch, ...] = new.branches if troubled else ()

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 from ..core import plans
 from ..core.action import Answer, AnswerKind, Op, Retry
-from ..core.calling import op_of
-from ..core.events import Answered, Call, Event
+from ..core.calling import op_of, waits_for_target
+from ..core.events import Answered, Call, Deferred, Event
 from ..core.model import Tx
 from ..observe import logs
 from ..observe.metrics import Timed, untimed
 from ..ports import Caller, CallRequest, Clock, Failpoints, Randomness, Spawn, Task
+from .gate import Admission, Gate
 from .later import Key, Later
 
 log = logs.get("txcoord.calls")
@@ -46,8 +47,8 @@ class Job:
 
 _AT_ONCE = 8
 _BREATH_S = 0.005
-"""Failures are told so many at a time, with a pause: when a thousand calls time out in one moment, what goes well does
-not wait for all of them. A backlog is told faster, the longer it is."""
+"""Failures, and what is put off, are told so many at a time, with a pause: when a thousand calls time out in one
+moment, what goes well does not wait for all of them. A backlog is told faster, the longer it is."""
 
 
 class Calls:
@@ -67,11 +68,13 @@ class Calls:
         defaults: Retry,
         tell: Callable[[str, Event], None],
         look: Callable[[str], Tx | None],
+        gate: Gate,
         width: int = 16,
         called: Timed = untimed,
     ) -> None:
         self._called = called
         self._caller = caller
+        self._gate = gate
         self._clock = clock
         self._random = randomness
         self._spawn = spawn
@@ -86,7 +89,8 @@ class Calls:
         """Where a worker is about to take what is due."""
         self._later: Later[Job] = Later(clock, spawn, "call:later", lambda _, job: self._do(job))
         self._under_way: dict[Key, Job] = {}
-        self._failed: deque[tuple[Job, Answer]] = deque()
+        self._failed: deque[tuple[Job, Answer | str]] = deque()
+        """A failure, or why the call is put off."""
         self._failing: Task | None = None
         self._after: dict[Key, Job] = {}
         """What else is to be done for a branch once the call that is on its way has ended."""
@@ -125,6 +129,22 @@ class Calls:
         """What waits for its time here does so elsewhere from now on."""
         self._later.drop(key)
 
+    def hurry(self, target: str, most: int) -> int:
+        """Call at most so many of the branches that wait here, for a target that is back, now. How many they were.
+
+        Those that their participant has asked to be called later are left alone.
+        """
+
+        def waits(key: Key, job: Job) -> bool:
+            tx = self._look(key[0]) if job.lane[1] == target else None
+            branch = tx.branch(key[1]) if tx is not None else None
+            return branch is not None and waits_for_target(branch)
+
+        jobs = self._later.take(most, waits)
+        for job in jobs:
+            self._do(job)
+        return len(jobs)
+
     @property
     def later(self) -> int:
         """How many branches wait for their next attempt."""
@@ -162,14 +182,12 @@ class Calls:
             while True:
                 for _ in range(_TURNS):
                     await asyncio.sleep(0)
+                jobs, admission = await self._admitted(lane[1], due)
                 self._coming.discard(lane)
-                jobs: list[Job] = []
-                while due and len(jobs) < _MOST and due[0].timeout_us == (jobs or due)[0].timeout_us:
-                    jobs.append(due.popleft())
                 if due:
                     self._come(lane, due)  # It need not wait for these.
                 if jobs:
-                    await self._call(lane[1], jobs, jobs[0].timeout_us)
+                    await self._call(lane[1], jobs, jobs[0].timeout_us, admission)
                 if not due or lane in self._coming:
                     break
                 self._coming.add(lane)
@@ -180,7 +198,52 @@ class Calls:
                 if not due:
                     self._due.pop(lane, None)
 
-    async def _call(self, target: str, jobs: list[Job], timeout_us: int) -> None:
+    async def _admitted(self, target: str, due: deque[Job]) -> tuple[list[Job], Admission | None]:
+        """Take what may be called now; what may not is put off, but for what may be soon."""
+        wanted = 0
+        while due:
+            wanted = 0
+            for job in due:
+                if wanted == _MOST or job.timeout_us != due[0].timeout_us:
+                    break
+                wanted += 1
+            if self._gate.free(target):
+                break
+            try:
+                admission = await self._gate.admit(target, due[0].key, wanted, due[0].timeout_us)
+            except Exception:
+                log.exception("gate.crashed", target=target)
+                break
+            jobs = [due.popleft() for _ in range(admission.count)]
+            if jobs:
+                self._gate.began(target, [job.key for job in jobs])
+            if admission.held:
+                late = [due.pop() for _ in range(len(due) - admission.stay)]
+                for job in reversed(late):
+                    self._later_told(job, admission.held)
+            if jobs:
+                return jobs, admission
+            if due:
+                await self._gate.room_again(target, admission.again_us)
+        jobs = [due.popleft() for _ in range(min(wanted, len(due)))]
+        if jobs:
+            self._gate.began(target, [job.key for job in jobs])
+        return jobs, None
+
+    def _put_off(self, job: Job, held: str) -> None:
+        target = job.lane[1]
+        self._under_way.pop(job.key, None)
+        until_us = self._gate.put_off_until(target, held, job.key)
+        why = self._gate.why(target, held)
+        try:
+            self._tell(job.key[0], Deferred(job.key[1], job.op, job.attempt, until_us, why))
+        finally:
+            # What was told makes it due again.
+            self._next(job)
+
+    async def _call(
+        self, target: str, jobs: list[Job], timeout_us: int, admission: Admission | None = None
+    ) -> None:
         open_ = {job.key: job for job in jobs}
         why = "NO_ANSWER: the call ended without an answer"
         begun = self._clock.monotonic()
@@ -188,6 +251,8 @@ class Calls:
             requests = [r for job in jobs if (r := self._request(job)) is not None]
             wanted = {(r.tx.tx_id, r.branch.id) for r in requests}
             for key in [key for key in open_ if key not in wanted]:
+                self._gate.dropped(target, key)
+                self._gate.ended(target, admission)
                 self._over(open_.pop(key))
             if not requests:
                 return
@@ -199,10 +264,14 @@ class Calls:
                 async for request, answer in self._caller.call(target, requests, timeout_s):
                     await self._failpoints.reach("call.after")
                     job = open_.pop((request.tx.tx_id, request.branch.id), None)
+                    if job is None:
+                        continue
                     self._called(target, answer.kind.value, self._clock.monotonic() - begun)
-                    if job is not None and answer.kind is AnswerKind.FAILED:
+                    self._gate.ended(target, admission)
+                    if answer.kind is AnswerKind.FAILED:
                         self._fail(job, answer)
-                    elif job is not None:
+                    else:
+                        self._gate.answered(target)
                         self._answered(job, answer)
         except TimeoutError:
             why = f"TIMED_OUT: no answer within {timeout_us / 1_000_000:g} s"
@@ -212,16 +281,22 @@ class Calls:
             why = f"OTHER: {type(error).__name__}: {error}"
         except BaseException:
             # This worker ends: whoever asks again must not be told "on its way".
+            self._gate.ended(target, admission, len(open_))
             for job in open_.values():
                 self._under_way.pop(job.key, None)
             raise
+        self._gate.ended(target, admission, len(open_))
         for job in open_.values():
             self._called(target, AnswerKind.FAILED.value, self._clock.monotonic() - begun)
             self._fail(job, Answer(AnswerKind.FAILED, reason=why))
 
     def _fail(self, job: Job, answer: Answer) -> None:
         """It has failed, and is under way until that is told."""
-        self._failed.append((job, answer))
+        self._gate.failed(job.lane[1], job.key, answer.reason)
+        self._later_told(job, answer)
+
+    def _later_told(self, job: Job, what: Answer | str) -> None:
+        self._failed.append((job, what))
         if self._failing is None:
             self._failing = self._spawn(self._tell_failed(), "call:failed")
 
@@ -231,9 +306,12 @@ class Calls:
                 for _ in range(max(_AT_ONCE, len(self._failed) // 100)):
                     if not self._failed:
                         break
-                    job, answer = self._failed.popleft()
+                    job, what = self._failed.popleft()
                     try:
-                        self._answered(job, answer)
+                        if isinstance(what, str):
+                            self._put_off(job, what)
+                        else:
+                            self._answered(job, what)
                     except Exception:
                         # That of the others is told all the same.
                         log.exception("call.crashed", target=job.lane[1])

@@ -20,6 +20,7 @@ from ..core.events import (
     BranchFinished,
     Call,
     Decide,
+    Deferred,
     Effect,
     Event,
     Finish,
@@ -43,9 +44,11 @@ from ..ports import (
     LogUnavailable,
     Queue,
     Randomness,
+    SharedGate,
     Spawn,
 )
 from .calls import Calls
+from .gate import Gate, GateSettings
 from .handing import Writes
 from .live import Live, LiveSet
 from .one_phase import Prober
@@ -83,6 +86,7 @@ class EngineSettings:
     """What is due no sooner than this is handed off to the queue."""
     overdue_us: int = 500_000
     """What was handed off is taken over by any node so long after it was due: the queue has lost it."""
+    gate: GateSettings = field(default_factory=GateSettings)
 
 
 @dataclass(slots=True)
@@ -109,6 +113,7 @@ class Carrier:
         caller: Caller | None = None,
         queue: Queue | None = None,
         metrics: Metrics | None = None,
+        shared_gate: SharedGate | None = None,
     ) -> None:
         """Without a queue nothing is handed off: what waits does so here."""
         self.log = log_
@@ -152,6 +157,9 @@ class Carrier:
             hold_us=settings.hold_us,
             finished=metrics.finished,
         )
+        self.gate = Gate(
+            clock=clock, randomness=randomness, spawn=spawn, settings=settings.gate, shared=shared_gate
+        )
         self.calls = Calls(
             caller,
             clock=clock,
@@ -161,6 +169,7 @@ class Carrier:
             defaults=settings.retry,
             tell=self.tell,
             look=self._as_it_stands,
+            gate=self.gate,
             width=settings.call_width,
             called=metrics.called,
         )
@@ -272,7 +281,9 @@ class Carrier:
         if tx_id in self._held_news:
             self._held_news[tx_id].news.append(event)
             return
-        assert isinstance(event, BranchFinished | BranchFailed | HeuristicSeen | HolderReported | Answered)
+        assert isinstance(
+            event, BranchFinished | BranchFailed | HeuristicSeen | HolderReported | Answered | Deferred
+        )
         verdict = decide(live.tx, event, self.clock.now_us(), self.settings.windows)
         self._raise_alarms(verdict.tx, verdict.effects)
         tx, change = verdict.tx, verdict.change

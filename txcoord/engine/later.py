@@ -55,6 +55,18 @@ class Later(Generic[T]):
         """Nothing waits for this branch any more."""
         self._valid.pop(key, None)
 
+    def take(self, most: int, wanted: Callable[[Key, T], bool]) -> list[T]:
+        """At most so many of those that are wanted, and that wait for their time, in the order of that: now they do so
+        no more."""
+        found: list[T] = []
+        for _, ticket, key, item in sorted(self._waiting, key=lambda one: one[:2]):
+            if len(found) >= most:
+                break
+            if self._valid.get(key) == ticket and wanted(key, item):
+                del self._valid[key]
+                found.append(item)
+        return found
+
     def stop(self) -> None:
         """Nothing comes out any more."""
         if self._timer is not None:

@@ -40,6 +40,7 @@ from ..ports import (
 )
 from .coordinator import Coordinator
 from .deadlines import Deadlines
+from .drain import Drain
 from .live import Live
 
 log = logs.get("txcoord.recovery")
@@ -105,6 +106,7 @@ class Recovery:
         self._failpoints = failpoints
         self._tasks: list[Task] = []
         self.deadlines = Deadlines(coordinator, batch=settings.batch, spawn=spawn)
+        self.drain = Drain(coordinator, spawn=spawn)
         self.scans: dict[str, int] = {}
         """How many scans each resource has had."""
         self.orphans: dict[str, int] = {}
@@ -117,6 +119,7 @@ class Recovery:
 
     async def start(self) -> None:
         """Take this node's own rows of before its restart back, then start the loops."""
+        self._c.gate.start()
         known: set[str] = set()
         while True:
             rows, _ = await self._claim(all_of_owner=True)
@@ -135,6 +138,7 @@ class Recovery:
     def stop(self) -> None:
         """End the loops."""
         self.deadlines.stop()
+        self.drain.stop()
         for task in self._tasks:
             task.cancel()
 
