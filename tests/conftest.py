@@ -19,7 +19,7 @@ from tests.support.databases import (
     running_server,
 )
 from tests.support.kafka_server import KafkaServer
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, valkey
 from txcoord.testing.mariadb import MariaDBError, MariaDBServer, MySQLServer
 from txcoord.testing.postgres import PostgresServer
 
@@ -94,6 +94,23 @@ def kafka(kafka_of_session: KafkaServer) -> KafkaServer:
     again for the next test."""
     kafka_of_session.start()
     return kafka_of_session
+
+
+@pytest.fixture(scope="session", params=["redis", "valkey"])
+def any_redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """A Redis, then a Valkey: the test runs once on each."""
+    if request.param == "redis":
+        yield request.getfixturevalue("redis_server")
+    else:
+        with RedisServer.running(valkey()) as server:
+            yield server
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """A Redis that the test may kill."""
+    with RedisServer.running() as server:
+        yield server
 
 
 @pytest.fixture

@@ -457,3 +457,18 @@ class SharedGate(Protocol):
     async def leave(self, target: str, ticket: str, count: int) -> None:
         """So many calls of this ticket have ended. One that is not known any more changes nothing."""
         ...
+
+
+class Wakeups(Protocol):
+    """Tells the other nodes of a fleet that there is news, so that they look now and not only when they would have.
+
+    Lossy: what is told may arrive late, twice or never. Whoever hears it reads the log, which alone knows.
+    """
+
+    def hear(self, topic: str, look: Callable[[Sequence[str]], None]) -> None:
+        """Call ``look`` with the names that other nodes tell of this topic. To be said before anything is told."""
+        ...
+
+    def tell(self, topic: str, name: str) -> None:
+        """There is news of this: a tx id, or another name without spaces. Coalesced; never waits, never raises."""
+        ...

@@ -30,6 +30,7 @@ from .values import (
     CommaList,
     Duration,
     LogUrl,
+    RedisUrl,
     ResourceUrl,
     Size,
     database_of,
@@ -217,6 +218,26 @@ class RetentionSettings(_Part):
         return self
 
 
+class RedisSettings(_Part):
+    """What the nodes of a fleet share. Without it, or while it is away, all is right as well, only later or dearer."""
+
+    url: RedisUrl = Field(
+        SecretStr(""),
+        description="Redis or Valkey: redis://user:password@host:6379, rediss:// (TLS), unix:///a.sock; empty: none.",
+    )
+    prefix: str = Field(
+        "txcoord",
+        pattern=r"^[A-Za-z0-9_.-]{1,40}$",
+        description="Before each key and channel; the log's id comes after it.",
+    )
+    timeout: Duration = Field(
+        timedelta(milliseconds=250), description="Of one command; then this node goes on without."
+    )
+    ca_file: FilePath | None = Field(
+        None, description="TLS: whom to believe, in PEM. Default: the system's authorities."
+    )
+
+
 class LimitSettings(_Part):
     """What a request may bring."""
 
@@ -276,6 +297,7 @@ class Settings(BaseSettings):
     backoff: BackoffSettings = BackoffSettings()
     retention: RetentionSettings = RetentionSettings()
     limits: LimitSettings = LimitSettings()
+    redis: RedisSettings = RedisSettings()
 
     @field_validator("log_level", mode="before")
     @classmethod

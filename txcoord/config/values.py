@@ -166,6 +166,18 @@ def _readable(url: str) -> None:
         raise ValueError(f"{redacted(url)[:80]!r}: the port is not a number up to 65535") from None
 
 
+def _redis_url(value: SecretStr) -> SecretStr:
+    url = value.get_secret_value()
+    if url and urlsplit(url).scheme not in ("redis", "rediss", "unix"):
+        raise ValueError(
+            f"{redacted(url)[:80]!r} is no URL like redis://user:password@host:6379/0 (rediss:// for TLS, or "
+            "unix:///path/of/a.sock)"
+        )
+    _readable(url)
+    return value
+
+
+RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 LogUrl = Annotated[SecretStr, AfterValidator(_log_url)]
 ResourceUrl = Annotated[SecretStr, AfterValidator(_resource_url)]
 

@@ -46,6 +46,7 @@ from ..ports import (
     Randomness,
     SharedGate,
     Spawn,
+    Wakeups,
 )
 from .calls import Calls
 from .gate import Gate, GateSettings
@@ -114,6 +115,7 @@ class Carrier:
         queue: Queue | None = None,
         metrics: Metrics | None = None,
         shared_gate: SharedGate | None = None,
+        wakeups: Wakeups | None = None,
     ) -> None:
         """Without a queue nothing is handed off: what waits does so here."""
         self.log = log_
@@ -142,7 +144,11 @@ class Carrier:
             self.finishers, spawn=spawn, alarm=self.alarm, clock=clock, hold_us=settings.hold_us
         )
         self.waiting = Waiting(
-            self, spawn=spawn, interval_s=settings.watch_interval_s, shared=settings.shared
+            self,
+            spawn=spawn,
+            interval_s=settings.watch_interval_s,
+            shared=settings.shared,
+            wakeups=wakeups,
         )
         self.phase_two = PhaseTwo(
             finishers,
@@ -401,6 +407,8 @@ class Carrier:
             self.clock.observe(result.now_us)
             live = self.live.get(tx_id)
             if result.written is Written.OK:
+                if change.tx.ended or change.tx.shown_parked:
+                    self.waiting.tell_others(change.tx)
                 if live is not None and live.tx is change.tx:
                     if live.tx.shown_parked:
                         # At rest until an operator comes, to this node or to another: the log alone knows it.

@@ -2,20 +2,22 @@
 
 The second is for who holds a prepared branch of it: thousands of them wait most of the time. What is decided and
 carried out on this node is told at once. What other nodes do is in the log: one question for all who wait asks it,
-again and again, and no more often than the log has time for.
+again and again, and no more often than the log has time for. Nodes that can wake each other up say what they have
+decided or ended: whoever waits for that looks at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from ..core.evolve import replace
 from ..core.model import Decision, Tx, TxState
 from ..observe import logs
-from ..ports import Clock, Log, LogUnavailable, Spawn
+from ..ports import Clock, Log, LogUnavailable, Spawn, Wakeups
 from .live import LiveSet, WaitLevel, reached
 
 log = logs.get("txcoord.waiting")
@@ -23,6 +25,8 @@ log = logs.get("txcoord.waiting")
 _UNLOGGED_KEPT = 10_000
 _RATIO = 4
 """Between two questions there is this many times as long as the last one took."""
+_DECIDED = "decided"
+_ENDED = "ended"
 _AWAY_S = 1.0
 """But no longer than that after one that had no answer: how long that took says nothing of how busy the log is."""
 
@@ -49,11 +53,23 @@ class _Watcher:
 class Waiting:
     """Who waits on this node. ``shared``: other nodes decide too."""
 
-    def __init__(self, coordinator: _Coordinator, *, spawn: Spawn, interval_s: float, shared: bool) -> None:
+    def __init__(
+        self,
+        coordinator: _Coordinator,
+        *,
+        spawn: Spawn,
+        interval_s: float,
+        shared: bool,
+        wakeups: Wakeups | None = None,
+    ) -> None:
         self._c = coordinator
         self._spawn = spawn
         self._interval_s = interval_s
         self._shared = shared
+        self._wakeups = wakeups
+        if wakeups is not None:
+            wakeups.hear(_DECIDED, self._heard_decided)
+            wakeups.hear(_ENDED, self._heard_ended)
         self._watched: dict[str, set[_Watcher]] = {}
         self._polling = False
         self._unlogged: OrderedDict[str, Tx] = OrderedDict()
@@ -123,7 +139,22 @@ class Waiting:
             self._unlogged[tx.tx_id] = tx
             if len(self._unlogged) > _UNLOGGED_KEPT:
                 self._unlogged.popitem(last=False)
+        else:
+            self.tell_others(tx)
         self._tell(tx.tx_id, tx)
+
+    def tell_others(self, tx: Tx) -> None:
+        """It is in the log now that this is decided, or has ended: whoever waits for it on another node may look."""
+        if self._wakeups is not None:
+            self._wakeups.tell(_ENDED if reached(tx, WaitLevel.COMMITTED) else _DECIDED, tx.tx_id)
+
+    def _heard_decided(self, tx_ids: Sequence[str]) -> None:
+        for tx_id in tx_ids:
+            self._tell(tx_id, None, only_undecided=True)
+
+    def _heard_ended(self, tx_ids: Sequence[str]) -> None:
+        for tx_id in tx_ids:
+            self._tell(tx_id, None)
 
     def unlogged(self, tx_id: str) -> Tx | None:
         """An abort of this node's that no row says."""

@@ -44,6 +44,7 @@ from .parts import (
 )
 from .queue import choose
 from .resources import Resources
+from .shared import Shared
 
 log = logs.get("txcoord.node")
 
@@ -79,6 +80,7 @@ class Node:
         if file is None:
             self._leases = leases = SqlLeases(self.log)
             self._name = NameClaim(leases, settings.node_name, settings.recovery.lease.total_seconds())
+        self._shared: Shared | None = None
         self._recovery: Recovery | None = None
         self._server: GrpcServer | None = None
         self._http: HttpServer | None = None
@@ -158,6 +160,7 @@ class Node:
         self.clock.observe(await self.log.now_us())
         await self.resources.look_first()
         s = self.settings
+        self._shared = shared = Shared(s, identity.log_id, spawn=self.tasks.spawn)
         coordinator = Coordinator(
             self.log,
             self.resources.by_name,
@@ -187,8 +190,10 @@ class Node:
             caller=self.caller,
             queue=self.queue.queue,
             metrics=self.observed.metrics,
+            wakeups=shared.wakeups,
         )
         self.observed.watch(coordinator, identity.log_id)
+        shared.start()
         self.caller.knows_log(identity.log_id)
         coordinator.identity = identity
         self._coordinator = coordinator
@@ -339,7 +344,11 @@ class Node:
         await self._close_servers(0)
         await self.queue.queue.stop()
         await self.observed.stop()
+        if self._shared is not None:
+            self._shared.stop()
         await self.tasks.stop()
+        if self._shared is not None:
+            await self._shared.close()
         await self.resources.close()
         await self.caller.close()
         if self._opened:

@@ -1,0 +1,67 @@
+"""What the nodes of a fleet share: through Redis where the settings name one, else nothing, which is right as well."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..config import Settings, microseconds
+from ..ports import Spawn, Wakeups
+from .errors import ExitCode, StartError
+
+if TYPE_CHECKING:
+    from ..adapters.redis.link import RedisLink
+    from ..adapters.redis.wakeups import RedisWakeups
+
+
+class Shared:
+    """One node's part in it. Nothing is connected before :meth:`start`, and starting waits for nothing.
+
+    Raises StartError where Redis is named and its client is not installed.
+    """
+
+    def __init__(self, settings: Settings, log_id: str, *, spawn: Spawn) -> None:
+        self._link: RedisLink | None = None
+        self._wakeups: RedisWakeups | None = None
+        if settings.redis.url.get_secret_value():
+            self._link = link = _link(settings, log_id)
+            from ..adapters.redis.wakeups import RedisWakeups
+
+            self._wakeups = RedisWakeups(link, node=settings.node_name, spawn=spawn)
+
+    @property
+    def wakeups(self) -> Wakeups | None:
+        """What wakes up who waits on other nodes."""
+        return self._wakeups
+
+    def start(self) -> None:
+        """Begin."""
+        if self._wakeups is not None:
+            self._wakeups.start()
+
+    def stop(self) -> None:
+        """Tell and hear nothing more."""
+        if self._wakeups is not None:
+            self._wakeups.stop()
+
+    async def close(self) -> None:
+        """Disconnect."""
+        if self._link is not None:
+            await self._link.close()
+
+
+def _link(settings: Settings, log_id: str) -> RedisLink:
+    try:
+        from ..adapters.redis.link import RedisLink
+    except ModuleNotFoundError as error:
+        raise StartError(
+            ExitCode.CONFIG,
+            "NOT_INSTALLED",
+            "redis.url is set, and the client of Redis is not installed: pip install 'txcoord[redis]'",
+        ) from error
+    redis = settings.redis
+    return RedisLink(
+        redis.url.get_secret_value(),
+        prefix=f"{redis.prefix}:{log_id}",
+        timeout_s=microseconds(redis.timeout) / 1_000_000,
+        ca_file=str(redis.ca_file or ""),
+    )
