@@ -96,14 +96,18 @@ def kafka(kafka_of_session: KafkaServer) -> KafkaServer:
     return kafka_of_session
 
 
-@pytest.fixture(scope="session", params=["redis", "valkey"])
-def any_redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[RedisServer]:
+    """A Valkey that all tests share."""
+    with RedisServer.running(valkey()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=["redis_server", "valkey_server"])
+def any_redis(request: pytest.FixtureRequest) -> RedisServer:
     """A Redis, then a Valkey: the test runs once on each."""
-    if request.param == "redis":
-        yield request.getfixturevalue("redis_server")
-    else:
-        with RedisServer.running(valkey()) as server:
-            yield server
+    server: RedisServer = request.getfixturevalue(request.param)
+    return server
 
 
 @pytest.fixture

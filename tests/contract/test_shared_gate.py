@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Protocol
 
 import pytest
 
+from tests.support.redis_nodes import Nodes, nodes_of
 from txcoord.adapters.embedded import InProcessGate
+from txcoord.adapters.redis.gate import RedisGate
 from txcoord.ports import SharedGate
 
 MS = 1_000
@@ -41,10 +44,29 @@ class InProcess:
         self.now_us += us
 
 
-@pytest.fixture(params=["in-process"])
+class OnRedis:
+    """Nodes that share a Redis; its clock is the machine's."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes = nodes
+
+    def node(self) -> SharedGate:
+        return RedisGate(self._nodes.link())
+
+    async def pass_(self, us: int) -> None:
+        await asyncio.sleep(us / 1_000_000)
+
+
+@pytest.fixture(params=["in-process", "redis", "valkey"])
 async def house(request: pytest.FixtureRequest) -> AsyncIterator[House]:
-    assert request.param == "in-process"
-    yield InProcess()  # noqa: PT022 - other kinds have something to end
+    if request.param == "in-process":
+        yield InProcess()
+        return
+    server = request.getfixturevalue("redis_server" if request.param == "redis" else "valkey_server")
+    with server.client() as client:
+        client.flushall()
+    async with nodes_of(server) as nodes:
+        yield OnRedis(nodes)
 
 
 async def test_what_one_finds_dead_all_know(house: House) -> None:

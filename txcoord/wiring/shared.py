@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..config import Settings, microseconds
-from ..ports import Spawn, Wakeups
+from ..ports import SharedGate, Spawn, Wakeups
 from .errors import ExitCode, StartError
 
 if TYPE_CHECKING:
@@ -22,10 +22,14 @@ class Shared:
     def __init__(self, settings: Settings, log_id: str, *, spawn: Spawn) -> None:
         self._link: RedisLink | None = None
         self._wakeups: RedisWakeups | None = None
+        self.gate: SharedGate | None = None
+        """What the fleet knows of targets; None: this node is alone in that."""
         if settings.redis.url.get_secret_value():
             self._link = link = _link(settings, log_id)
+            from ..adapters.redis.gate import RedisGate
             from ..adapters.redis.wakeups import RedisWakeups
 
+            self.gate = RedisGate(link)
             self._wakeups = RedisWakeups(link, node=settings.node_name, spawn=spawn)
 
     @property
