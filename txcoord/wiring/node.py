@@ -161,6 +161,7 @@ class Node:
         await self.resources.look_first()
         s = self.settings
         self._shared = shared = Shared(s, identity.log_id, spawn=self.tasks.spawn)
+        self._leases = shared.leases(self._leases)
         coordinator = Coordinator(
             self.log,
             self.resources.by_name,

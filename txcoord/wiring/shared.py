@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..config import Settings, microseconds
-from ..ports import SharedGate, Spawn, Wakeups
+from ..ports import Leases, SharedGate, Spawn, Wakeups
 from .errors import ExitCode, StartError
 
 if TYPE_CHECKING:
@@ -31,6 +31,14 @@ class Shared:
 
             self.gate = RedisGate(link)
             self._wakeups = RedisWakeups(link, node=settings.node_name, spawn=spawn)
+
+    def leases(self, behind: Leases) -> Leases:
+        """Leases that are asked for in Redis first, if there is one."""
+        if self._link is None:
+            return behind
+        from ..adapters.redis.leases import RedisLeases
+
+        return RedisLeases(self._link, behind)
 
     @property
     def wakeups(self) -> Wakeups | None:
