@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntFlag, StrEnum
 
 from .action import Action
 
@@ -291,6 +291,29 @@ class Audit:
     at_us: int
 
 
+class Topic(IntFlag):
+    """Where an announcement goes."""
+
+    EVENTS = 1
+    DEAD_LETTERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What the world outside is to hear of a transaction. Written in the same SQL transaction as the change that makes
+    it so, and published from there."""
+
+    epoch: int
+    seq: int
+    """Its place among those of its transaction, in order of (epoch, seq)."""
+    what: str
+    branch: str
+    at_us: int
+    topics: Topic
+    data: str
+    """JSON."""
+
+
 class ChangeKind(StrEnum):
     """The kinds of change a log row can see; one SQL statement for each in a flush."""
 
@@ -324,6 +347,7 @@ class Change:
     """Somebody waits for it: it goes with the next flush, though that need not be synced for its sake."""
     history: tuple[HistoryEntry, ...] = ()
     audit: Audit | None = None
+    announcements: tuple[Announcement, ...] = ()
 
 
 class Written(StrEnum):

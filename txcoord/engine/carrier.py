@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ..core import plans
+from ..core import announcing, plans
 from ..core.action import Retry
 from ..core.backoff import Backoff
 from ..core.events import (
@@ -29,7 +29,7 @@ from ..core.events import (
 )
 from ..core.evolve import replace
 from ..core.handing import first_due
-from ..core.machine import decide, resume
+from ..core.machine import decide, expired, resume
 from ..core.model import BranchState, Change, ChangeKind, Tx, TxState, Windows, WriteResult, Written
 from ..observe import logs
 from ..observe.metrics import Metrics
@@ -88,6 +88,10 @@ class EngineSettings:
     overdue_us: int = 500_000
     """What was handed off is taken over by any node so long after it was due: the queue has lost it."""
     gate: GateSettings = field(default_factory=GateSettings)
+    events: bool = False
+    """Are decisions, ends, parkings and heuristic outcomes written to the outbox?"""
+    dead_letters: bool = False
+    """Are parkings?"""
 
 
 @dataclass(slots=True)
@@ -221,6 +225,17 @@ class Carrier:
         """The same, of what is carried out here: it may have been about to be handed off."""
         return replace(self.leased(tx), owner=self.settings.node)
 
+    def announced(self, old: Tx | None, change: Change) -> Change:
+        """The change with what it has to tell the world outside, if anybody wants to hear it."""
+        s = self.settings
+        if not s.events and not s.dead_letters:
+            return change
+        if expired(change.tx, s.windows):
+            return change  # A fence: what became of its transaction is not known.
+        return announcing.announced(
+            old, change, self.clock.now_us(), events=s.events, dead_letters=s.dead_letters
+        )
+
     # ---- phase two ----
 
     def adopt(self, tx: Tx) -> None:
@@ -295,6 +310,7 @@ class Carrier:
         tx, change = verdict.tx, verdict.change
         if live.tells_all and tx is not live.tx:
             change = replace(change, touched=tx.branches) if change is not None else _all_of(tx)
+        before = live.tx if live.logged else None
         if tx.ended and not live.tx.ended:
             self.metrics.ended(tx)
         if change is not None and not live.logged and change.forced:
@@ -310,6 +326,8 @@ class Carrier:
             else:
                 tx = self._mine(tx)
             change = replace(change, tx=tx)
+        if change is not None and live.logged:
+            change = self.announced(before, change)
         self.live.put(tx)
         if change is not None and live.logged:
             self._write_progress(change)

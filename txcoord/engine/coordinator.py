@@ -323,6 +323,7 @@ class Coordinator(Carrier):
             if verdict.change is None:
                 return self._unwritten(verdict)
             new, change = self._stamp(verdict)
+            change = self.announced(tx, change)
             doubted = self._doubted(change)
             result = await self._write(new, change)
             self.clock.observe(result.now_us)

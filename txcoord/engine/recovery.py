@@ -378,12 +378,12 @@ class Recovery:
         )
         listed = tx.branch(x.branch)
         touched: tuple[Branch, ...] = ()
+        before = tx
         if heuristic and tx.ended and listed is not None:
             touched = (replace(listed, heuristic=True, reason=result.reason),)
             tx = replace(tx, branches=tuple(touched[0] if b.id == x.branch else b for b in tx.branches))
-        c.log.write_lazily(
-            Change(ChangeKind.PROGRESS, tx, touched, tx.epoch, tx.epoch, forced=False, history=(entry,))
-        )
+        change = Change(ChangeKind.PROGRESS, tx, touched, tx.epoch, tx.epoch, forced=False, history=(entry,))
+        c.log.write_lazily(c.announced(before, change))
 
     # ---- housekeeping ----
 

@@ -4,7 +4,7 @@ still keeps to itself (its lazy writes) is in :class:`MemoryLog`, and dies with 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from txcoord.core.model import (
@@ -20,6 +20,7 @@ from txcoord.core.model import (
     Written,
 )
 from txcoord.core.settle import read_back
+from txcoord.outgoing import Outgoing
 from txcoord.ports import Figures, LogIdentity, LogUnavailable, Query
 
 LOG_ID = "0123456789"
@@ -46,12 +47,19 @@ class Storage:
     down: bool = False
     durable: dict[str, Tx] = field(default_factory=dict)
     """The rows as the last forced write has left them."""
+    outbox: dict[tuple[str, int, int], Outgoing] = field(default_factory=dict)
+    durable_outbox: dict[tuple[str, int, int], Outgoing] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
     written: list[tuple[Change, Written]] = field(default_factory=list)
     """Every change that was tried, for tests to look at."""
 
     def lose_unforced(self) -> None:
         """Its database crashes: what no forced write has brought to disk is gone."""
-        self.rows = dict(self.durable)
+        self.rows, self.outbox = dict(self.durable), dict(self.durable_outbox)
+
+    def sync(self) -> None:
+        """What was written is on disk now."""
+        self.durable, self.durable_outbox = dict(self.rows), dict(self.outbox)
 
     def check(self) -> None:
         if self.down:
@@ -110,6 +118,9 @@ class Storage:
         branches.update((b.id, b) for b in change.touched)
         self.rows[new.tx_id] = replace(row, branches=tuple(branches.values()))
         self.histories.setdefault(new.tx_id, []).extend(change.history)
+        for told in change.announcements:
+            out = Outgoing(new.tx_id, told)
+            self.outbox.setdefault(out.key, out)
         if change.audit is not None:
             self.audit_rows.setdefault(new.tx_id, []).append(change.audit)
         return Written.OK
@@ -200,7 +211,7 @@ class MemoryLog:
                 else:
                     done.set_result(result)
         if forced and not self.storage.down:
-            self.storage.durable = dict(self.storage.rows)
+            self.storage.sync()
         if self._queue:
             self._arm()
 
@@ -277,7 +288,7 @@ class MemoryLog:
                 epoch=row.epoch + 1,
                 version=row.version + (row.decision is None),
             )
-        self.storage.durable = dict(self.storage.rows)
+        self.storage.sync()
         taken = sorted(free, key=lambda row: row.lease_until_us)[:limit]
         return [self.storage.row(row.tx_id) for row in taken]
 
@@ -292,7 +303,7 @@ class MemoryLog:
                 continue
             self.storage.rows[tx_id] = replace(row, owner=owner, lease_until_us=until_us, epoch=epoch + 1)
             taken.append(tx_id)
-        self.storage.durable = dict(self.storage.rows)
+        self.storage.sync()
         return [self.storage.row(tx_id) for tx_id in taken]
 
     async def renew(self, owner: str, tx_ids: Sequence[str], lease_us: int) -> set[str]:
@@ -331,10 +342,44 @@ class MemoryLog:
         rows = self.storage.rows.values()
         going = [row.decided_us for row in rows if row.decision is not None and not row.ended]
         parked, heuristics = sum(row.parked > 0 for row in rows), sum(row.heuristic for row in rows)
-        return Figures(len(going), min(going, default=0), parked, heuristics)
+        waiting = [self.storage.outbox[key].announcement.at_us for key in sorted(self.storage.outbox)[:1]]
+        return Figures(
+            phase_two=len(going),
+            oldest_decided_us=min(going, default=0),
+            parked=parked,
+            heuristics=heuristics,
+            outbox=len(self.storage.outbox),
+            oldest_event_us=waiting[0] if waiting else 0,
+            held=len(self.storage.held),
+        )
 
     async def flushes(self) -> tuple[int, int]:
         return self.forced_flushes, self.lazy_flushes
+
+
+class MemoryOutbox:
+    """``ports.Outbox`` beside the storage."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    async def take(self, published: Sequence[tuple[str, int, int]], limit: int) -> list[Outgoing]:
+        await asyncio.sleep(0)
+        s = self._storage
+        s.check()
+        for key in published:
+            s.outbox.pop(key, None)
+            s.held.pop(key[0], None)
+        s.sync()
+        now_us = s.clock()
+        free = [key for key in sorted(s.outbox) if s.held.get(key[0], 0) <= now_us]
+        return [s.outbox[key] for key in free[:limit]]
+
+    async def hold(self, tx_ids: Collection[str], hold_us: int) -> None:
+        await asyncio.sleep(0)
+        self._storage.check()
+        until_us = self._storage.clock() + hold_us
+        self._storage.held.update((tx_id, until_us) for tx_id in tx_ids)
 
 
 class MemoryLeases:

@@ -8,10 +8,11 @@ from sqlalchemy import Connection, Select, func, select
 
 from ...ports import Figures
 from . import tables
-from .tables import tx
+from .tables import outbox, outbox_held, tx
 
 MOST = 100_000
 """What there is more of is not counted."""
+_FIRST = select(outbox.c.at_us).order_by(outbox.c.tx_id, outbox.c.epoch, outbox.c.seq).limit(1)
 
 
 def ask(conn: Connection) -> Figures:
@@ -31,6 +32,10 @@ def ask(conn: Connection) -> Figures:
         oldest_decided_us=min(oldest, default=0),
         parked=counted(tables.PARKED),
         heuristics=counted(tables.HEURISTIC),
+        outbox=_count(conn, select(outbox.c.tx_id)),
+        # Tx ids are in order of creation: near enough.
+        oldest_event_us=conn.execute(_FIRST).scalar_one_or_none() or 0,
+        held=_count(conn, select(outbox_held.c.tx_id)),
     )
 
 

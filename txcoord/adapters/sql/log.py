@@ -9,6 +9,8 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
+from sqlalchemy import Connection
+
 from txcoord_client.protocol.identifiers import is_tx_id
 
 from ...coalesce import Gate
@@ -350,6 +352,12 @@ class SqlLog:
     async def remember_resource(self, name: str, identity: str, *, replace: bool = False) -> str:
         """Remember it unless one is known."""
         return await self._changing(lambda c: upkeep.remember_resource(c, name, identity, replace=replace))
+
+    async def upkeep(self, work: Callable[[Connection, int], T]) -> T:
+        """Run ``work``, given the log's clock, as one SQL transaction that is on disk when this returns: for what other
+        adapters keep beside the log."""
+        clock = self.store.clock
+        return await self._changing(lambda c: work(c, clock(c)))
 
     async def prune(self, owner: str, limit: int) -> int:
         """Delete a small batch of what retention allows to go."""

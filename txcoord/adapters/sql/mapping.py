@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...core.model import (
+    Announcement,
     Audit,
     Branch,
     BranchState,
@@ -16,10 +17,12 @@ from ...core.model import (
     Decision,
     HistoryEntry,
     Kind,
+    Topic,
     Tx,
     TxState,
 )
 from ...core.settle import read_back
+from ...outgoing import Outgoing
 from . import actions
 
 
@@ -101,6 +104,16 @@ AUDIT = (
     Col("actor"),
     Col("reason"),
     Col("action"),
+)
+OUTBOX = (
+    Col("tx_id", "uuid"),
+    Col("epoch", "integer"),
+    Col("seq", "integer"),
+    Col("what"),
+    Col("branch"),
+    Col("at_us", "bigint"),
+    Col("topics", "smallint"),
+    Col("data"),
 )
 
 Row = tuple[Any, ...]
@@ -198,6 +211,19 @@ def audit_rows(change: Change, ordinal: int) -> Iterable[Row]:
     a = change.audit
     if a is not None:
         yield (change.tx.tx_id, a.at_us, ordinal, a.actor, a.reason, a.action)
+
+
+def outbox_rows(change: Change) -> Iterable[Row]:
+    for a in change.announcements:
+        yield (change.tx.tx_id, a.epoch, a.seq, a.what, a.branch, a.at_us, int(a.topics), a.data)
+
+
+def outgoing_from(row: Any) -> Outgoing:
+    """An announcement as it is read back."""
+    topics = Topic(row.topics)
+    return Outgoing(
+        row.tx_id, Announcement(row.epoch, row.seq, row.what, row.branch, row.at_us, topics, row.data)
+    )
 
 
 def _text(pairs: Mapping[str, str]) -> str:

@@ -55,6 +55,7 @@ def _round(round_: Round, mark: int) -> list[str]:
     add(_BRANCH, m.BRANCH, (row for i in items for row in m.branch_rows(i.change)))
     add(_HISTORY, m.HISTORY, (row for i in items for row in m.history_rows(i.change, i.ordinal)))
     add(_AUDIT, m.AUDIT, (row for i in items for row in m.audit_rows(i.change, i.ordinal)))
+    add(_OUTBOX, m.OUTBOX, (row for i in items for row in m.outbox_rows(i.change)))
     keys = ",".join(f"X'{bytes.fromhex(i.change.tx.tx_id).hex()}'" for i in items)
     parts.append(f"SELECT tx_id FROM txcoord_tx WHERE tx_id IN ({keys}) AND flush_id = {mark}")
     parts.append(f"SELECT {NOW}")
@@ -161,3 +162,4 @@ _RELEASE = (
 _BRANCH = _beside("txcoord_branch", m.BRANCH, ", ".join(f"{c.name} = VALUES({c.name})" for c in m.BRANCH[2:]))
 _HISTORY = _beside("txcoord_history", m.HISTORY, "ordinal = txcoord_history.ordinal")
 _AUDIT = _beside("txcoord_audit", m.AUDIT, "ordinal = txcoord_audit.ordinal")
+_OUTBOX = _beside("txcoord_outbox", m.OUTBOX, "seq = txcoord_outbox.seq")

@@ -351,6 +351,7 @@ def _statement_of(round_: Round, relaxed: bool) -> tuple[str, list[Any]]:
         [row for i in round_.items for row in m.branch_rows(i.change)],
         [row for i in round_.items for row in m.history_rows(i.change, i.ordinal)],
         [row for i in round_.items for row in m.audit_rows(i.change, i.ordinal)],
+        [row for i in round_.items for row in m.outbox_rows(i.change)],
     ]
     sql = _statement(tuple(bool(part) for part in rows), relaxed)
     return sql, [column for part in rows if part for column in zip(*part, strict=True)]
@@ -398,7 +399,7 @@ def _statement(present: tuple[bool, ...], relaxed: bool) -> str:
             f" WHERE i.tx_id IN (SELECT tx_id FROM written) ON CONFLICT {conflict}"
         )
 
-    insert, amend, progress, release, branch, history, audit = present
+    insert, amend, progress, release, branch, history, audit, outbox = present
     synchronous = ", set_config('synchronous_commit', 'off', true) AS relaxed" if relaxed else ""
     parts = [f"clock AS MATERIALIZED (SELECT {_NOW} AS now_us{synchronous})"]
     changed = []
@@ -436,6 +437,8 @@ def _statement(present: tuple[bool, ...], relaxed: bool) -> str:
         parts.append(f"h AS ({beside('txcoord_history', m.HISTORY, 'DO NOTHING')})")
     if audit:
         parts.append(f"a AS ({beside('txcoord_audit', m.AUDIT, 'DO NOTHING')})")
+    if outbox:
+        parts.append(f"o AS ({beside('txcoord_outbox', m.OUTBOX, 'DO NOTHING')})")
     seen = ", relaxed" if relaxed else ""
     return f"WITH {', '.join(parts)} SELECT now_us, ARRAY(SELECT tx_id FROM written){seen} FROM clock"
 

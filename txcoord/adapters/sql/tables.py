@@ -209,3 +209,24 @@ lease = Table(
     Column("token", BigInteger, nullable=False),
     Column("until_us", BigInteger, nullable=False),
 )
+
+outbox = Table(
+    "txcoord_outbox",
+    metadata,
+    Column("tx_id", TxId, primary_key=True),
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("what", String(64), nullable=False),
+    Column("branch", String(64), nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("topics", SmallInteger, nullable=False),
+    Column("data", TEXT, nullable=False),  # JSON
+    sqlite_with_rowid=False,
+)
+
+outbox_held = Table(
+    "txcoord_outbox_held",
+    metadata,
+    Column("tx_id", TxId, primary_key=True),  # all that it announces: the order is kept
+    Column("until_us", BigInteger, nullable=False),
+)
