@@ -296,6 +296,12 @@ class CallRequest:
     deadline_us: int
     """When its answer is waited for no longer, by the log's clock."""
 
+    @property
+    def message_id(self) -> str:
+        """Of a delivery: its receiver's key to drop repeats."""
+        own = self.branch.action.delivery.message_id if self.branch.action is not None else ""
+        return own or f"{self.tx.tx_id}.{self.branch.id}"
+
 
 class Caller(Protocol):
     """Calls participants."""

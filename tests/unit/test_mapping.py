@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from txcoord.adapters.sql import actions
 from txcoord.api.grpc import mapping
 from txcoord.api.grpc.mapping import Limits, Reader
+from txcoord.core.action import Action, Delivery, Retry
 from txcoord.core.errors import Refused
 from txcoord.core.model import Branch, BranchState, DecidedBy, Decision, Kind, Tx, TxState
 from txcoord_client._pb import common_pb2 as c
@@ -30,6 +33,17 @@ def pb(id: str = "1", resource: str = "a", vote: c.Vote = c.VOTE_PREPARED, **cha
     x = Xid(LOG, DEADLINE, TX, id if id else "1")
     x = replace(x, **changes)  # type: ignore[arg-type]
     return c.Branch(id=id, kind=c.KIND_XA, vote=vote, xa=c.XaPart(resource=resource, xid=str(x)))
+
+
+def message(
+    *,
+    after: Iterable[str] = (),
+    vote: c.Vote = c.VOTE_UNSPECIFIED,
+    kind: c.Kind = c.KIND_MESSAGE,
+    **part: Any,
+) -> c.Branch:
+    part = {"target": "grpc://mail:9", "operation": "mail.told", **part}
+    return c.Branch(id="1", kind=kind, vote=vote, after=after, delivery=c.DeliveryPart(**part))
 
 
 def read(
@@ -64,6 +78,33 @@ def test_a_branch(vote: c.Vote, state: BranchState) -> None:
     assert branch == Branch("1", Kind.XA, state, "a", str(Xid(LOG, DEADLINE, TX, "1")))
 
 
+@pytest.mark.parametrize("kind", [Kind.MESSAGE, Kind.NOTIFY])
+def test_a_delivery(kind: Kind) -> None:
+    asked = message(
+        kind=mapping.KIND[kind],
+        payload=b"{}",
+        deliver_at_us=NOW + 1,
+        message_id="order-7",
+        headers={"a": "b"},
+        aborted_means_refused=True,
+    )
+    asked.retry.schedule_us.extend([1, 2])
+    action = Action(
+        "mail.told",
+        headers={"a": "b"},
+        aborted_means_refused=True,
+        retry=Retry(schedule_us=(1, 2)),
+        delivery=Delivery("order-7", NOW + 1),
+    )
+    read_one = Branch("1", kind, resource="grpc://mail:9", payload=b"{}", action=action)
+    assert read(asked).branches == (read_one,)
+    shown = mapping.transaction(Tx(TX, "shop", DEADLINE, branches=(read_one,))).branches[0].spec
+    assert shown.delivery == c.DeliveryPart(
+        target="grpc://mail:9", operation="mail.told", deliver_at_us=NOW + 1, message_id="order-7"
+    )
+    assert actions.from_text(actions.to_text(read_one)) == {"action": action}
+
+
 def test_every_vote_has_a_meaning() -> None:
     assert set(mapping._VOTED) == set(c.Vote.values())
 
@@ -89,7 +130,16 @@ BAD: dict[str, tuple[str, dict[str, object], Iterable[c.Branch]]] = {
         {"spec": c.TransactionSpec(retry=c.RetryPolicy(max_attempts=1))},
         [],
     ),
-    "another kind": (reasons.NOT_SUPPORTED, {}, [c.Branch(id="1", kind=c.KIND_MESSAGE)]),
+    "a message to nobody": (reasons.UNKNOWN_PARTICIPANT, {}, [message(target="")]),
+    "a message without an operation": (reasons.BAD_BRANCH, {}, [message(operation="")]),
+    "a message to a topic": (reasons.NOT_SUPPORTED, {}, [message(target="topic:orders")]),
+    "statements": (reasons.NOT_SUPPORTED, {}, [message(target="sql:reports", sql=c.SqlUnit())]),
+    "in order": (reasons.NOT_SUPPORTED, {}, [message(ordering_key="a")]),
+    "a message after others": (reasons.BAD_BRANCH, {}, [message(after=["2"])]),
+    "a message that votes": (reasons.BAD_BRANCH, {}, [message(vote=c.VOTE_PREPARED)]),
+    "a message in a year": (reasons.BAD_BRANCH, {}, [message(deliver_at_us=NOW + 366 * 86_400_000_000)]),
+    "a message of two words": (reasons.BAD_BRANCH, {}, [message(message_id="a b")]),
+    "a message that is too large": (reasons.TOO_LARGE, {}, [message(payload=b"x" * 300_000)]),
     "a step that is not run": (
         reasons.NOT_SUPPORTED,
         {},

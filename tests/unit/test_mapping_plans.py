@@ -50,6 +50,16 @@ def test_a_plan_as_it_is_read() -> None:
     )
 
 
+MESSAGE = c.Branch(
+    id="9", kind=c.KIND_MESSAGE, delivery=c.DeliveryPart(target="grpc://mail:9", operation="mail.told")
+)
+
+
+def test_a_plan_with_a_message() -> None:
+    told = Branch("9", Kind.MESSAGE, resource="grpc://mail:9", action=Action("mail.told"))
+    assert READER.plan([step("1"), MESSAGE])[1] == told
+
+
 METHOD = {"operation": "/s.Ship/Pack"}
 BAD: dict[str, tuple[str, list[c.Branch]]] = {
     "nothing": (reasons.BAD_REQUEST, []),
@@ -57,7 +67,11 @@ BAD: dict[str, tuple[str, list[c.Branch]]] = {
     "twice": (reasons.BAD_BRANCH, [step("1"), step("1")]),
     "a bad id": (reasons.BAD_BRANCH, [step("x")]),
     "an xa branch": (reasons.NOT_SUPPORTED, [c.Branch(id="1", kind=c.KIND_XA)]),
-    "a message": (reasons.NOT_SUPPORTED, [c.Branch(id="1", kind=c.KIND_MESSAGE)]),
+    "only a message": (reasons.BAD_REQUEST, [MESSAGE]),
+    "a message to nobody": (
+        reasons.BAD_BRANCH,
+        [step("1"), c.Branch(id="2", kind=c.KIND_MESSAGE)],
+    ),
     "a vote": (reasons.BAD_BRANCH, [step("1", vote=c.VOTE_PREPARED)]),
     "after itself": (reasons.BAD_BRANCH, [step("1", "1")]),
     "after nobody": (reasons.BAD_BRANCH, [step("1", "2")]),

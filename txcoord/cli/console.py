@@ -90,5 +90,7 @@ def length(us: int) -> str:
 
 def plural(count: int, noun: str) -> str:
     """``1 branch``, ``2 branches``."""
+    if count != 1 and noun.endswith("ry"):
+        return f"{count} {noun[:-1]}ies"
     ending = "" if count == 1 else "es" if noun.endswith(("ch", "s")) else "s"
     return f"{count} {noun}{ending}"

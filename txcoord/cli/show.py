@@ -54,6 +54,7 @@ def as_dict(tx: Any, audit: list[Any] | None = None) -> dict[str, Any]:
         "decided_by": _decided_by(outcome) or None,
         "reason": outcome.reason,
         "parked": outcome.parked,
+        "parked_deliveries": outcome.parked_deliveries,
         "heuristic": outcome.heuristic,
         "created_us": tx.created_us,
         "deadline_us": outcome.deadline_us,
@@ -165,7 +166,13 @@ def waits_for(tx: Any, now_us: int) -> list[str]:
             again = f", again {_due(b, now_us)}" if b.status.attempts else ""
             why = f": {b.status.message}" if b.status.message else ""
             op = _op(b.spec.kind, c.DECISION_COMMIT if _branch_state(b) == "FINISHING" else c.DECISION_ABORT)
+            if not b.status.attempts and b.status.next_attempt_us > now_us:
+                again = f", due {_due(b, now_us)}"
             lines.append(f"{op} of {name}{again}{why}")
+    held = sum(_branch_state(b) == "READY" and b.spec.kind in _DELIVERIES for b in tx.branches)
+    if held and lines:
+        what = console.plural(held, "delivery")
+        lines.append(f"the end of these, before COMMITTED: {what}")
     return lines
 
 
@@ -173,16 +180,19 @@ _OPS = {
     c.KIND_XA: ("", "COMMIT PREPARED", "ROLLBACK PREPARED"),
     c.KIND_TCC: ("try", "confirm", "cancel"),
     c.KIND_SAGA: ("action", "action", "compensate"),
+    c.KIND_MESSAGE: ("delivery", "delivery", "delivery"),
+    c.KIND_NOTIFY: ("delivery", "delivery", "delivery"),
     c.KIND_UNSPECIFIED: ("callback", "callback", "callback"),
 }
 """What is asked of a branch: before the decision, after a commit, after an abort."""
+_DELIVERIES = (c.KIND_MESSAGE, c.KIND_NOTIFY)
 _ATTEMPTS = frozenset(
     {"branch.failed", "branch.pending", "branch.refused", "branch.given_up", "branch.finished"}
 )
 
 
 def _op(kind: c.Kind, decision: c.Decision) -> str:
-    return _OPS.get(kind, ("", "delivery", "delivery"))[decision]
+    return _OPS[kind][decision]
 
 
 def _op_then(tx: Any, branch: str, at_us: int) -> str:
@@ -194,8 +204,12 @@ def _op_then(tx: Any, branch: str, at_us: int) -> str:
     return "" if kind is None else _op(kind, outcome.decision if decided else c.DECISION_UNSPECIFIED)
 
 
+def _operation(b: Any) -> str:
+    return str(b.spec.delivery.operation if b.spec.kind in _DELIVERIES else b.spec.action.operation)
+
+
 def _name(b: Any) -> str:
-    operation = b.spec.action.operation
+    operation = _operation(b)
     return f"branch {b.spec.id}{f', {operation} at' if operation else ' on'} {b.status.target}"
 
 
@@ -217,7 +231,7 @@ def _branches(branches: Any) -> list[str]:
 
 
 def _where(b: Any) -> str:
-    operation = b.spec.action.operation
+    operation = _operation(b)
     return f"{operation} at {b.status.target}" if operation else str(b.status.target)
 
 

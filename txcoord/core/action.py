@@ -1,4 +1,4 @@
-"""What a participant does for a tcc or saga branch, and how it answers."""
+"""What a participant or receiver does for a branch, and how it answers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ class Op(StrEnum):
     CANCEL = "cancel"
     ACTION = "action"
     COMPENSATE = "compensate"
+    MESSAGE = "message"
+    """Take a message that must arrive."""
+    NOTIFY = "notify"
+    """Take a notification."""
     CALLBACK = "callback"
     """Be told that the whole has ended."""
 
@@ -70,6 +74,16 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
+class Delivery:
+    """What only deliveries have."""
+
+    message_id: str = ""
+    """The receiver's key to drop repeats; empty: the tx id and the branch."""
+    deliver_at_us: int = 0
+    """Not before; 0: as soon as the whole is COMMITTED."""
+
+
+@dataclass(frozen=True, slots=True)
 class Action:
     """The participant's part of a branch, as it was enlisted. The participant itself is ``Branch.resource``."""
 
@@ -94,11 +108,12 @@ class Action:
     aborted_means_refused: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
     retry: Retry = Retry()
+    delivery: Delivery = Delivery()
 
     def operation_of(self, op: Op) -> str:
         """Its name at the participant."""
         match op:
-            case Op.TRY | Op.ACTION | Op.CALLBACK:
+            case Op.TRY | Op.ACTION | Op.MESSAGE | Op.NOTIFY | Op.CALLBACK:
                 special = self.first_operation
             case Op.CONFIRM:
                 special = self.commit_operation

@@ -32,7 +32,7 @@ _ASK_AGAIN_US = 1_000_000
 def answered(tx: Tx, event: Answered, now_us: int) -> Verdict:
     """A participant has answered, or failed to. Repeats and late news change nothing."""
     branch = tx.branch(event.branch_id)
-    if branch is None or op_of(branch) is not event.op or (tx.ended and event.op is not Op.CALLBACK):
+    if branch is None or op_of(branch) is not event.op or (tx.ended and not branch.kind.is_delivery):
         return Verdict(tx)
     if event.answer.result and event.op in _FIRST and tx.decision is None:
         event = replace(event, answer=_bounded(tx, branch, event.answer))

@@ -28,6 +28,11 @@ def is_called(b: Branch) -> bool:
     return RULES[b.kind].first_phase and RULES[b.kind].driven_by == "caller"
 
 
+def only_named(b: Branch) -> bool:
+    """Must it be in the log already? A delivery that says what it is need not be."""
+    return is_called(b) or (b.kind.is_delivery and b.action is None)
+
+
 def filled(b: Branch, old: Branch) -> Branch:
     """A branch that is enlisted is named by its number and kind, with its vote; the rest is in the log."""
     if old.action is None or b.action is not None or b.kind is not old.kind or b.resource or b.payload:

@@ -13,6 +13,8 @@ _OPS = {
     (Kind.TCC, BranchState.UNDOING): Op.CANCEL,
     (Kind.SAGA, BranchState.RUNNING): Op.ACTION,
     (Kind.SAGA, BranchState.UNDOING): Op.COMPENSATE,
+    (Kind.MESSAGE, BranchState.FINISHING): Op.MESSAGE,
+    (Kind.NOTIFY, BranchState.FINISHING): Op.NOTIFY,
     (Kind.CALLBACK, BranchState.FINISHING): Op.CALLBACK,
 }
 
@@ -32,7 +34,7 @@ def calls_of(tx: Tx) -> tuple[Call, ...]:
     """All calls that may be made now; asking twice asks for the same."""
     if tx.rests:
         return ()
-    branches = [b for b in tx.branches if b.kind is Kind.CALLBACK] if tx.ended else tx.branches
+    branches = [b for b in tx.branches if b.kind.is_delivery] if tx.ended else tx.branches
     found = (call_of(b) for b in branches if op_of(b) is not None and tx.may_go(b))
     return tuple(call for call in found if call is not None)
 

@@ -10,7 +10,7 @@ from .action import Op
 from .deciding import expired, refuse, too_late
 from .errors import Refusal
 from .events import Verdict
-from .model import SETTLED_BRANCH, Branch, BranchState, Decision, Kind, Tx, Windows
+from .model import SETTLED_BRANCH, Branch, BranchState, Decision, Tx, Windows
 
 _JSON = "application/json"
 _ASK_AGAIN_US = 500_000
@@ -132,7 +132,7 @@ def being_undone(tx: Tx) -> Refusal | None:
     left = [
         b
         for b in tx.branches
-        if b.action is not None and b.kind is not Kind.CALLBACK and b.state not in SETTLED_BRANCH
+        if b.action is not None and not b.kind.is_delivery and b.state not in SETTLED_BRANCH
     ]
     if tx.ended or not left:
         return None

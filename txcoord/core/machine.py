@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from . import answers, operating, plans, settle
-from .branches import filled, is_called, says_more, union
+from .branches import filled, only_named, says_more, union
 from .deciding import change_of, decided, expired, refuse, too_late, write
 from .events import (
     Alarm,
@@ -291,7 +291,7 @@ def _commit(tx: Tx | None, event: Commit, now_us: int, windows: Windows) -> Verd
     )
     lost = tx is None and event.begun
     for b in asked.branches:
-        if is_called(b) and (tx is None or tx.branch(b.id) is None):
+        if only_named(b) and (tx is None or tx.branch(b.id) is None):
             if not lost:
                 text = f"branch {b.id}: a {b.kind} branch is enlisted before anything is done for it"
                 return refuse(base, "INVALID_ARGUMENT", "BAD_BRANCH", text)
@@ -348,7 +348,7 @@ def _rollback(tx: Tx | None, event: Rollback, now_us: int, windows: Windows) -> 
     if by is DecidedBy.CLIENT and any(b.state is BranchState.REFUSED for b in asked.branches):
         by = DecidedBy.BRANCH  # The client only carries its no.
     # One that was never enlisted was never tried, and names nobody to ask.
-    said = tuple(b for b in asked.branches if not is_called(b) or (tx is not None and tx.branch(b.id)))
+    said = tuple(b for b in asked.branches if not only_named(b) or (tx is not None and tx.branch(b.id)))
     asked = replace(asked, branches=said)
     if tx is None and event.sealed and not event.logged and not asked.gid:
         undone = decided(asked, Decision.ABORT, by, event.reason, now_us)

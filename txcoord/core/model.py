@@ -23,6 +23,14 @@ class Kind(StrEnum):
     CALLBACK = "callback"
     """Somebody is told when the whole has ended, whichever way. Not a branch for clients: see *Callbacks*."""
 
+    @property
+    def is_delivery(self) -> bool:
+        """Has it no first phase, and leaves only once the whole has ended?"""
+        return self in _DELIVERIES
+
+
+_DELIVERIES = (Kind.MESSAGE, Kind.NOTIFY, Kind.CALLBACK)
+
 
 class TxState(StrEnum):
     """Where a global transaction stands."""
@@ -171,7 +179,7 @@ class Tx:
     created_us: int = 0
     decided_us: int = 0
     ended_us: int = 0
-    """When nothing was left to do, callbacks included."""
+    """When nothing was left to do, deliveries and callbacks included."""
     version: int = 0
     """Raised by each change of the undecided row; deciding requires the version that was read."""
     epoch: int = 0
@@ -225,10 +233,10 @@ class Tx:
 
     @property
     def rests(self) -> bool:
-        """Is nothing carried out any more, for good or until an operator comes? Only callbacks go on after the end."""
+        """Is nothing carried out any more, for good or until an operator comes? Only deliveries go on after the end."""
         if not self.ended:
             return self.shown_parked
-        return not any(b.kind is Kind.CALLBACK and b.state is BranchState.FINISHING for b in self.branches)
+        return not any(b.kind.is_delivery and b.state is BranchState.FINISHING for b in self.branches)
 
     def may_go(self, branch: Branch, state: BranchState | None = None) -> bool:
         """Has everything happened that comes before what this branch has to do now?

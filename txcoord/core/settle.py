@@ -27,7 +27,6 @@ from .model import (
     ChangeKind,
     Decision,
     HistoryEntry,
-    Kind,
     Tx,
     TxState,
     held_back,
@@ -68,19 +67,21 @@ def close(tx: Tx, now_us: int) -> Tx:
         return tx
     if any(RULES[b.kind].first_phase and b.state not in SETTLED_BRANCH for b in tx.branches):
         return tx
-    # Under abort only callbacks are ready.
-    branches = tuple(
-        replace(b, state=next_branch(b.kind, b.state, BranchEvent.DELIVER))
-        if not RULES[b.kind].first_phase and b.state is BranchState.READY
-        else b
-        for b in tx.branches
-    )
+    branches = tuple(_freed(b) if b.kind.is_delivery else b for b in tx.branches)
     return _over(replace(tx, state=next_tx(tx.state, TxEvent.SETTLED), branches=branches), now_us)
 
 
+def _freed(b: Branch) -> Branch:
+    """A delivery once the whole has ended. Under abort only callbacks are ready."""
+    if b.state is not BranchState.READY:
+        return b
+    due_us = b.action.delivery.deliver_at_us if b.action is not None else 0
+    return replace(b, state=next_branch(b.kind, b.state, BranchEvent.DELIVER), next_attempt_us=due_us)
+
+
 def _over(tx: Tx, now_us: int) -> Tx:
-    """Note the end, once callbacks are over too: until then a node has the row, or it waits for an operator."""
-    if tx.ended_us or any(b.kind is Kind.CALLBACK and b.state not in SETTLED_BRANCH for b in tx.branches):
+    """Note the end, once deliveries are over too: until then a node has the row, or it waits for an operator."""
+    if tx.ended_us or any(b.kind.is_delivery and b.state not in SETTLED_BRANCH for b in tx.branches):
         return tx
     return replace(tx, ended_us=now_us)
 
@@ -168,8 +169,8 @@ def lazy(old: Tx, new: Tx, moved: Branch, history: tuple[HistoryEntry, ...]) -> 
     troubled = any(
         b.attempts or b.heuristic or b.state in _BY_HAND or held_back(b.reason) for b in new.branches
     )
-    if not new.ended and not history and not troubled:
-        return None
+    if not history and not troubled and (not new.ended or (old.ended and not new.rests)):
+        return None  # Also for a delivery that is done while others are on their way: the last one says it.
     touched: tuple[Branch, ...] = new.branches if troubled else ()
     if new.ended and not troubled:
         touched = tuple(b for b in new.branches if not RULES[b.kind].first_phase)

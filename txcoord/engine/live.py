@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from ..core.kinds import RULES
-from ..core.model import SETTLED_BRANCH, Kind, Tx
+from ..core.model import Tx
 
 
 class WaitLevel(IntEnum):
@@ -32,8 +31,7 @@ def reached(tx: Tx, level: WaitLevel) -> bool:
         return False
     if level is WaitLevel.COMMITTED:
         return True
-    deliveries = (b for b in tx.branches if not RULES[b.kind].first_phase and b.kind is not Kind.CALLBACK)
-    return tx.rests and all(b.state in SETTLED_BRANCH for b in deliveries)
+    return tx.rests
 
 
 @dataclass(slots=True)

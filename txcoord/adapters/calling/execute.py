@@ -105,6 +105,8 @@ def _action(request: CallRequest) -> pb.BranchAction:
         out.callback_id = action.name
         out.message_id = f"{request.tx.tx_id}.{action.name}"
         out.outcome.CopyFrom(_outcome(request.tx))
+    if request.op in (Op.MESSAGE, Op.NOTIFY):
+        out.message_id = request.message_id
     if request.op in (Op.CONFIRM, Op.CANCEL, Op.COMPENSATE):
         out.result = branch.result
         out.result_content_type = branch.result_type

@@ -50,6 +50,8 @@ def carried(request: CallRequest, reserved: Iterable[str], targets: Targets) -> 
         out["txcoord-call-deadline-us"] = str(request.deadline_us)
     if len(result_of(request)) > MOST_CARRIED:
         out["txcoord-result-too-large"] = str(len(branch.result))
+    if request.op in (Op.MESSAGE, Op.NOTIFY):
+        out["txcoord-message-id"] = request.message_id
     if request.op is Op.CALLBACK and action is not None:
         out["txcoord-callback-id"] = action.name
         out["txcoord-outcome"] = "committed" if tx.decision is Decision.COMMIT else "aborted"

@@ -6,11 +6,14 @@ import json
 from dataclasses import fields
 from typing import Any
 
-from ...core.action import Action, Retry
+from ...core.action import Action, Delivery, Retry
 from ...core.model import Branch
 
 _ACTION = {f.name: f.default for f in fields(Action)}
-_RETRY = {f.name: f.default for f in fields(Retry)}
+_PARTS = {
+    "retry": {f.name: f.default for f in fields(Retry)},
+    "delivery": {f.name: f.default for f in fields(Delivery)},
+}
 _BESIDE = ("result_type", "failures", "since_us")
 
 
@@ -22,15 +25,14 @@ def to_text(branch: Branch) -> str:
     out: dict[str, Any] = {
         name: list(value) if isinstance(value, tuple) else value
         for name, default in _ACTION.items()
-        if name not in ("retry", "headers") and (value := getattr(action, name)) != default
+        if name not in _PARTS and name != "headers" and (value := getattr(action, name)) != default
     }
     if action.headers:
         out["headers"] = dict(action.headers)
-    retry = {
-        name: value for name, default in _RETRY.items() if (value := getattr(action.retry, name)) != default
-    }
-    if retry:
-        out["retry"] = retry
+    for part, defaults in _PARTS.items():
+        said = {n: value for n, d in defaults.items() if (value := getattr(getattr(action, part), n)) != d}
+        if said:
+            out[part] = said
     out.update({name: value for name in _BESIDE if (value := getattr(branch, name))})
     return json.dumps(out, ensure_ascii=False, separators=(",", ":"))
 
@@ -44,7 +46,8 @@ def from_text(text: str) -> dict[str, Any]:
     retry = found.pop("retry", {})
     if "schedule_us" in retry:
         retry["schedule_us"] = tuple(retry["schedule_us"])
+    delivery = Delivery(**found.pop("delivery", {}))
     for name in ("after", "results_of"):
         if name in found:
             found[name] = tuple(found[name])
-    return {"action": Action(**found, retry=Retry(**retry)), **beside}
+    return {"action": Action(**found, retry=Retry(**retry), delivery=delivery), **beside}

@@ -18,7 +18,7 @@ from ...core.events import Answered
 from ...core.model import Branch, Kind, Tx
 from ...core.targets import Target, Targets, is_path
 
-_MOST_HEADERS = 8 * 1024
+MOST_HEADERS = 8 * 1024
 _METHOD = re.compile(r"/[A-Za-z_][\w.]*/[A-Za-z_]\w*", re.ASCII)
 _OURS = ("/txcoord.", "/grpc.")
 """A coordinator calls no coordinator: whoever may submit a plan is no operator."""
@@ -31,12 +31,11 @@ _ANSWERS = {
     c.ANSWER_KIND_REFUSED: AnswerKind.REFUSED,
     c.ANSWER_KIND_FAILED: AnswerKind.FAILED,
 }
-_CALLBACK_ID = re.compile(r"[A-Za-z0-9_.-]{1,48}")
 _MOST_EDGES = 10_000
 """In a plan: each answer looks at all of them."""
 _MOST_ATTEMPTS = 1_000_000
 _LONGEST_CALL_US = 600_000_000
-_NO_RETRY = Retry()
+NO_RETRY = Retry()
 _LONGEST_US = 366 * 86_400_000_000
 Wrong = Callable[..., Refused]
 """Makes the refusal of a message, a reason and a code."""
@@ -53,13 +52,13 @@ def read(item: c.Branch, sized: Callable[[bytes, str], None], targets: Targets) 
     """The fields of a branch with a participant. Raises Refused."""
     part = item.action
     sized(part.payload, f"payload of branch {item.id}")
-    check_target(item, part.target, targets)
+    check_target(partial(bad, item), part.target, targets)
     if not part.operation or len(part.operation) > 200:
         raise bad(item, "its operation has a name of 1 to 200 characters")
     specials = (part.first_operation, part.commit_operation, part.abort_operation)
     if part.operation.startswith("/"):
         _check_methods(item, targets)
-        _check_headers(partial(bad, item), part.headers, targets)
+        check_headers(partial(bad, item), part.headers, targets)
     elif any(specials):
         raise bad(
             item,
@@ -69,7 +68,7 @@ def read(item: c.Branch, sized: Callable[[bytes, str], None], targets: Targets) 
     if part.http_method not in ("", "POST"):
         raise bad(item, f"http_method {part.http_method[:20]!r}: POST only", reasons.NOT_SUPPORTED)
     size = sum(len(k) + len(v) for k, v in part.headers.items())
-    if size > _MOST_HEADERS or len(item.name) > 200 or len(part.content_type) > 255:
+    if size > MOST_HEADERS or len(item.name) > 200 or len(part.content_type) > 255:
         raise bad(item, f"name, content type or headers ({size} bytes) are too long", reasons.TOO_LARGE)
     if item.id in item.after or not all(map(identifiers.is_branch, [*item.after, *part.results_of])):
         raise bad(item, "after and results_of name other branches")
@@ -87,55 +86,17 @@ def read(item: c.Branch, sized: Callable[[bytes, str], None], targets: Targets) 
         results_of=tuple(part.results_of),
         aborted_means_refused=part.aborted_means_refused,
         headers=dict(part.headers),
-        retry=read_retry(item.retry, partial(bad, item)) if item.HasField("retry") else _NO_RETRY,
+        retry=read_retry(item.retry, partial(bad, item)) if item.HasField("retry") else NO_RETRY,
     )
     return {"resource": part.target, "payload": part.payload, "action": action}
 
 
-def check_target(item: c.Branch, target: str, targets: Targets) -> None:
-    """Is it one that this coordinator calls? Raises Refused."""
-    _check_target(partial(bad, item), target, targets)
-
-
-def _check_target(wrong: Wrong, target: str, targets: Targets) -> None:
+def check_target(wrong: Wrong, target: str, targets: Targets) -> None:
+    """Is it one that this coordinator calls? Raises what ``wrong`` makes."""
     why = targets.why_not(target)
     if why is not None:
         code = "PERMISSION_DENIED" if why.reason == reasons.TARGET_NOT_ALLOWED else "INVALID_ARGUMENT"
         raise wrong(why.message, why.reason, code)
-
-
-def callback(item: c.Callback, sized: Callable[[bytes, str], None], targets: Targets) -> Branch:
-    """One who asks to be told of the end. Raises Refused."""
-
-    def wrong(message: str, reason: str = reasons.BAD_REQUEST, code: str = "INVALID_ARGUMENT") -> Refused:
-        return Refused(Refusal(code, reason, f"callback {item.id[:80]!r}: {message}", True))
-
-    part = item.delivery
-    if not _CALLBACK_ID.fullmatch(item.id):
-        raise wrong("its id has 1 to 48 characters of [A-Za-z0-9_.-]")
-    others = {field.name for field, _ in part.ListFields()}
-    if unknown := sorted(others - {"target", "operation", "payload", "content_type", "headers"}):
-        raise wrong(
-            f"{', '.join(unknown)}: not carried out by this version", reasons.NOT_SUPPORTED, "UNIMPLEMENTED"
-        )
-    _check_target(wrong, part.target, targets)
-    if not part.operation or len(part.operation) > 200:
-        raise wrong("its operation has a name of 1 to 200 characters")
-    if part.operation.startswith("/"):
-        _check_operations(wrong, part.target, [part.operation], targets)
-        _check_headers(wrong, part.headers, targets)
-    sized(part.payload, f"payload of callback {item.id}")
-    size = sum(len(k) + len(v) for k, v in part.headers.items())
-    if size > _MOST_HEADERS or len(part.content_type) > 255:
-        raise wrong(f"content type or headers ({size} bytes) are too long", reasons.TOO_LARGE)
-    action = Action(
-        part.operation,
-        item.id,
-        part.content_type,
-        headers=dict(part.headers),
-        retry=read_retry(item.retry, wrong),
-    )
-    return Branch(f"c:{item.id}", Kind.CALLBACK, resource=part.target, payload=part.payload, action=action)
 
 
 def _check_methods(item: c.Branch, targets: Targets) -> None:
@@ -147,7 +108,7 @@ def _check_methods(item: c.Branch, targets: Targets) -> None:
     if not part.no_undo and not part.forward:
         needed.append(part.abort_operation)
     specials = (part.first_operation, part.commit_operation, part.abort_operation)
-    _check_operations(partial(bad, item), part.target, [*needed, *filter(None, specials)], targets)
+    check_operations(partial(bad, item), part.target, [*needed, *filter(None, specials)], targets)
     if part.results_of:
         raise bad(
             item,
@@ -157,7 +118,8 @@ def _check_methods(item: c.Branch, targets: Targets) -> None:
         )
 
 
-def _check_operations(wrong: Wrong, target: str, methods: Iterable[str], targets: Targets) -> None:
+def check_operations(wrong: Wrong, target: str, methods: Iterable[str], targets: Targets) -> None:
+    """Are they methods, or paths, that can be called there? Raises what ``wrong`` makes."""
     named = targets.named.get(target) or [Target.parse(target)]
     over_http = {one.is_http for one in named if one is not None}
     if len(over_http) > 1:
@@ -176,7 +138,7 @@ def _check_operations(wrong: Wrong, target: str, methods: Iterable[str], targets
             )
 
 
-def _check_headers(wrong: Wrong, headers: Iterable[str], targets: Targets) -> None:
+def check_headers(wrong: Wrong, headers: Iterable[str], targets: Targets) -> None:
     """They are sent as headers or metadata, where there is no SDK: not those by which the coordinator is believed."""
     for name in headers:
         if targets.reserves(name):
@@ -235,9 +197,16 @@ def late_answer(tx: Tx, report: c.BranchReport) -> Answered:
     return Answered(branch.id, op, _ANY_ATTEMPT, answer)
 
 
-def write(out: c.Branch, action: Action, target: str) -> None:
+def write(out: c.Branch, kind: Kind, action: Action, target: str) -> None:
     """A branch for people: without its payload."""
     out.name = action.name
+    if kind in (Kind.MESSAGE, Kind.NOTIFY):
+        out.delivery.target = target
+        out.delivery.operation = action.operation
+        out.delivery.content_type = action.content_type
+        out.delivery.deliver_at_us = action.delivery.deliver_at_us
+        out.delivery.message_id = action.delivery.message_id
+        return
     out.after.extend(action.after)
     out.action.target = target
     out.action.operation = action.operation

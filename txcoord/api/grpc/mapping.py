@@ -12,11 +12,20 @@ from txcoord_client.protocol import xid as xids
 from ...core.action import Retry
 from ...core.errors import Refusal, Refused
 from ...core.evolve import replace
-from ...core.kinds import RULES
-from ...core.model import FOREVER_US, Branch, BranchState, DecidedBy, Decision, Kind, Tx, TxState
+from ...core.model import (
+    FOREVER_US,
+    SETTLED_BRANCH,
+    Branch,
+    BranchState,
+    DecidedBy,
+    Decision,
+    Kind,
+    Tx,
+    TxState,
+)
 from ...core.targets import ANYBODY, Targets
 from ...core.words import storable
-from . import actions
+from . import actions, deliveries
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,12 +236,8 @@ class Reader:
                 f"branch {item.id}: the coordinator runs the steps of a saga: submit them, or enlist them with run",
                 "UNIMPLEMENTED",
             )
-        if kind is not Kind.XA:
-            raise bad(
-                reasons.NOT_SUPPORTED,
-                f"branch {item.id}: this server carries out xa, tcc and saga branches, not {kind}",
-                "UNIMPLEMENTED",
-            )
+        if kind.is_delivery:
+            return self._delivery(item, kind)
         self.resource(item.xa.resource)
         x = self.xid(item.id, item.xa)
         if x.log_id != self._log_id:
@@ -254,10 +259,17 @@ class Reader:
             reason=storable(item.reason[:500]),
         )
 
+    def _delivery(self, item: c.Branch, kind: Kind) -> Branch:
+        if not item.HasField("delivery"):
+            return Branch(item.id, kind)  # One that is enlisted already is named by its id and kind.
+        return deliveries.delivery(item, kind, self._sized, self._limits.targets, self._now_us())
+
     def callbacks(self, spec: c.TransactionSpec, items: Iterable[c.Branch] = ()) -> tuple[Branch, ...]:
         """Who asks to be told of the end: the transaction, or any of its branches."""
         asked = [*spec.callbacks, *(item.callback for item in items if item.HasField("callback"))]
-        out = {b.id: b for b in (actions.callback(one, self._sized, self._limits.targets) for one in asked)}
+        out = {
+            b.id: b for b in (deliveries.callback(one, self._sized, self._limits.targets) for one in asked)
+        }
         if len(out) < len(asked):
             raise bad(reasons.BAD_REQUEST, "two callbacks have one id")
         if len(out) > _MOST_CALLBACKS:
@@ -289,22 +301,29 @@ class Reader:
             kind = _KIND_FROM_PB.get(item.kind)
             if not identifiers.is_branch(item.id) or item.id in out:
                 raise bad(reasons.BAD_BRANCH, f"branch id {item.id[:80]!r}: a path of numbers, each once")
-            if kind not in (Kind.SAGA, Kind.TCC):
+            if kind is None or kind is Kind.XA:
+                what = kind or "one without a kind"
                 raise bad(
                     reasons.NOT_SUPPORTED,
-                    f"branch {item.id}: a plan has saga and tcc branches, not {kind or 'one without a kind'}",
+                    f"branch {item.id}: a plan has saga, tcc, message and notify branches, not {what}",
                     "UNIMPLEMENTED",
                 )
             if item.vote:
                 raise bad(reasons.BAD_BRANCH, f"branch {item.id}: a plan is run by the coordinator: no votes")
-            read = actions.read(item, self._sized, self._limits.targets)
-            read["action"] = replace(read["action"], run_first=True)
-            out[item.id] = Branch(item.id, kind, **read)
+            if kind.is_delivery:
+                out[item.id] = named = self._delivery(item, kind)
+                if named.action is None:
+                    raise bad(reasons.BAD_BRANCH, f"branch {item.id}: its target is missing")
+            else:
+                read = actions.read(item, self._sized, self._limits.targets)
+                read["action"] = replace(read["action"], run_first=True)
+                out[item.id] = Branch(item.id, kind, **read)
             if len(out) > self._limits.branches:
                 raise bad(reasons.TOO_LARGE, f"more than {self._limits.branches} branches")
-        if not out:
+        steps = {b.id: b for b in out.values() if not b.kind.is_delivery}
+        if not steps:
             raise bad(reasons.BAD_REQUEST, "a plan without a step")
-        actions.check_graph(out)
+        actions.check_graph(steps)
         return tuple(out.values())
 
     def _action_branch(self, item: c.Branch, kind: Kind) -> Branch:
@@ -385,14 +404,15 @@ def outcome(
     if named:
         out.tx_id = tx.tx_id
         out.gid = tx.gid
+    out.delivered = tx.ended and all(b.state in SETTLED_BRANCH for b in tx.branches if b.kind.is_delivery)
     for b in tx.branches:
         if b.heuristic:
             out.heuristic = True
         if b.state is BranchState.PARKED:
-            if RULES[b.kind].first_phase:
-                out.parked += 1
-            else:
+            if b.kind.is_delivery:
                 out.parked_deliveries += 1
+            else:
+                out.parked += 1
         if all_branches or b.heuristic or b.state in _SAYING_SOMETHING or (results and _has_result(b)):
             out.branches.append(branch_status(b, results=results))
     return out
@@ -454,7 +474,7 @@ def transaction(tx: Tx, *, results: bool = True) -> c.Transaction:
         if b.kind is Kind.XA:
             spec.xa.CopyFrom(xa_part(b))
         if b.action is not None:
-            actions.write(spec, b.action, b.resource)
+            actions.write(spec, b.kind, b.action, b.resource)
         told = branch_status(b, results=results and not _has_result(b))
         out.branches.append(c.BranchDetail(spec=spec, status=told))
     if not results:

@@ -106,7 +106,7 @@ class Operations:
             log_time_us=self._c.clock.now_us(),
             node=self._c.settings.node,
             version=__version__,
-            features=["session", "batch", "xa", "tcc", "saga"],
+            features=["session", "batch", "xa", "tcc", "saga", "message", "notify"],
             limits=pb.Limits(
                 max_payload_bytes=limits.payload,
                 max_message_bytes=limits.message,
@@ -157,7 +157,7 @@ class Operations:
         rest = [b for b in request.branches if b.id not in ids]
         branches = (*steps, *self._read.branches(request.tx_id, request.deadline_us, rest))
         for branch in branches:
-            if is_called(branch) and branch.action is None:
+            if branch.kind is not Kind.XA and branch.action is None:
                 raise bad(reasons.BAD_BRANCH, f"branch {branch.id}: its target is missing")
             if branch.id not in ids and branch.action is not None and branch.action.run_first:
                 raise bad(

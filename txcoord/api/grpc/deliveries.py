@@ -1,0 +1,111 @@
+"""What is delivered after the end of a transaction, between the wire and the core: messages, notifications and
+completion callbacks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+
+from txcoord_client._pb import common_pb2 as c
+from txcoord_client.protocol import reasons
+
+from ...core.action import Action, Delivery
+from ...core.errors import Refusal, Refused
+from ...core.model import Branch, Kind
+from ...core.targets import Targets
+from .actions import (
+    MOST_HEADERS,
+    NO_RETRY,
+    Wrong,
+    bad,
+    check_headers,
+    check_operations,
+    check_target,
+    read_retry,
+)
+
+_CALLBACK_ID = re.compile(r"[A-Za-z0-9_.-]{1,48}")
+_MESSAGE_ID = re.compile(r"[!-~]{1,128}")
+_TOLD = frozenset({"target", "operation", "payload", "content_type", "headers"})
+_DELIVERED = _TOLD | {"deliver_at_us", "message_id", "aborted_means_refused", "http_method"}
+MOST_DELAY_US = 30 * 86_400_000_000
+"""Of a delivery: its receiver's barrier remembers for 90 days what was done."""
+
+
+def callback(item: c.Callback, sized: Callable[[bytes, str], None], targets: Targets) -> Branch:
+    """One who asks to be told of the end. Raises Refused."""
+
+    def wrong(message: str, reason: str = reasons.BAD_REQUEST, code: str = "INVALID_ARGUMENT") -> Refused:
+        return Refused(Refusal(code, reason, f"callback {item.id[:80]!r}: {message}", True))
+
+    if not _CALLBACK_ID.fullmatch(item.id):
+        raise wrong("its id has 1 to 48 characters of [A-Za-z0-9_.-]")
+    _check_known(wrong, item.delivery, _TOLD)
+    _check_delivery(wrong, item.delivery, targets)
+    sized(item.delivery.payload, f"payload of callback {item.id}")
+    part = item.delivery
+    action = Action(
+        part.operation,
+        item.id,
+        part.content_type,
+        headers=dict(part.headers),
+        retry=read_retry(item.retry, wrong),
+    )
+    return Branch(f"c:{item.id}", Kind.CALLBACK, resource=part.target, payload=part.payload, action=action)
+
+
+def delivery(
+    item: c.Branch, kind: Kind, sized: Callable[[bytes, str], None], targets: Targets, now_us: int
+) -> Branch:
+    """A message or a notification. Raises Refused."""
+    wrong, part = partial(bad, item), item.delivery
+    if item.vote or item.after:
+        raise wrong("a delivery has no first phase to vote for, and comes after the end of the whole")
+    for scheme in ("topic:", "sql:"):
+        if part.target.startswith(scheme):
+            raise wrong(
+                f"target {part.target[:80]!r}: this version delivers over gRPC and HTTP",
+                reasons.NOT_SUPPORTED,
+                "UNIMPLEMENTED",
+            )
+    _check_known(wrong, part, _DELIVERED)
+    if part.http_method not in ("", "POST"):
+        raise wrong(f"http_method {part.http_method[:20]!r}: POST only", reasons.NOT_SUPPORTED)
+    _check_delivery(wrong, part, targets)
+    sized(part.payload, f"payload of branch {item.id}")
+    if not 0 <= part.deliver_at_us <= now_us + MOST_DELAY_US:
+        raise wrong(f"deliver_at_us: at most {MOST_DELAY_US // 86_400_000_000} days from now")
+    if part.message_id and not _MESSAGE_ID.fullmatch(part.message_id):
+        raise wrong("message_id: at most 128 visible characters of ASCII")
+    if len(item.name) > 200:
+        raise wrong("its name is too long", reasons.TOO_LARGE)
+    action = Action(
+        part.operation,
+        item.name,
+        part.content_type,
+        headers=dict(part.headers),
+        aborted_means_refused=part.aborted_means_refused,
+        retry=read_retry(item.retry, wrong) if item.HasField("retry") else NO_RETRY,
+        delivery=Delivery(part.message_id, part.deliver_at_us),
+    )
+    return Branch(item.id, kind, resource=part.target, payload=part.payload, action=action)
+
+
+def _check_known(wrong: Wrong, part: c.DeliveryPart, known: frozenset[str]) -> None:
+    if unknown := sorted({field.name for field, _ in part.ListFields()} - known):
+        raise wrong(
+            f"{', '.join(unknown)}: not carried out by this version", reasons.NOT_SUPPORTED, "UNIMPLEMENTED"
+        )
+
+
+def _check_delivery(wrong: Wrong, part: c.DeliveryPart, targets: Targets) -> None:
+    check_target(wrong, part.target, targets)
+    if not part.operation or len(part.operation) > 200:
+        raise wrong("its operation has a name of 1 to 200 characters")
+    if part.operation.startswith("/"):
+        check_operations(wrong, part.target, [part.operation], targets)
+        check_headers(wrong, part.headers, targets)
+    size = sum(len(k) + len(v) for k, v in part.headers.items())
+    if size > MOST_HEADERS or len(part.content_type) > 255:
+        raise wrong(f"content type or headers ({size} bytes) are too long", reasons.TOO_LARGE)
