@@ -22,6 +22,7 @@ MODULES = (
     "_db/hands",
     "_db/redis_",
     "_db/sources",
+    "_deliveries",
     "_finish",
     "_joining",
     "_keeping",

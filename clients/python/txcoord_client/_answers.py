@@ -17,6 +17,8 @@ OPS: Mapping[int, str] = {
     c.BRANCH_OP_CANCEL: "cancel",
     c.BRANCH_OP_ACTION: "action",
     c.BRANCH_OP_COMPENSATE: "compensate",
+    c.BRANCH_OP_MESSAGE: "message",
+    c.BRANCH_OP_NOTIFY: "notify",
     c.BRANCH_OP_CALLBACK: "callback",
 }
 
@@ -43,7 +45,7 @@ class Call:
     tx_id: str
     branch: str
     op: str
-    """``try``, ``confirm``, ``cancel``, ``action`` or ``compensate``."""
+    """``try``, ``confirm``, ``cancel``, ``action``, ``compensate``, ``message`` or ``notify``."""
     operation: str
     payload: bytes = b""
     deadline_us: int = 0
@@ -55,6 +57,8 @@ class Call:
     """Of earlier steps, by their names."""
     ended: Ended | None = None
     """``callback``: how the whole ended."""
+    message_id: str = ""
+    """``message``, ``notify``: its sender's key, the same however often it comes."""
 
     @property
     def not_after_us(self) -> int:
@@ -78,6 +82,7 @@ class Call:
             {**context.headers, **action.headers},
             {r.name or r.branch: r.result for r in action.results},
             _ended(action) if action.op == c.BRANCH_OP_CALLBACK else None,
+            action.message_id,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from . import _aio, _keeping
+from . import _aio, _keeping, _tries
 from . import outcome as outcomes
 from ._pb import common_pb2 as c
 from ._pb import coordinator_pb2 as pb
@@ -37,12 +37,26 @@ async def end(tx: Transaction, error: BaseException | None) -> None:
 async def leave(tx: Transaction) -> None:
     """End it in a service that was called: prepare what was done here, or undo it. The caller decides."""
     tx._close()
+    if not tx.rollback_only and tx._deliveries:
+        await _enlist_deliveries(tx)
     if not tx.rollback_only:
         await prepare(tx)
     if tx.rollback_only:
         await rollback(tx)
     else:
         await release(tx, True)
+
+
+async def _enlist_deliveries(tx: Transaction) -> None:
+    """A vote has no room for what they carry: it names them."""
+    deliveries = list(tx._deliveries.values())
+    try:
+        await _tries.enlisted(tx, deliveries)
+    except TxcoordError as error:
+        tx.set_rollback_only(error.reason, f"its messages could not be enlisted: {error}")
+        return
+    tx._remote.update({b.id: c.Branch(id=b.id, kind=b.kind) for b in deliveries})
+    tx._deliveries.clear()
 
 
 async def commit(tx: Transaction) -> None:
@@ -59,14 +73,14 @@ async def _commit(tx: Transaction) -> None:
         await _abort(tx)
         return
     local = tx._local
-    if len(local) == 1 and not tx._remote and _may_one_phase(tx, local[0]):
+    if len(local) == 1 and not tx._remote and not tx._deliveries and _may_one_phase(tx, local[0]):
         await _one_phase(tx, local[0])
         return
     await prepare(tx)
     if tx.rollback_only:
         await _abort(tx)
         return
-    branches = [b.to_pb() for b in local] + list(tx._remote.values())
+    branches = [b.to_pb() for b in local] + list(tx._remote.values()) + list(tx._deliveries.values())
     if not tx._begun and all(b.vote == c.VOTE_READ_ONLY for b in branches):
         tx.outcome = Outcome(State.COMMITTED, tx.tx_id, tx.gid, "client")  # Nothing was written anywhere.
         return

@@ -38,6 +38,10 @@ class Outcome:
     """How many branches need an operator."""
     retriable: bool = False
     result: bytes = b""
+    delivered: bool = False
+    """Have all its messages and notifications ended?"""
+    parked_deliveries: int = 0
+    """How many of them need an operator."""
 
     @property
     def committed(self) -> bool:
@@ -75,4 +79,6 @@ def from_pb(out: c.Outcome, *, tx_id: str = "", gid: str = "") -> Outcome:
         out.parked,
         out.retriable,
         out.result,
+        out.delivered,
+        out.parked_deliveries,
     )

@@ -55,6 +55,11 @@ class Operation:
         return f"{self.participant}.{self.name}"
 
     @property
+    def begins(self) -> tuple[str, ...]:
+        """The ops that are ``attempt``'s."""
+        return ("message", "notify") if self.first == "message" else (self.first,)
+
+    @property
     def returns(self) -> Any:
         """What the try is declared to return."""
         return _values.hints_of(self.attempt).get("return", Any)
@@ -91,7 +96,7 @@ def operation_of(target: Any) -> Operation:
     if not isinstance(found, Operation):
         name = getattr(target, "__name__", repr(target))
         raise Rejected(
-            f"{name} is no operation of a participant: decorate it with @participant.tcc or @participant.action"
+            f"{name} is no operation of a participant: decorate it with @participant.tcc, .action or .message"
         )
     return found
 
@@ -184,6 +189,17 @@ class Participant:
         operation = Operation(self.name, function.__name__, function, {}, "action")
         self._add(operation)
         return Action(operation)
+
+    def message(self, function: F) -> F:
+        """Decorator of a function that takes messages and notifications: ``@shop.message async def paid(db, *, order):
+        …``, sent by ``g.message(paid, {"order": 7})``. ``db`` is the barrier's own transaction, which the SDK commits:
+        however often one comes, it acts once. Raising Refused parks it at the sender's coordinator, any other exception
+        has it sent again."""
+        _aio.refuse_wrong_kind(function)
+        operation = Operation(self.name, function.__name__, function, {}, "message")
+        self._add(operation)
+        setattr(function, OPERATION, operation)
+        return function
 
     def callback(self, function: F) -> F:
         """Decorator of a function that is told when a transaction has ended, as ``submit(on_end=…)`` asks for:
@@ -295,7 +311,7 @@ class Participant:
         operation = self._operations.get(call.operation)
         method = None
         if operation is not None:
-            method = operation.attempt if call.op == operation.first else operation.after.get(call.op)
+            method = operation.attempt if call.op in operation.begins else operation.after.get(call.op)
         if operation is None or method is None:
             raise Rejected(
                 f"{self.name} has no {call.op} of {call.operation!r}", reason=reasons.UNKNOWN_OPERATION
@@ -308,9 +324,11 @@ class Participant:
                 entry = await _barrier.enter(db, call, self.keep_days)
                 if not entry:
                     return Answer.done(entry.data, repeated=True)
-                if call.op == operation.first:
+                if call.op in operation.begins:
                     given = _values.arguments(method, 1, call.payload, call.results)
-                    await entry.keep(await method(db, **given))
+                    returned = await method(db, **given)
+                    if operation.first != "message":
+                        await entry.keep(returned)
                     return Answer.done(entry.data)
                 held = entry.result(operation.returns)
                 await method(*([db, held] if _takes(method) > 1 else [db]))

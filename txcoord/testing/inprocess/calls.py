@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from txcoord_client._answers import Answer, Call
 from txcoord_client._pb import common_pb2 as c
 
-OPS = ("try", "confirm", "cancel", "action", "compensate", "callback")
+OPS = ("try", "confirm", "cancel", "action", "compensate", "message", "notify", "callback")
 _ALSO = {"attempt": "try"}
 FIRST = {"confirm": "try", "cancel": "try", "compensate": "action"}
 
@@ -26,7 +26,7 @@ class Called:
     operation: str
     """``stock.Reserve``"""
     op: str
-    """``try``, ``confirm``, ``cancel``, ``action``, ``compensate`` or ``callback``."""
+    """``try``, ``confirm``, ``cancel``, ``action``, ``compensate``, ``message``, ``notify`` or ``callback``."""
     attempt: int
     answer: str
     """``done``, ``refused``, ``pending`` or ``failed``: what the participant answered."""

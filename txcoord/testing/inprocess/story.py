@@ -116,6 +116,13 @@ def wrong_effects(tx: Tx, calls: Iterable[Called]) -> list[str]:
         wrong.extend(
             f"{what(b)}: its {op} took effect {count[b.id, op]} times" for op in OPS if count[b.id, op] > 1
         )
+        if b.kind.is_delivery:
+            came = count[b.id, str(b.kind)]
+            if came and tx.decision is not Decision.COMMIT:
+                wrong.append(f"{what(b)}: aborted, and it was delivered")
+            if not came and b.state is BranchState.DONE:
+                wrong.append(f"{what(b)}: delivered, and it never took effect")
+            continue
         first = count[b.id, "try" if b.kind is Kind.TCC else "action"]
         undone = count[b.id, "cancel" if b.kind is Kind.TCC else "compensate"]
         if tx.decision is Decision.COMMIT:

@@ -7,7 +7,7 @@ The first statement of each call says whether the work is to be done now:
 - a cancel or compensation inserts its own row and, in the same statement, the row of the try or action as a tombstone:
   two rows mean that there is nothing to undo, and that the try, should it come now, does nothing; one row means *do
   it*; none that it was done before;
-- a confirm inserts its own row: one row means *do it*.
+- a confirm, message or notification inserts its own row: one row means *do it*.
 
 What another transaction has inserted and not committed is waited for. Values are checked and written into the
 statement; see the modules of the two dialects.
@@ -27,7 +27,7 @@ from .identifiers import checked_branch, checked_op, checked_tx_id
 FIRST = {"confirm": "try", "cancel": "try", "compensate": "action"}
 """Whose row a later operation reads."""
 UNDOING = frozenset({"cancel", "compensate"})
-OPS = ("try", "confirm", "cancel", "action", "compensate")
+OPS = ("try", "confirm", "cancel", "action", "compensate", "message", "notify")
 
 DAY_US = 86_400_000_000
 LEAST_DAYS = 2

@@ -12,7 +12,7 @@ from .._pb import coordinator_pb2 as pb
 from ..errors import Aborted, Heuristic, OutcomeUnknown, Rejected, TxcoordError, Unavailable
 from ..outcome import Outcome, State
 from ..protocol import reasons
-from . import _aio, _keeping
+from . import _aio, _keeping, _tries
 from ._xa.branch import Branch, Failed, Stage, reason_of
 from .transaction import Transaction
 
@@ -38,12 +38,26 @@ def end(tx: Transaction, error: BaseException | None) -> None:
 def leave(tx: Transaction) -> None:
     """End it in a service that was called: prepare what was done here, or undo it. The caller decides."""
     tx._close()
+    if not tx.rollback_only and tx._deliveries:
+        _enlist_deliveries(tx)
     if not tx.rollback_only:
         prepare(tx)
     if tx.rollback_only:
         rollback(tx)
     else:
         release(tx, True)
+
+
+def _enlist_deliveries(tx: Transaction) -> None:
+    """A vote has no room for what they carry: it names them."""
+    deliveries = list(tx._deliveries.values())
+    try:
+        _tries.enlisted(tx, deliveries)
+    except TxcoordError as error:
+        tx.set_rollback_only(error.reason, f"its messages could not be enlisted: {error}")
+        return
+    tx._remote.update({b.id: c.Branch(id=b.id, kind=b.kind) for b in deliveries})
+    tx._deliveries.clear()
 
 
 def commit(tx: Transaction) -> None:
@@ -60,14 +74,14 @@ def _commit(tx: Transaction) -> None:
         _abort(tx)
         return
     local = tx._local
-    if len(local) == 1 and not tx._remote and _may_one_phase(tx, local[0]):
+    if len(local) == 1 and not tx._remote and not tx._deliveries and _may_one_phase(tx, local[0]):
         _one_phase(tx, local[0])
         return
     prepare(tx)
     if tx.rollback_only:
         _abort(tx)
         return
-    branches = [b.to_pb() for b in local] + list(tx._remote.values())
+    branches = [b.to_pb() for b in local] + list(tx._remote.values()) + list(tx._deliveries.values())
     if not tx._begun and all(b.vote == c.VOTE_READ_ONLY for b in branches):
         tx.outcome = Outcome(State.COMMITTED, tx.tx_id, tx.gid, "client")  # Nothing was written anywhere.
         return

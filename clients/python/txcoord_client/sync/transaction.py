@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +16,8 @@ from ..errors import NoTransaction, Rejected
 from ..outcome import Outcome
 from ..protocol import identifiers, reasons
 from ..protocol.xid import Xid
-from . import _aio, _tries
+from ..retries import Retry
+from . import _aio, _deliveries, _tries
 from ._enlisting import Enlister
 from ._runtime import Runtime
 from ._xa.branch import Branch, Stage, reason_of
@@ -65,6 +67,7 @@ class Transaction:
         self._numbers = itertools.count(1)
         self._branches: dict[object, Branch] = {}
         self._remote: dict[str, c.Branch] = {}
+        self._deliveries: dict[str, c.Branch] = {}
         self._enlister = Enlister(lambda branches: _tries.enlisted(self, branches))
         self._outstanding: dict[str, str] = {}
         self._calls = threading.Lock()
@@ -160,6 +163,79 @@ class Transaction:
         if self.remaining <= 0:
             raise Rejected("the deadline has passed: no step can begin", reason=reasons.DEADLINE)
         return _tries.stepped(self, flow, data)
+
+    def message(
+        self,
+        target: Any,
+        body: Any = None,
+        *,
+        deliver_at: datetime | None = None,
+        delay: float | timedelta | None = None,
+        operation: str = "",
+        message_id: str = "",
+        content_type: str = "",
+        headers: Mapping[str, str] | None = None,
+        retry: Retry | None = None,
+    ) -> str:
+        """Something that must arrive: it leaves once the whole is COMMITTED, and is tried until its receiver has taken
+        it; not at all when the transaction aborts. Gives its id, which the receiver can tell repeats by.
+
+        ``target``: a function decorated with ``@participant.message``, whose arguments are then the body by name; or an
+        address with a path or method, such as ``https://shop.example/orders`` or
+        ``grpc://shop:9000/shop.Orders/Told``; or a participant's name or address, and ``operation``, its name there.
+        ``body``: JSON, a dataclass or model, or bytes. ``deliver_at``, or ``delay`` in seconds: not before then.
+        ``retry``: when it is tried again; after that, or once its receiver has refused it, it is parked for an
+        operator, and the transaction stays COMMITTED.
+
+        Raises Rejected for what does not fit, NoTransaction when the transaction has ended.
+        """
+        wish = _deliveries.Wish(
+            operation, deliver_at, delay, message_id, content_type, dict(headers or {}), retry
+        )
+        return self._deliver(c.KIND_MESSAGE, target, body, wish)
+
+    def notify(
+        self,
+        target: Any,
+        body: Any = None,
+        *,
+        deliver_at: datetime | None = None,
+        delay: float | timedelta | None = None,
+        operation: str = "",
+        message_id: str = "",
+        content_type: str = "",
+        headers: Mapping[str, str] | None = None,
+        retry: Retry | None = None,
+    ) -> str:
+        """Something that is only tried: as :meth:`message`, but at most so many times as ``retry`` says, then it is
+        parked."""
+        wish = _deliveries.Wish(
+            operation, deliver_at, delay, message_id, content_type, dict(headers or {}), retry
+        )
+        return self._deliver(c.KIND_NOTIFY, target, body, wish)
+
+    def _deliver(self, kind: c.Kind, target: Any, body: Any, wish: _deliveries.Wish) -> str:
+        self._must_be_active()
+        part = _deliveries.part_of(
+            target,
+            body,
+            wish,
+            now_us=self._runtime.wire.clock.now_us(),
+            place=self._runtime.participants.target,
+            most=self._runtime.limits.max_payload_bytes,
+        )
+        number = self._next_number()
+        branch = c.Branch(id=number, kind=kind, delivery=part)
+        if wish.retry is not None:
+            branch.retry.CopyFrom(wish.retry.to_pb())
+        with self._calls:
+            self._must_be_active()
+            size = len(part.payload) + sum(len(b.delivery.payload) for b in self._deliveries.values())
+            if size > _deliveries.MOST_TOGETHER:
+                text = f"all bodies have {size} bytes; at most {_deliveries.MOST_TOGETHER} together"
+                raise Rejected(text, reason=reasons.TOO_LARGE)
+            self._deliveries[number] = branch
+        return wish.message_id or f"{self.tx_id}.{number}"
 
     def _enter_xa(self, target: Any, resource: str, read_only: bool = False) -> Branch:
         self._must_be_active()
