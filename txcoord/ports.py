@@ -478,3 +478,65 @@ class Wakeups(Protocol):
     def tell(self, topic: str, name: str) -> None:
         """There is news of this: a tx id, or another name without spaces. Coalesced; never waits, never raises."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """A coordinator or worker, as it last said of itself."""
+
+    name: str
+    role: str
+    """``coordinator``, ``worker`` or ``dev``."""
+    address: str
+    version: str
+    started_us: int = 0
+    seen_us: int = 0
+    """When it was heard of last, by the log's clock."""
+    live: int = 0
+    """Transactions that it carries out."""
+    draining: bool = False
+    """It takes nothing new."""
+    clock_offset_us: int = 0
+    """Its clock minus the log's."""
+    duties: tuple[str, ...] = ()
+    """Singleton duties of which it has the lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOrder:
+    """What an operator did to a node."""
+
+    action: str
+    actor: str
+    reason: str
+    identity: str = ""
+    """Name of the token that was shown; empty where none is needed."""
+    at_us: int = 0
+
+
+class Nodes(Protocol):
+    """The nodes of a log."""
+
+    async def join(self, status: NodeStatus) -> None:
+        """It has started, and takes new work: a restart ends a drain. Raises LogUnavailable, as all of these do."""
+        ...
+
+    async def seen(self, name: str, live: int, clock_offset_us: int) -> bool:
+        """It is there still. Is it to take nothing new?"""
+        ...
+
+    async def leave(self, name: str) -> None:
+        """It has ended as it should."""
+        ...
+
+    async def all(self) -> list[NodeStatus]:
+        """All that are known, by name; one that died stays for a day."""
+        ...
+
+    async def drain(self, name: str, draining: bool, order: NodeOrder) -> NodeStatus | None:
+        """Say whether it is to take new work, with the audit row in one transaction; None: it is not known."""
+        ...
+
+    async def orders(self, name: str) -> list[NodeOrder]:
+        """What operators did to it, oldest first."""
+        ...

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support.acceptance import Db, eventually
 from tests.support.acceptance_wire import RawTx, S, Wire, refusal_of, told, wire_to
@@ -23,6 +24,8 @@ from txcoord.testing.postgres import PostgresServer
 from txcoord.wiring import Node, StartError
 from txcoord.wiring import claim as claims
 from txcoord.wiring.parts import finisher
+from txcoord_client._pb import admin_pb2 as pa
+from txcoord_client._pb import admin_pb2_grpc
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client._pb import coordinator_pb2 as pb
 
@@ -51,6 +54,9 @@ class Fleet:
         """One more node, and a raw client of it."""
         node = await self._stack.enter_async_context(Node(self.settings(name, **recovery)))
         return node, await self._stack.enter_async_context(wire_to(node.address))
+
+    async def channel(self, node: Node) -> grpc.aio.Channel:
+        return await self._stack.enter_async_context(grpc.aio.insecure_channel(node.address))
 
     def branches(self, tx: RawTx, body: str) -> list[c.Branch]:
         return [tx.prepare(db, str(n), body) for n, db in enumerate(self.dbs, 1)]
@@ -280,3 +286,86 @@ def test_who_is_not_shown_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     dead, started = _instance_of_a_dead_process(), claims._started
     monkeypatch.setattr(claims, "_started", lambda pid: "" if pid == 1 else started(pid))
     assert not claims.is_gone(dead)
+
+
+# ---- what operators do ----
+
+
+async def test_a_drained_node_takes_nothing_new_and_goes_on_with_what_it_has(fleet: Fleet) -> None:
+    drained, a = await fleet.node("n1")
+    other, _ = await fleet.node("n2")
+    nodes: Any = admin_pb2_grpc.AdminServiceStub(await fleet.channel(other))
+    health: Any = health_pb2_grpc.HealthStub(await fleet.channel(drained))  # type: ignore[no-untyped-call]
+    assert [(n.name, n.draining) for n in (await nodes.ListNodes(pa.ListNodesRequest())).nodes] == [
+        ("n1", False),
+        ("n2", False),
+    ]
+    tx = a.tx("order-1")
+    await tx.begin()
+    let_go = asyncio.Event()
+    finish = drained.resources.by_name["ledger"].finish
+
+    async def later(xid: str, commit: bool) -> Any:
+        await let_go.wait()
+        return await finish(xid, commit)
+
+    drained.resources.by_name["ledger"].finish = later  # type: ignore[method-assign]
+    await tx.commit(*fleet.branches(tx, "1"), wait=c.WAIT_LEVEL_DECIDED)
+    order = pa.DrainNodeRequest(node="n1", audit=pa.Audit(actor="ann", reason="new disk"))
+    assert (await nodes.DrainNode(order)).node.draining
+    await eventually(lambda: drained._fleet.draining)
+    answer = await health.Check(health_pb2.HealthCheckRequest())
+    assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+    with pytest.raises(grpc.aio.AioRpcError, match="drained by an operator"):
+        await a.tx("order-2").begin()
+    # Who waits there is answered, and what it has is ended by it.
+    waiting = asyncio.ensure_future(tx.reached(c.WAIT_LEVEL_COMMITTED, 20))
+    let_go.set()
+    assert (await waiting).state == c.STATE_COMMITTED
+    found = await a.call("Get", pb.GetRequest(gid="order-1"))
+    assert found.transaction.outcome.state == c.STATE_COMMITTED
+    # Asked for twice it is one order; without a reason it is none.
+    assert (await nodes.DrainNode(order)).node.draining
+    order.audit.reason = ""
+    with pytest.raises(grpc.aio.AioRpcError, match="needs an actor and a reason"):
+        await nodes.DrainNode(order)
+    with pytest.raises(grpc.aio.AioRpcError, match="there is no node 'n3'; there are n1, n2"):
+        await nodes.DrainNode(pa.DrainNodeRequest(node="n3", audit=pa.Audit(actor="ann", reason="x")))
+    back = pa.DrainNodeRequest(node="n1", undo=True, audit=pa.Audit(actor="ann", reason="done"))
+    assert not (await nodes.DrainNode(back)).node.draining
+    await eventually(lambda: not drained._fleet.draining)
+    await a.tx("order-2").begin()
+    answer = await health.Check(health_pb2.HealthCheckRequest())
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    trail = (await nodes.ListAudit(pa.ListAuditRequest(filter='node = "n1"'))).entries
+    assert [(e.action, e.actor, e.reason) for e in trail] == [
+        ("node.undrain", "ann", "done"),
+        ("node.drain", "ann", "new disk"),
+    ]
+
+
+async def test_a_restart_ends_a_drain_and_a_dead_node_is_not_drained(fleet: Fleet) -> None:
+    other, _ = await fleet.node("n2")
+    nodes: Any = admin_pb2_grpc.AdminServiceStub(await fleet.channel(other))
+    order = pa.DrainNodeRequest(node="n1", audit=pa.Audit(actor="ann", reason="new disk"))
+    async with Node(fleet.settings("n1")) as first:
+        await nodes.DrainNode(order)
+        await eventually(lambda: first._fleet.draining)
+    assert [n.name for n in (await nodes.ListNodes(pa.ListNodesRequest())).nodes] == ["n2"]
+    again = Node(fleet.settings("n1"))
+    await again.start()
+    found = {n.name: n for n in (await nodes.ListNodes(pa.ListNodesRequest())).nodes}
+    assert not found["n1"].draining
+    assert found["n1"].role == "coordinator"
+    assert found["n1"].address == again.address
+    again._joined = False  # As if it had been killed: it does not say goodbye.
+    await again.stop()
+
+    async def refused() -> bool:
+        try:
+            await nodes.DrainNode(order)
+        except grpc.aio.AioRpcError as error:
+            return "is gone" in (error.details() or "")
+        return False
+
+    await eventually(refused)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import access, benchmark, console, dev, doctor, resource, serve, settings, tx
+from . import access, benchmark, console, dev, doctor, node, resource, serve, settings, tx
 
 app = typer.Typer(
     name="txcoord",
@@ -25,6 +25,7 @@ app.command()(serve.migrate)
 app.command()(doctor.doctor)
 app.add_typer(tx.app, name="tx")
 app.add_typer(resource.app, name="resource")
+app.add_typer(node.app, name="node")
 app.add_typer(settings.app, name="config")
 app.add_typer(benchmark.app, name="bench")
 access.add_options(app)  # Last: to all commands that are there.

@@ -79,7 +79,7 @@ def _run(
 
             await serve.migrated(loaded)
             await _make_tables(loaded, _names(databases))
-            node = Node(loaded)
+            node = Node(loaded, role="dev")
 
             async def ready() -> None:
                 if not memory:

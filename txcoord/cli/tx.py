@@ -201,7 +201,7 @@ def _order(
     def ask(client: Client, dry: bool) -> Any:
         request = request_type(
             namespace=namespace,
-            audit=pb.Audit(actor=actor or _me(), reason=reason, dry_run=dry),
+            audit=pb.Audit(actor=actor or me(), reason=reason, dry_run=dry),
             selector=pb.Selector(gid=tx, branches=branches or [], filter=filter_),
         )
         if not_done:
@@ -230,7 +230,8 @@ def _order(
         raise typer.Exit(console.REFUSED)
 
 
-def _me() -> str:
+def me() -> str:
+    """Who gives an order, unless he says otherwise."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):

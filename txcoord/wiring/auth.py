@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 from ..api.tls import ServerTls
 from ..api.tokens import Tokens
@@ -49,3 +50,21 @@ class Entrance:
             self.tls.refresh()
         if self.tokens is not None:
             self.tokens.refresh()
+
+
+def may_listen(host: str, port: int, option: str = "--listen") -> None:
+    """Refuse an address that is taken before anything of the log is touched."""
+    if port == 0:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host.strip("[]"), port))
+    except OSError as error:
+        raise StartError(
+            ExitCode.UNAVAILABLE,
+            "ADDRESS_IN_USE",
+            f"cannot listen on {host}:{port}: {error.strerror or error}. Is another coordinator running there? "
+            f"Choose another with {option}",
+        ) from error

@@ -1,4 +1,4 @@
-"""Recovery of a node whose clock may be off: then it judges nobody."""
+"""Recovery that knows when this node is not to judge others: its clock is off, or an operator drains it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ class CarefulLeases:
         self._leases = leases
         self._clock = clock
         self._tolerance_us = tolerance_us
+        self.wanted = True
+        """Is this node to take new work?"""
 
     async def acquire(self, duty: str, owner: str, ttl_us: int) -> int | None:
-        """None also while the clock is off."""
+        """None also while the clock is off, or the node is to take nothing new."""
+        if not self.wanted:
+            return None
         if self._clock.is_off(self._tolerance_us):
             log.warning("clock.off", duty=duty, ahead_ms=self._clock.ahead_us // 1000)
             return None
@@ -31,7 +35,10 @@ class CarefulLeases:
 
 
 class CarefulRecovery(Recovery):
-    """Recovery that takes nothing over while the node's clock is off."""
+    """Recovery that takes nothing over while the node's clock is off, or it is to take nothing new."""
+
+    wanted = True
+    """Is this node to take new work?"""
 
     def watch_clock(self, clock: SystemClock, tolerance_us: int) -> None:
         """Which clock, and how far it may be off."""
@@ -39,8 +46,9 @@ class CarefulRecovery(Recovery):
 
     async def take_over(self) -> int:
         """Renew our leases; take rows of others only with a good clock."""
-        if not self._clock.is_off(self._tolerance_us):
+        if self.wanted and not self._clock.is_off(self._tolerance_us):
             return await super().take_over()
-        log.warning("clock.off", duty="takeover", ahead_ms=self._clock.ahead_us // 1000)
+        if self.wanted:
+            log.warning("clock.off", duty="takeover", ahead_ms=self._clock.ahead_us // 1000)
         await self._renew([live for live in self._c.live if live.logged])
         return 0

@@ -11,6 +11,7 @@ from typing import Self
 
 from ..adapters.embedded import InProcessLeases, SystemClock, SystemRandomness, Tasks
 from ..adapters.sql.leases import SqlLeases
+from ..adapters.sql.nodes import SqlNodes
 from ..adapters.xa.checks import Examiner, Expectations
 from ..api.grpc.server import GrpcServer
 from ..api.http.server import HttpServer, HttpSettings
@@ -19,15 +20,16 @@ from ..core.backoff import Backoff
 from ..engine.carrier import RETRY, EngineSettings
 from ..engine.coordinator import Coordinator
 from ..engine.due import Carrying
-from ..engine.recovery import Recovery, RecoverySettings
+from ..engine.recovery import RecoverySettings
 from ..observe import logs
 from ..ports import Failpoints, Leases, LogUnavailable, ResourceStatus
-from .auth import Entrance
+from .auth import Entrance, may_listen
 from .careful import CarefulLeases, CarefulRecovery
 from .claim import FileClaim, NameClaim
 from .diagnosis import expectations
 from .errors import ExitCode, StartError
 from .examiners import examiner
+from .fleet import Fleet
 from .metrics import Observed
 from .parts import (
     api_settings,
@@ -37,7 +39,6 @@ from .parts import (
     finisher,
     log_down,
     log_file,
-    may_listen,
     must_exist,
     open_log,
     windows,
@@ -56,7 +57,9 @@ _LEAVE_S = 1.0
 class Node:
     """One coordinator. ``async with Node(settings)`` starts it, and stops it cleanly."""
 
-    def __init__(self, settings: Settings, *, failpoints_: Failpoints | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, failpoints_: Failpoints | None = None, role: str = "coordinator"
+    ) -> None:
         self.settings = settings
         self.host, self.port = split_listen(settings.listen)
         self.clock = SystemClock()
@@ -81,7 +84,19 @@ class Node:
             self._leases = leases = SqlLeases(self.log)
             self._name = NameClaim(leases, settings.node_name, settings.recovery.lease.total_seconds())
         self._shared: Shared | None = None
-        self._recovery: Recovery | None = None
+        self._recovery: CarefulRecovery | None = None
+        self._careful: CarefulLeases | None = None
+        self._fleet = Fleet(
+            SqlNodes(self.log),
+            settings.node_name,
+            role,
+            lease_s=settings.recovery.lease.total_seconds(),
+            live=lambda: len(self.coordinator.live),
+            clock_offset_us=lambda: self.clock.ahead_us,
+            drain=self._drained,
+        )
+        self._is_ready = True
+        self._joined = False
         self._server: GrpcServer | None = None
         self._http: HttpServer | None = None
         self.http_host, self.http_port = (
@@ -199,9 +214,10 @@ class Node:
         coordinator.identity = identity
         self._coordinator = coordinator
         tolerance_us = microseconds(s.node.clock_tolerance)
+        self._careful = CarefulLeases(self._leases, self.clock, tolerance_us)
         recovery = CarefulRecovery(
             coordinator,
-            leases=CarefulLeases(self._leases, self.clock, tolerance_us),
+            leases=self._careful,
             settings=RecoverySettings(
                 scan_s=s.recovery.scan_interval.total_seconds(),
                 takeover_s=min(1.0, s.recovery.lease.total_seconds() / 4),
@@ -219,7 +235,13 @@ class Node:
             self.tasks.spawn(self.resources.watch(resource), f"resource:{resource.name}")
         tokens, tls = self.entrance.tokens, self.entrance.tls
         server = GrpcServer(
-            coordinator, recovery, api_settings(s), resources=self.statuses, tokens=tokens, tls=tls
+            coordinator,
+            recovery,
+            api_settings(s),
+            resources=self.statuses,
+            tokens=tokens,
+            tls=tls,
+            fleet=self._fleet,
         )
         http: HttpServer | None = None
         try:
@@ -237,6 +259,9 @@ class Node:
         self._http = http
         self.tasks.spawn(self._keep_ready(server, http), "readiness")
         self.tasks.spawn(self.entrance.keep(), "entrance")
+        await self._fleet.join(self.address)
+        self._joined = True
+        self.tasks.spawn(self._fleet.keep(), "fleet")
         more = {"http": self.http_url} if http is not None else {}
         log.info(
             "node.started",
@@ -255,12 +280,31 @@ class Node:
         await self._name.lost.wait()
         return self._name.why_lost()
 
+    async def _drained(self, draining: bool) -> None:
+        """An operator has said whether this node is to take new work."""
+        assert self._careful is not None
+        assert self._recovery is not None
+        self._careful.wanted = self._recovery.wanted = not draining
+        if self._server is not None:
+            self._server.take_work(not draining)
+            await self._server.ready(not draining and self._is_ready)
+        if self._http is not None:
+            self._http.front.takes_work = not draining
+        if draining:
+            for duty in self._duties():
+                await self._leases.release(duty, self.settings.node_name)
+
+    def _duties(self) -> list[str]:
+        names = self.resources.by_name
+        return ["prune", *(f"{what}:{name}" for what in ("scan", "prune") for name in names)]
+
     async def _keep_ready(self, server: GrpcServer, http: HttpServer | None) -> None:
         """Ready means: the log answers. Asking it also keeps the clock right while nothing is written."""
         ready = True
 
         async def say(yes: bool) -> None:
-            await server.ready(yes)
+            self._is_ready = yes
+            await server.ready(yes and not self._fleet.draining)
             if http is not None:
                 http.ready(yes)
 
@@ -319,8 +363,7 @@ class Node:
                     log.warning("node.left_to_others", rows=len(left))
                     await self.log.settle()  # What is written later would bring a lease with it.
                     await self.log.renew(node, left, 0)
-                names = self.resources.by_name
-                for duty in ("prune", *(f"{what}:{name}" for what in ("scan", "prune") for name in names)):
+                for duty in self._duties():
                     await self._leases.release(duty, node)
         except (LogUnavailable, TimeoutError) as error:
             log.warning("log.unavailable", duty="hand_over", reason=str(error))
@@ -356,6 +399,8 @@ class Node:
             self._opened = False
             with contextlib.suppress(LogUnavailable, TimeoutError):
                 async with asyncio.timeout(_LEAVE_S):
+                    if self._joined:
+                        await self._fleet.leave()
                     if self._name is not None:
                         await self.log.settle()  # Whoever is called so next must find it written.
                         await self._name.release()

@@ -230,3 +230,29 @@ outbox_held = Table(
     Column("tx_id", TxId, primary_key=True),  # all that it announces: the order is kept
     Column("until_us", BigInteger, nullable=False),
 )
+
+node = Table(
+    "txcoord_node",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("role", String(16), nullable=False),
+    Column("address", String(255), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("started_us", BigInteger, nullable=False),
+    Column("seen_us", BigInteger, nullable=False),
+    Column("live", Integer, nullable=False),  # transactions that it carries out
+    Column("draining", Boolean, nullable=False),
+    Column("clock_offset_us", BigInteger, nullable=False),
+)
+
+node_audit = Table(
+    "txcoord_node_audit",
+    metadata,
+    Column("node", String(255), primary_key=True),
+    Column("at_us", BigInteger, primary_key=True, autoincrement=False),
+    Column("ordinal", BigInteger, primary_key=True, autoincrement=False),
+    Column("actor", String(255), nullable=False),
+    Column("identity", String(255), nullable=False),  # of the token that was shown; empty for none
+    Column("reason", TEXT, nullable=False),
+    Column("action", String(64), nullable=False),
+)

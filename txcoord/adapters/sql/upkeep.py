@@ -128,7 +128,7 @@ def _locked(conn: Connection, statement: Select[Any]) -> list[str]:
     return list(conn.execute(statement.with_for_update(skip_locked=True)).scalars())
 
 
-def _inserted(conn: Connection, statement: Insert) -> bool:
+def inserted(conn: Connection, statement: Insert) -> bool:
     """False: someone else was first."""
     try:
         with conn.begin_nested():
@@ -150,7 +150,7 @@ def remember_resource(conn: Connection, name: str, identity: str, *, replace: bo
     """Remember it; answer the one that is known."""
     known = resource_identity(conn, name)
     if known is None:
-        if _inserted(conn, insert(resource).values(name=name, identity=identity)):
+        if inserted(conn, insert(resource).values(name=name, identity=identity)):
             return identity
         known = resource_identity(conn, name)
     if known is not None and replace:
@@ -176,7 +176,7 @@ def acquire(conn: Connection, now_us: int, duty: str, owner: str, ttl_us: int) -
     if conn.execute(token).scalar_one_or_none() is not None:
         return None
     first = insert(lease).values(duty=duty, owner=owner, until_us=now_us + ttl_us, token=1)
-    return 1 if _inserted(conn, first) else None
+    return 1 if inserted(conn, first) else None
 
 
 def holder(conn: Connection, duty: str) -> tuple[str, int] | None:

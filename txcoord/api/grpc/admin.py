@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from txcoord_client._pb import admin_pb2 as pb
@@ -18,7 +18,7 @@ from ...core.model import Audit, BranchState, Decision, Tx
 from ...core.words import storable
 from ...engine.coordinator import Coordinator
 from ...ports import ResourceStatus
-from . import filters, mapping, status
+from . import filters, mapping, nodes, status
 from .mapping import bad
 from .operations import Operations
 
@@ -44,11 +44,13 @@ class AdminServicer(rpc.AdminServiceServicer):
         resources: Callable[[], Sequence[ResourceStatus]],
         *,
         now_us: Callable[[], int],
+        fleet: nodes.Fleet | None = None,
     ) -> None:
         self._c = coordinator
         self._ops = operations
         self._resources = resources
         self._now_us = now_us
+        self._fleet = fleet
 
     async def Park(self, request: pb.ParkRequest, context: Any) -> Any:
         return await self._write("park", request, context, pb.ParkResponse)
@@ -79,14 +81,33 @@ class AdminServicer(rpc.AdminServiceServicer):
             ]
         )
 
+    async def ListNodes(self, request: pb.ListNodesRequest, context: Any) -> Any:
+        return await self._guarded(nodes.listed(self._nodes()), context)
+
+    async def DrainNode(self, request: pb.DrainNodeRequest, context: Any) -> Any:
+        return await self._guarded(nodes.drained(self._nodes(), request, self._now_us()), context)
+
+    def _nodes(self) -> nodes.Fleet:
+        assert self._fleet is not None  # Only a simulation has none, and asks for none.
+        return self._fleet
+
+    async def _guarded(self, work: Awaitable[Any], context: Any) -> Any:
+        try:
+            return await work
+        except Exception as error:
+            await status.abort(context, error)
+
     async def ListAudit(self, request: pb.ListAuditRequest, context: Any) -> Any:
         async def run() -> pb.ListAuditResponse:
             namespace = self._ops.namespace(request.namespace)
+            of_node = nodes.OF_NODE.fullmatch(request.filter)
+            if of_node is not None:
+                return await nodes.audited(self._nodes(), of_node[1])
             match = _OF_ONE.fullmatch(request.filter)
             if match is None:
                 raise bad(
                     reasons.NOT_SUPPORTED,
-                    'only the audit trail of one transaction is known: filter = tx_id = "…"',
+                    'only the audit trail of one transaction or node is known: filter = tx_id = "…", node = "…"',
                     "UNIMPLEMENTED",
                 )
             tx = await self._ops.find(namespace, "", match[1])
@@ -100,10 +121,7 @@ class AdminServicer(rpc.AdminServiceServicer):
                 ]
             )
 
-        try:
-            return await run()
-        except Exception as error:
-            await status.abort(context, error)
+        return await self._guarded(run(), context)
 
     async def _write(self, action: str, request: Any, context: Any, response_type: Any) -> Any:
         try:

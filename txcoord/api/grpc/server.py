@@ -26,6 +26,7 @@ from ..tokens import Tokens
 from .admin import AdminServicer
 from .guard import Guard
 from .mapping import Limits
+from .nodes import Fleet
 from .operations import Operations
 from .servicer import CoordinatorServicer
 
@@ -57,6 +58,7 @@ class GrpcServer:
         resources: Callable[[], Sequence[ResourceStatus]],
         tokens: Tokens | None = None,
         tls: ServerTls | None = None,
+        fleet: Fleet | None = None,
     ) -> None:
         self._settings = settings
         self._tokens = tokens
@@ -70,7 +72,7 @@ class GrpcServer:
             operations, max_operations=settings.limits.operations, now_us=now_us
         )
         self._admin = AdminServicer(  # type: ignore[abstract]
-            coordinator, operations, resources, now_us=now_us
+            coordinator, operations, resources, now_us=now_us, fleet=fleet
         )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server: grpc.aio.Server | None = None
@@ -111,6 +113,10 @@ class GrpcServer:
         states = health_pb2.HealthCheckResponse
         for name in ("", *_SERVICES):
             await self._health.set(name, states.SERVING if yes else states.NOT_SERVING)
+
+    def take_work(self, yes: bool) -> None:
+        """Take new work, or nothing new: what is there is gone on with, and who waits is answered."""
+        self.servicer.take_work(yes)
 
     async def stop(self, grace_s: float) -> None:
         """Stop taking, drain, leave."""

@@ -18,6 +18,8 @@ from .mapping import bad
 from .operations import Operations
 
 _LONG_S = 3600.0
+_NOTHING_NEW = frozenset({"wait", "report"})
+"""Operations that a node answers until it leaves, since they begin nothing."""
 _TURNS = 3
 """Turns of the loop before results leave: what is ready in them travels along. Not a timer: an idle loop turns at
 once."""
@@ -39,6 +41,9 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
         self._sessions: dict[Outbox, None] = {}
         """In the order in which they came: a simulation is the same each time."""
         self.draining = False
+        """Nothing new is taken."""
+        self.leaving = False
+        """Nor is anybody waited for."""
         self.messages = 0
         """Requests and stream messages received, for the cost counters."""
 
@@ -46,7 +51,7 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
 
     async def Hello(self, request: pb.HelloRequest, context: Any) -> Any:
         async def run() -> pb.HelloResponse:
-            self._refuse_when_draining()  # Whoever comes anew goes to another node.
+            self._refuse_when_draining("hello")  # Whoever comes anew goes to another node.
             return await self._ops.hello(request)
 
         return await self._guarded(run(), context)
@@ -89,7 +94,7 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
         left = context.time_remaining()
 
         async def run() -> Any:
-            self._refuse_when_draining()
+            self._refuse_when_draining(name)
             most_s = _longest(left)
             return await self._ops.by_name[name](request, self._ops.namespace(request.namespace), most_s)
 
@@ -107,7 +112,8 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
 
     async def Batch(self, request: pb.BatchRequest, context: Any) -> Any:
         async def run() -> pb.BatchResponse:
-            self._refuse_when_draining()
+            if self.leaving:
+                self._refuse_when_draining("batch")
             self._ops.check_log(request.log_id)
             self._check_count(len(request.operations))
             alone = len(request.operations) == 1
@@ -165,8 +171,7 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
     async def _operation(self, op: pb.Operation, namespace: str, most_s: float) -> pb.OperationResult:
         name = op.WhichOneof("request")
         try:
-            if name != "get":
-                self._refuse_when_draining()
+            self._refuse_when_draining(name or "")
             run = self._ops.by_name.get(name or "")
             if name is None or run is None:
                 raise bad(reasons.NOT_SUPPORTED, f"operation {name!r} is not known here", "UNIMPLEMENTED")
@@ -181,18 +186,21 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
         if count > self._max_operations:
             raise bad(reasons.TOO_LARGE, f"{count} operations in one message; at most {self._max_operations}")
 
-    def _refuse_when_draining(self) -> None:
-        if self.draining:
-            raise Refused(
-                Refusal(
-                    "UNAVAILABLE", reasons.SHUTTING_DOWN, "this node is leaving", True, retry_after_us=100_000
-                )
-            )
+    def _refuse_when_draining(self, name: str) -> None:
+        if not self.draining or name == "get" or (name in _NOTHING_NEW and not self.leaving):
+            return
+        why = "this node is leaving" if self.leaving else "this node is drained by an operator"
+        raise Refused(Refusal("UNAVAILABLE", reasons.SHUTTING_DOWN, why, True, retry_after_us=100_000))
 
     def drain(self) -> None:
         """Take nothing new; what is open is still answered: who only waits, that he should ask elsewhere."""
-        self.draining = True
+        self.leaving = True
+        self.take_work(False)
         self._ops.leave()
+
+    def take_work(self, yes: bool) -> None:
+        """Take new work, or nothing new: clients that know another node go there."""
+        self.draining = self.leaving or not yes
         for outbox in self._sessions:
             outbox.wake()
 

@@ -99,6 +99,9 @@ class Front:
         self.ready = True
         """The log answers."""
         self.draining = False
+        """Nothing is answered any more."""
+        self.takes_work = True
+        """Also what begins something."""
         self.requests = 0
         """Requests of the API so far, for the cost counters."""
         self._openapi = resources.files(__package__).joinpath("openapi.json").read_bytes()
@@ -129,12 +132,10 @@ class Front:
         self._caller(route, asked)
         if route is None:
             return None
-        if self.draining:
-            raise Refused(
-                Refusal(
-                    "UNAVAILABLE", reasons.SHUTTING_DOWN, "this node is leaving", True, retry_after_us=100_000
-                )
-            )
+        begins = route.changes and route.request is not pb.ReportRequest
+        if self.draining or (begins and not self.takes_work):
+            why = "this node is leaving" if self.draining else "this node is drained by an operator"
+            raise Refused(Refusal("UNAVAILABLE", reasons.SHUTTING_DOWN, why, True, retry_after_us=100_000))
         if route.method == "POST":
             kind, _, options = asked.headers.get("content-type", "").partition(";")
             charset = options.strip().lower().replace('"', "")
@@ -348,8 +349,9 @@ class Front:
         return Answer(200, {"status": "ok"})
 
     def _ready(self) -> Answer:
-        if self.draining or not self.ready:
-            why = "this node is leaving" if self.draining else "the log does not answer"
+        if self.draining or not self.takes_work or not self.ready:
+            why = "the log does not answer" if not self.ready else "this node takes nothing new"
+            why = "this node is leaving" if self.draining else why
             return Answer(503, {"status": "not ready", "why": why}, {"Retry-After": "1"})
         return Answer(200, {"status": "ok"})
 
