@@ -11,7 +11,8 @@ from enum import Enum
 from typing import Any, Protocol
 
 from .core.action import Answer, Op
-from .core.model import Audit, Branch, Change, HistoryEntry, Tx, TxState, WriteResult
+from .core.model import Audit, Branch, Change, HistoryEntry, Kind, Tx, TxState, WriteResult
+from .core.replaying import ItemState, JobState, ParkedBranch, Replay, ReplayItem
 from .core.room import Room
 
 
@@ -52,6 +53,10 @@ class Query:
     resource: str | None = None
     reason: str | None = None
     name: str | None = None
+    kind: Kind | None = None
+    """With a branch of it."""
+    gid: str | None = None
+    """A gid, or a tx id."""
     created_before_us: int | None = None
     created_after_us: int | None = None
     after_tx_id: str | None = None
@@ -539,4 +544,82 @@ class Nodes(Protocol):
 
     async def orders(self, name: str) -> list[NodeOrder]:
         """What operators did to it, oldest first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AuditQuery:
+    """Which rows of the audit trail, newest first. What is empty is left open."""
+
+    namespace: str
+    tx_id: str = ""
+    actor: str = ""
+    action: str = ""
+    replay: str = ""
+    before: tuple[int, int] | None = None
+    """Page on from the row with this time and ordinal (exclusive)."""
+    limit: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """A row of the audit trail."""
+
+    tx_id: str
+    """Of an order about a job: the job's id."""
+    ordinal: int
+    audit: Audit
+
+
+class Replays(Protocol):
+    """Jobs that retry parked branches, kept beside the log. All raise LogUnavailable."""
+
+    async def create(self, replay: Replay) -> Replay:
+        """Write it with its audit row, or answer the one that the same request has made before."""
+        ...
+
+    async def get(self, namespace: str, replay_id: str) -> Replay | None:
+        """One job, with its counts."""
+        ...
+
+    async def page(self, namespace: str, before: str, limit: int) -> list[Replay]:
+        """A page, newest first, from before this id on; empty: from the newest."""
+        ...
+
+    async def items(self, replay_id: str, after: tuple[str, str], limit: int) -> list[ReplayItem]:
+        """A page of its items, by tx id and branch, after this one."""
+        ...
+
+    async def pick(self, replay_id: str, states: Collection[ItemState], limit: int) -> list[ReplayItem]:
+        """The first items in one of these states."""
+        ...
+
+    async def turn(
+        self, namespace: str, replay_id: str, state: JobState, order: Audit, rate_per_s: float
+    ) -> Replay | None:
+        """Cancel a job, or resume it, with the audit row in the same SQL transaction; how it is then. One that is so
+        already, or is done, stays as it is. None: there is none."""
+        ...
+
+    async def claim(self, owner: str, lease_us: int, mine: Collection[str]) -> list[Replay]:
+        """Take over running jobs that nobody runs: their lease is over, or they carry this owner's name and are none
+        of ``mine``."""
+        ...
+
+    async def save(
+        self, replay: Replay, lease_us: int, items: Sequence[ReplayItem] = (), new: Sequence[ReplayItem] = ()
+    ) -> Replay | None:
+        """Write where it stands, with what became of items and with new ones, in one SQL transaction; answers it with
+        its counts. None: it is this owner's no more, and nothing was written."""
+        ...
+
+    async def parked(
+        self, query: Query, since_us: int, after: tuple[str, str], limit: int
+    ) -> list[ParkedBranch]:
+        """Parked branches of the transactions that the query finds, those for its resource, kind and reason, parked
+        since then, by tx id and branch, after this one."""
+        ...
+
+    async def audits(self, query: AuditQuery) -> list[AuditRow]:
+        """A page of the audit trail, newest first."""
         ...

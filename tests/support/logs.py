@@ -43,7 +43,20 @@ DETAIL_US = 10 * S
 _numbers = itertools.count(1)
 _migrated: dict[int, str] = {}
 """The database that the contract tests share on each server: they empty it instead of making one each."""
-_TABLES = ("tx", "branch", "history", "audit", "resource", "lease", "outbox", "outbox_held", "node", "node_audit")
+_TABLES = (
+    "tx",
+    "branch",
+    "history",
+    "audit",
+    "resource",
+    "lease",
+    "outbox",
+    "outbox_held",
+    "node",
+    "node_audit",
+    "replay",
+    "replay_item",
+)
 
 
 # ---- changes ----

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import access, benchmark, console, dev, doctor, node, resource, serve, settings, tx
+from . import access, benchmark, console, dev, doctor, node, parked, replay, resource, serve, settings, tx
 
 app = typer.Typer(
     name="txcoord",
@@ -24,6 +24,8 @@ app.command()(serve.serve)
 app.command()(serve.migrate)
 app.command()(doctor.doctor)
 app.add_typer(tx.app, name="tx")
+app.add_typer(parked.app, name="parked")
+app.add_typer(replay.app, name="replay")
 app.add_typer(resource.app, name="resource")
 app.add_typer(node.app, name="node")
 app.add_typer(settings.app, name="config")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import socket
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -109,6 +110,12 @@ def retry(
     tx: OneOrFilter = "",
     filter_: Filter = "",
     branch: Branches = None,
+    payload: Annotated[
+        Path | None,
+        typer.Option(
+            help="Send the content of this file instead of its own, which is kept: one parked delivery."
+        ),
+    ] = None,
     actor: Actor = "",
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -116,8 +123,16 @@ def retry(
     namespace: Namespace = "default",
     json: settings.Json = False,
 ) -> None:
-    """Try branches again now; parked ones are taken up again."""
-    _order("retry", tx, filter_, branch, reason, actor, dry_run, yes, address, namespace, json)
+    """Try branches again now; parked ones are taken up again. Many at a pace: `replay start`."""
+    content: bytes | None = None
+    if payload is not None:
+        try:
+            content = payload.read_bytes()
+        except OSError as error:
+            console.fail(console.USAGE, f"--payload {payload}: {error.strerror}")
+    _order(
+        "retry", tx, filter_, branch, reason, actor, dry_run, yes, address, namespace, json, payload=content
+    )
 
 
 @app.command()
@@ -187,6 +202,7 @@ def _order(
     json: bool,
     *,
     not_done: bool = False,
+    payload: bytes | None = None,
 ) -> None:
     from txcoord_client._pb import admin_pb2 as pb
     from txcoord_client._pb import common_pb2 as c
@@ -206,6 +222,8 @@ def _order(
         )
         if not_done:
             request.resolved_as = c.DECISION_ABORT
+        if payload is not None:
+            request.payload = payload
         return client.admin(method, request)
 
     with Client(address) as client:

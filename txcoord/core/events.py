@@ -158,6 +158,8 @@ class Operate:
     action: str
     branch_id: str
     audit: Audit
+    payload: bytes | None = None
+    """``retry`` of a parked delivery: sent from now on instead of its own, which is kept."""
 
 
 Event = (

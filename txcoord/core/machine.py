@@ -89,7 +89,7 @@ def decide(tx: Tx | None, event: Event, now_us: int, windows: Windows) -> Verdic
         case OrphanFound():
             return _orphan(tx, event, now_us, windows)
         case Operate():
-            return operating.operate(_known(tx), event, now_us)
+            return operating.operate(_known(tx), event, now_us, windows)
         case _:
             assert_never(event)
 

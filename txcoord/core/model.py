@@ -145,6 +145,13 @@ class Branch:
     """How many of the last attempts failed: an answer, *pending* too, begins anew."""
     since_us: int = 0
     """When the first attempt of this phase ended without success; 0: none has."""
+    edited: bytes | None = None
+    """What an operator has put in the place of the payload, which is kept; None: nothing."""
+
+    @property
+    def sent(self) -> bytes:
+        """The payload that its participant is called with."""
+        return self.payload if self.edited is None else self.edited
 
     def same_work(self, other: Branch) -> bool:
         """Is it the same branch, whatever became of it?"""
@@ -297,6 +304,11 @@ class Audit:
     reason: str
     action: str
     at_us: int
+    branch: str = ""
+    replay: str = ""
+    """The job that gave the order, if one did."""
+    detail: str = ""
+    """JSON: what was asked beside it; empty for nothing."""
 
 
 class Topic(IntFlag):

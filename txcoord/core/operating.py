@@ -9,6 +9,7 @@ from .evolve import replace
 from .kinds import RULES
 from .lifecycle import BranchEvent, next_branch
 from .model import (
+    FOREVER_US,
     Branch,
     BranchState,
     Change,
@@ -19,6 +20,7 @@ from .model import (
     Kind,
     Tx,
     TxState,
+    Windows,
 )
 
 _GIVEN_UP = {"skip": BranchEvent.SKIP, "resolve": BranchEvent.RESOLVE}
@@ -26,7 +28,7 @@ _ABORTED = "ABORTED_BY_OPERATOR"
 _OPERATOR = {"skip": BranchEvent.SKIP, "resolve": BranchEvent.RESOLVE, "park": BranchEvent.PARK}
 
 
-def operate(tx: Tx, event: Operate, now_us: int) -> Verdict:
+def operate(tx: Tx, event: Operate, now_us: int, windows: Windows) -> Verdict:
     """An operator's order. It takes the row over, so that a slower writer finds its epoch gone."""
     branch = tx.branch(event.branch_id)
     if branch is None:
@@ -37,6 +39,8 @@ def operate(tx: Tx, event: Operate, now_us: int) -> Verdict:
         return _on_running(tx, branch, event, now_us)
     if event.action == "not_done":
         return settle.no(tx, "FAILED_PRECONDITION", "DECIDED", f"it was decided: {tx.state}")
+    if (no := _not_sent_again(tx, branch, event, now_us, windows)) is not None:
+        return no
     # A callback has only one way to go.
     commit = tx.decision is Decision.COMMIT or branch.kind is Kind.CALLBACK
     if event.action == "retry":
@@ -51,6 +55,7 @@ def operate(tx: Tx, event: Operate, now_us: int) -> Verdict:
                 heuristic=False,
                 failures=0,
                 since_us=0,
+                edited=branch.edited if event.payload is None else event.payload,
             )
         elif branch.state in (BranchState.FINISHING, BranchState.UNDOING):
             moved = replace(branch, next_attempt_us=0)
@@ -81,6 +86,30 @@ def operate(tx: Tx, event: Operate, now_us: int) -> Verdict:
         audit=event.audit,
     )
     return Verdict(new, change, settle.effects_of(new))
+
+
+def _not_sent_again(tx: Tx, branch: Branch, event: Operate, now_us: int, windows: Windows) -> Verdict | None:
+    """Why a delivery must not be sent again, or not so."""
+    if event.action != "retry":
+        return None
+    delivery = not RULES[branch.kind].first_phase
+    if delivery and branch.state is BranchState.PARKED and now_us > windows.keep_until(_settled_us(tx)):
+        text = "whoever received it may have forgotten that by now, and would act twice: its marker's time is over"
+        return settle.no(tx, "FAILED_PRECONDITION", "PAST_RETENTION", text)
+    if event.payload is None:
+        return None
+    if not delivery:
+        text = f"branch {branch.id} is {branch.kind}: what was agreed to in its first phase is not changed any more"
+        return settle.no(tx, "FAILED_PRECONDITION", "NOT_SUPPORTED", text)
+    if branch.state is not BranchState.PARKED:
+        text = f"branch {branch.id} is {branch.state}: only a parked one is sent with another payload"
+        return settle.no(tx, "FAILED_PRECONDITION", "NOT_PARKED", text)
+    return None
+
+
+def _settled_us(tx: Tx) -> int:
+    """From when on markers of its deliveries were kept: no later than that they may be deleted, once P is over."""
+    return tx.decided_us if tx.deadline_us == FOREVER_US else max(tx.deadline_us, tx.decided_us)
 
 
 def _on_running(tx: Tx, branch: Branch, event: Operate, now_us: int) -> Verdict:

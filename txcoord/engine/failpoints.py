@@ -42,6 +42,8 @@ NAMES = frozenset(
         "orphan.after_fence",
         "probe.before",
         "probe.after",
+        "replay.before_order",
+        "replay.after_order",
         "scan.before_judge",
         "takeover.after_claim",
         "hand_off.before_put",

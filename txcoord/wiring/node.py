@@ -21,6 +21,7 @@ from ..engine.carrier import RETRY, EngineSettings
 from ..engine.coordinator import Coordinator
 from ..engine.due import Carrying
 from ..engine.recovery import RecoverySettings
+from ..engine.replays import Replayer
 from ..observe import logs
 from ..ports import Failpoints, Leases, LogUnavailable, ResourceStatus
 from .auth import Entrance, may_listen
@@ -44,6 +45,7 @@ from .parts import (
     windows,
 )
 from .queue import choose
+from .replays import replayer
 from .resources import Resources
 from .shared import Shared
 
@@ -97,6 +99,7 @@ class Node:
         )
         self._is_ready = True
         self._joined = False
+        self._replayer: Replayer | None = None
         self._server: GrpcServer | None = None
         self._http: HttpServer | None = None
         self.http_host, self.http_port = (
@@ -233,6 +236,7 @@ class Node:
         await self.queue.queue.start(self._carrying.carry)
         for resource in self.resources.by_name.values():
             self.tasks.spawn(self.resources.watch(resource), f"resource:{resource.name}")
+        self._replayer = replayer(coordinator, self.log, self.tasks.spawn, self._failpoints)
         tokens, tls = self.entrance.tokens, self.entrance.tls
         server = GrpcServer(
             coordinator,
@@ -242,6 +246,7 @@ class Node:
             tokens=tokens,
             tls=tls,
             fleet=self._fleet,
+            replayer=self._replayer,
         )
         http: HttpServer | None = None
         try:
@@ -378,6 +383,8 @@ class Node:
     def _recovery_stop(self) -> None:
         if self._recovery is not None:
             self._recovery.stop()
+        if self._replayer is not None:
+            self._replayer.stop()
         if self._coordinator is not None:
             self._coordinator.phase_two.stop()
             self._coordinator.calls.stop()

@@ -94,7 +94,7 @@ def _action(request: CallRequest) -> pb.BranchAction:
         op=OPS[request.op],
         operation=action.operation_of(request.op),
         attempt=request.attempt,
-        payload=branch.payload,
+        payload=branch.sent,
         content_type=action.content_type,
         call_deadline_us=request.deadline_us,
         headers=dict(action.headers),

@@ -131,7 +131,7 @@ class GrpcCaller:
             method = raw.unary_unary(plain.method_of(request))
             self.messages += 2
             given = grpc_plain.metadata_of(request, self._dialling.targets)
-            reply = await method(request.branch.payload, timeout=timeout_s, metadata=[*given, *metadata])
+            reply = await method(request.branch.sent, timeout=timeout_s, metadata=[*given, *metadata])
             answer = plain.done(bytes(reply), "application/octet-stream")
         except grpc.aio.AioRpcError as error:
             self._failed(target, error)

@@ -139,7 +139,7 @@ class HttpCaller:
                     to,
                     plain.method_of(request),
                     http_plain.headers_of(request, self._dialling.targets),
-                    request.branch.payload,
+                    request.branch.sent,
                     _bears_repetition(request),
                 )
                 try:

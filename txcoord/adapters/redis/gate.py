@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Mapping
 from functools import partial
 
-from ...ports import Room
+from ...core.room import Room
 from .link import RedisLink
 
 _BUSY_US = 100_000

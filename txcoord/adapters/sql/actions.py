@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import fields
 from typing import Any
@@ -34,6 +35,8 @@ def to_text(branch: Branch) -> str:
         if said:
             out[part] = said
     out.update({name: value for name in _BESIDE if (value := getattr(branch, name))})
+    if branch.edited is not None:
+        out["edited"] = base64.b64encode(branch.edited).decode()
     return json.dumps(out, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -43,6 +46,8 @@ def from_text(text: str) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = json.loads(text)
     beside = {name: found.pop(name) for name in _BESIDE if name in found}
+    if "edited" in found:
+        beside["edited"] = base64.b64decode(found.pop("edited"))
     retry = found.pop("retry", {})
     if "schedule_us" in retry:
         retry["schedule_us"] = tuple(retry["schedule_us"])

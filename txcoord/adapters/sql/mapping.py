@@ -104,6 +104,10 @@ AUDIT = (
     Col("actor"),
     Col("reason"),
     Col("action"),
+    Col("namespace"),
+    Col("branch"),
+    Col("replay"),
+    Col("detail"),
 )
 OUTBOX = (
     Col("tx_id", "uuid"),
@@ -210,7 +214,19 @@ def history_rows(change: Change, ordinal: int) -> Iterable[Row]:
 def audit_rows(change: Change, ordinal: int) -> Iterable[Row]:
     a = change.audit
     if a is not None:
-        yield (change.tx.tx_id, a.at_us, ordinal, a.actor, a.reason, a.action)
+        namespace = change.tx.namespace
+        yield (
+            change.tx.tx_id,
+            a.at_us,
+            ordinal,
+            a.actor,
+            a.reason,
+            a.action,
+            namespace,
+            a.branch,
+            a.replay,
+            a.detail,
+        )
 
 
 def outbox_rows(change: Change) -> Iterable[Row]:
@@ -285,7 +301,15 @@ def history_from(row: Any) -> HistoryEntry:
 
 
 def audit_from(row: Any) -> Audit:
-    return Audit(actor=row.actor, reason=row.reason, action=row.action, at_us=row.at_us)
+    return Audit(
+        actor=row.actor,
+        reason=row.reason,
+        action=row.action,
+        at_us=row.at_us,
+        branch=row.branch,
+        replay=row.replay,
+        detail=row.detail,
+    )
 
 
 def is_own_row(change: Change, found: Tx) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import ARRAY, ColumnElement, Connection, Select, any_, exists, literal, or_, select
 
-from txcoord_client.protocol.identifiers import is_tx_id
+from txcoord_client.protocol.identifiers import is_tx_id, parse_tx_id
 
 from ...core.model import ENDED, Audit, Branch, HistoryEntry, Tx
 from ...ports import LogIdentity, Query
@@ -94,11 +94,12 @@ def overdue(conn: Connection, now_us: int, limit: int) -> list[Tx]:
 
 def query(conn: Connection, q: Query) -> list[Tx]:
     """A page, newest first."""
-    statement = select(tx).where(*_filters(conn, q)).order_by(tx.c.tx_id.desc()).limit(q.limit)
+    statement = select(tx).where(*filters(conn, q)).order_by(tx.c.tx_id.desc()).limit(q.limit)
     return _whole(conn, statement)
 
 
-def _filters(conn: Connection, q: Query) -> Iterator[ColumnElement[bool]]:
+def filters(conn: Connection, q: Query) -> Iterator[ColumnElement[bool]]:
+    """What a transaction must be for a query to find it."""
     if q.namespace is not None:
         yield tx.c.namespace == q.namespace
     if q.states:
@@ -115,19 +116,24 @@ def _filters(conn: Connection, q: Query) -> Iterator[ColumnElement[bool]]:
         yield tx.c.created_us > q.created_after_us
     if q.after_tx_id is not None:
         yield tx.c.tx_id < q.after_tx_id
+    if q.gid is not None:
+        bare = parse_tx_id(q.gid)
+        yield or_(tx.c.gid == q.gid, tx.c.tx_id == bare) if bare is not None else tx.c.gid == q.gid
+    if q.kind is not None:
+        yield exists().where(branch.c.tx_id == tx.c.tx_id, branch.c.kind == str(q.kind))
     if q.resource is not None:
         yield exists().where(branch.c.tx_id == tx.c.tx_id, branch.c.resource == q.resource)
     if q.reason is not None:
-        of_branch = exists().where(branch.c.tx_id == tx.c.tx_id, _reason(branch.c.reason, q.reason))
-        yield or_(_reason(tx.c.reason, q.reason), of_branch)
+        of_branch = exists().where(branch.c.tx_id == tx.c.tx_id, reason_is(branch.c.reason, q.reason))
+        yield or_(reason_is(tx.c.reason, q.reason), of_branch)
 
 
 def _is(conn: Connection, part: tables.Part, wanted: bool) -> Any:
     return part.of(conn) if wanted else part.others(conn)
 
 
-def _reason(column: Any, code: str) -> ColumnElement[bool]:
-    """A reason is a code, perhaps followed by a colon and a text."""
+def reason_is(column: Any, code: str) -> ColumnElement[bool]:
+    """Is it this one? A reason is a code, perhaps followed by a colon and a text."""
     return or_(column == code, column.startswith(f"{code}:", autoescape=True))
 
 

@@ -183,6 +183,50 @@ audit = Table(
     Column("actor", String(255), nullable=False),
     Column("reason", TEXT, nullable=False),
     Column("action", String(64), nullable=False),
+    Column("namespace", String(255), nullable=False, server_default=""),
+    Column("branch", String(64), nullable=False, server_default=""),
+    Column("replay", String(64), nullable=False, server_default=""),  # of orders about a job: its tx_id too
+    Column("detail", TEXT, nullable=False, server_default=""),  # JSON; empty for none
+    Index("txcoord_audit_at", "at_us"),
+)
+
+replay = Table(
+    "txcoord_replay",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("namespace", String(255), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("what", TEXT, nullable=False),  # JSON: what was asked
+    Column("base", TEXT, nullable=False),  # JSON: counts when it was resumed
+    Column("actor", String(255), nullable=False),
+    Column("reason", TEXT, nullable=False),
+    Column("message", TEXT, nullable=False),
+    Column("request_id", String(255)),  # NULL: none was given
+    Column("owner", String(255), nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("lease_until_us", BigInteger, nullable=False),
+    Column("started_us", BigInteger, nullable=False),
+    Column("updated_us", BigInteger, nullable=False),
+    Column("ended_us", BigInteger, nullable=False),
+    Column("after_tx_id", String(64), nullable=False),
+    Column("after_branch", String(64), nullable=False),
+    Column("listed", Boolean, nullable=False),
+    Column("canary_step", Integer, nullable=False),
+    Index("txcoord_replay_request", "namespace", "request_id", unique=True),
+)
+
+replay_item = Table(
+    "txcoord_replay_item",
+    metadata,
+    Column("replay_id", String(64), primary_key=True),
+    Column("tx_id", String(64), primary_key=True),
+    Column("branch", String(64), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("gid", String(255), nullable=False),
+    Column("reason", TEXT, nullable=False),
+    Column("message", TEXT, nullable=False),
+    Index("txcoord_replay_item_state", "replay_id", "state"),
+    sqlite_with_rowid=False,
 )
 
 log_identity = Table(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import re
+import base64
+import json
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from txcoord_client._pb import admin_pb2 as pb
@@ -14,13 +16,14 @@ from txcoord_client.protocol import reasons
 from ...core.errors import Refused
 from ...core.events import Operate
 from ...core.machine import decide
-from ...core.model import Audit, BranchState, Decision, Tx
-from ...core.words import storable
+from ...core.model import BranchState, Decision, Tx
 from ...engine.coordinator import Coordinator
+from ...engine.replays import Replayer
 from ...ports import ResourceStatus
 from . import filters, mapping, nodes, status
 from .mapping import bad
 from .operations import Operations
+from .replays import ReplayCalls, audit_of, must_say
 
 _APPLIES = {
     "retry": (BranchState.PARKED, BranchState.FINISHING, BranchState.UNDOING, BranchState.RUNNING),
@@ -31,10 +34,8 @@ _APPLIES = {
 }
 _DONE = {"retry": "retried", "park": "parked", "skip": "skipped", "resolve": "resolved"}
 
-_OF_ONE = re.compile(r'\s*tx_id\s*=\s*"?([A-Za-z0-9_-]+)"?\s*')
 
-
-class AdminServicer(rpc.AdminServiceServicer):
+class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
     """Answers what operators ask."""
 
     def __init__(
@@ -45,9 +46,9 @@ class AdminServicer(rpc.AdminServiceServicer):
         *,
         now_us: Callable[[], int],
         fleet: nodes.Fleet | None = None,
+        replayer: Replayer | None = None,
     ) -> None:
-        self._c = coordinator
-        self._ops = operations
+        super().__init__(coordinator, operations, replayer)
         self._resources = resources
         self._now_us = now_us
         self._fleet = fleet
@@ -98,30 +99,10 @@ class AdminServicer(rpc.AdminServiceServicer):
             await status.abort(context, error)
 
     async def ListAudit(self, request: pb.ListAuditRequest, context: Any) -> Any:
-        async def run() -> pb.ListAuditResponse:
-            namespace = self._ops.namespace(request.namespace)
-            of_node = nodes.OF_NODE.fullmatch(request.filter)
-            if of_node is not None:
-                return await nodes.audited(self._nodes(), of_node[1])
-            match = _OF_ONE.fullmatch(request.filter)
-            if match is None:
-                raise bad(
-                    reasons.NOT_SUPPORTED,
-                    'only the audit trail of one transaction or node is known: filter = tx_id = "…", node = "…"',
-                    "UNIMPLEMENTED",
-                )
-            tx = await self._ops.find(namespace, "", match[1])
-            rows = await self._c.log.audits(tx.tx_id)
-            return pb.ListAuditResponse(
-                entries=[
-                    pb.AuditEntry(
-                        at_us=row.at_us, actor=row.actor, action=row.action, reason=row.reason, tx_id=tx.tx_id
-                    )
-                    for row in reversed(rows)
-                ]
-            )
-
-        return await self._guarded(run(), context)
+        of_node = nodes.OF_NODE.fullmatch(request.filter)
+        if of_node is not None:
+            return await self._guarded(nodes.audited(self._nodes(), of_node[1]), context)
+        return await super().ListAudit(request, context)
 
     async def _write(self, action: str, request: Any, context: Any, response_type: Any) -> Any:
         try:
@@ -134,10 +115,7 @@ class AdminServicer(rpc.AdminServiceServicer):
 
     async def _operate(self, action: str, request: Any) -> tuple[list[pb.Effect], bool]:
         namespace = self._ops.namespace(request.namespace)
-        if not request.audit.actor.strip() or not request.audit.reason.strip():
-            raise bad(
-                reasons.BAD_REQUEST, "an operator's order needs an actor and a reason; both are audited"
-            )
+        must_say(request.audit)
         found, more = await self._select(request.selector, namespace, action)
         effects: list[pb.Effect] = []
         for tx in found:
@@ -150,7 +128,12 @@ class AdminServicer(rpc.AdminServiceServicer):
                 effects.append(
                     pb.Effect(tx_id=tx.tx_id, gid=tx.gid, effect="none", message="no branch applies")
                 )
-            effects.extend([await self._one(action, tx.tx_id, b, request.audit) for b in wanted])
+            payload = request.payload if action == "retry" and request.HasField("payload") else None
+            if payload is not None and (request.selector.filter or len(wanted) > 1):
+                raise bad(reasons.BAD_REQUEST, "another payload is for one branch: name it")
+            if payload is not None:
+                self._ops.sized(payload, "payload")
+            effects.extend([await self._one(action, tx.tx_id, b, request.audit, payload) for b in wanted])
         return effects, more
 
     async def _select(self, selector: pb.Selector, namespace: str, action: str) -> tuple[list[Tx], bool]:
@@ -165,12 +148,13 @@ class AdminServicer(rpc.AdminServiceServicer):
         rows = await self._c.log.query(query)
         return rows[:limit], len(rows) > limit
 
-    async def _one(self, action: str, tx_id: str, branch_id: str, audit: pb.Audit) -> pb.Effect:
-        order = Operate(
-            action,
-            branch_id,
-            Audit(storable(audit.actor[:200]), storable(audit.reason[:1000]), action, self._now_us()),
-        )
+    async def _one(
+        self, action: str, tx_id: str, branch_id: str, audit: pb.Audit, payload: bytes | None
+    ) -> pb.Effect:
+        who = replace(audit_of(audit, action, self._now_us()), branch=branch_id)
+        if payload is not None:
+            who = replace(who, detail=json.dumps({"payload": base64.b64encode(payload).decode()}))
+        order = Operate(action, branch_id, who, payload)
         before = await self._c.get(tx_id)
         assert before is not None
         effect = pb.Effect(tx_id=tx_id, gid=before.gid, branch=branch_id)

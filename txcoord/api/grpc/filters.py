@@ -6,8 +6,8 @@ import re
 
 from txcoord_client.protocol import reasons
 
-from ...core.model import TxState
-from ...ports import Query
+from ...core.model import Kind, TxState
+from ...ports import AuditQuery, Query
 from .mapping import bad
 
 _TERM = re.compile(
@@ -18,7 +18,11 @@ _TERM = re.compile(
 _AND = re.compile(r"""\s+AND\s+(?=(?:[^"]*"[^"]*")*[^"]*$)""", re.IGNORECASE)
 _UNIT_US = {"ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 _AGE = re.compile(r"(\d{1,6})(ms|s|m|h|d)")
-KNOWN = 'state = COMMITTING, parked, heuristic, age > 10m, age < 1h, resource = "x", reason = "X", name = "x"'
+KNOWN = (
+    'state = COMMITTING, parked, heuristic, age > 10m, age < 1h, kind = tcc, resource = "x", reason = "X", name = "x", '
+    'gid = "x", tx_id = "x"'
+)
+KNOWN_OF_AUDIT = 'tx_id = "x", actor = "x", action = "x", replay_id = "x"'
 
 
 def parse(
@@ -28,6 +32,7 @@ def parse(
     states: tuple[TxState, ...] = ()
     flags: dict[str, bool] = {}
     equal: dict[str, str] = {}
+    kind: Kind | None = None
     before_us: int | None = None
     after_us: int | None = None
     for term in _AND.split(text.strip()) if text.strip() else []:
@@ -46,7 +51,9 @@ def parse(
                 raise _bad(term)
             at_us = now_us - int(age[1]) * _UNIT_US[age[2]]
             before_us, after_us = (at_us, after_us) if op == ">" else (before_us, at_us)
-        elif field in ("resource", "branch.target", "reason", "name") and op == "=":
+        elif field == "kind" and op == "=" and value.upper() in Kind.__members__:
+            kind = Kind(value.lower())
+        elif field in ("resource", "branch.target", "reason", "name", "gid", "tx_id") and op == "=":
             equal["resource" if field == "branch.target" else field] = value
         else:
             raise _bad(term)
@@ -58,11 +65,28 @@ def parse(
         resource=equal.get("resource"),
         reason=equal.get("reason"),
         name=equal.get("name"),
+        kind=kind,
+        # Which of both it is, a person need not know.
+        gid=equal.get("gid", equal.get("tx_id")),
         created_before_us=before_us,
         created_after_us=after_us,
         after_tx_id=after_tx_id,
         limit=limit,
     )
+
+
+def parse_audit(text: str, *, namespace: str, before: tuple[int, int] | None, limit: int) -> AuditQuery:
+    """A query of the audit trail."""
+    equal: dict[str, str] = {}
+    for term in _AND.split(text.strip()) if text.strip() else []:
+        match = _TERM.fullmatch(term)
+        if match is None or match["op"] != "=" or match["field"] not in _OF_AUDIT or "\0" in term:
+            raise _bad(term, KNOWN_OF_AUDIT)
+        equal[_OF_AUDIT[match["field"]]] = match["quoted"] if match["quoted"] is not None else match["bare"]
+    return AuditQuery(namespace, before=before, limit=limit, **equal)
+
+
+_OF_AUDIT = {"tx_id": "tx_id", "actor": "actor", "action": "action", "replay_id": "replay"}
 
 
 def _states(value: str, term: str) -> list[str]:
@@ -72,5 +96,5 @@ def _states(value: str, term: str) -> list[str]:
     return names
 
 
-def _bad(term: str) -> Exception:
-    return bad(reasons.BAD_REQUEST, f"filter: cannot read {term[:80]!r}. Known, joined by AND: {KNOWN}")
+def _bad(term: str, known: str = KNOWN) -> Exception:
+    return bad(reasons.BAD_REQUEST, f"filter: cannot read {term[:80]!r}. Known, joined by AND: {known}")

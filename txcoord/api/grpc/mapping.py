@@ -362,6 +362,10 @@ class Reader:
             raise bad(reasons.BAD_XID, f"branch {branch[:40]}: connection id {session} is not its xid's")
         return replace(x, connection_id=session)
 
+    def sized(self, data: bytes, what: str) -> None:
+        """Refuse what is larger than a payload may be."""
+        self._sized(data, what)
+
     def _sized(self, data: bytes, what: str) -> None:
         if len(data) > self._limits.payload:
             raise bad(
@@ -476,7 +480,8 @@ def transaction(tx: Tx, *, results: bool = True) -> c.Transaction:
         if b.action is not None:
             actions.write(spec, b.kind, b.action, b.resource)
         told = branch_status(b, results=results and not _has_result(b))
-        out.branches.append(c.BranchDetail(spec=spec, status=told))
+        original = b.payload if b.edited is not None and results else b""
+        out.branches.append(c.BranchDetail(spec=spec, status=told, original_payload=original))
     if not results:
         out.outcome.result = b""
     return out

@@ -84,6 +84,10 @@ class Operations:
             caller.check_namespace(name)
         return name
 
+    def sized(self, data: bytes, what: str) -> None:
+        """Refuse what is larger than a payload may be."""
+        self._read.sized(data, what)
+
     def check_log(self, log_id: str) -> None:
         """The client has another log in mind: a restored or exchanged one."""
         identity = self._c.identity

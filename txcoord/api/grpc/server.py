@@ -20,6 +20,7 @@ from txcoord_client._pb import (
 
 from ...engine.coordinator import Coordinator
 from ...engine.recovery import Recovery
+from ...engine.replays import Replayer
 from ...ports import ResourceStatus
 from ..tls import ServerTls
 from ..tokens import Tokens
@@ -59,6 +60,7 @@ class GrpcServer:
         tokens: Tokens | None = None,
         tls: ServerTls | None = None,
         fleet: Fleet | None = None,
+        replayer: Replayer | None = None,
     ) -> None:
         self._settings = settings
         self._tokens = tokens
@@ -72,7 +74,7 @@ class GrpcServer:
             operations, max_operations=settings.limits.operations, now_us=now_us
         )
         self._admin = AdminServicer(  # type: ignore[abstract]
-            coordinator, operations, resources, now_us=now_us, fleet=fleet
+            coordinator, operations, resources, now_us=now_us, fleet=fleet, replayer=replayer
         )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server: grpc.aio.Server | None = None
