@@ -9,7 +9,21 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import access, benchmark, console, dev, doctor, node, parked, replay, resource, serve, settings, tx
+from . import (
+    access,
+    benchmark,
+    console,
+    dev,
+    doctor,
+    node,
+    parked,
+    queue,
+    replay,
+    resource,
+    serve,
+    settings,
+    tx,
+)
 
 app = typer.Typer(
     name="txcoord",
@@ -21,6 +35,7 @@ app = typer.Typer(
 )
 app.command()(dev.dev)
 app.command()(serve.serve)
+app.command()(queue.worker)
 app.command()(serve.migrate)
 app.command()(doctor.doctor)
 app.add_typer(tx.app, name="tx")
@@ -28,6 +43,7 @@ app.add_typer(parked.app, name="parked")
 app.add_typer(replay.app, name="replay")
 app.add_typer(resource.app, name="resource")
 app.add_typer(node.app, name="node")
+app.add_typer(queue.app, name="queue")
 app.add_typer(settings.app, name="config")
 app.add_typer(benchmark.app, name="bench")
 access.add_options(app)  # Last: to all commands that are there.

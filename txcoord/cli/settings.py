@@ -41,7 +41,8 @@ def show(config: ConfigFile = None, json: Json = False) -> None:
 
     def text(value: object) -> object:
         if isinstance(value, SecretStr):
-            return redacted(value.get_secret_value())
+            secret = value.get_secret_value()
+            return redacted(secret) if "://" in secret else "***"
         if isinstance(value, Path) or value is None:
             return str(value or "")
         return show_duration(value) if isinstance(value, timedelta) else value

@@ -4,6 +4,7 @@ A variable wins over the file, an option of the command line over both. ``TXCOOR
 ``log.url``; in the file it is ``url`` in the table ``[log]``.
 """
 
+from .kafka import KafkaSettings
 from .load import ConfigError, load, variables
 from .model import LogSettings, ResourceSettings, Settings, leaves
 from .values import (
@@ -19,6 +20,7 @@ from .values import (
 
 __all__ = [
     "ConfigError",
+    "KafkaSettings",
     "LogSettings",
     "ResourceSettings",
     "Settings",

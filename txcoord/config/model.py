@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ..core.targets import Targets
+from .kafka import KafkaSettings
 from .values import (
     PREFIX,
     CommaList,
@@ -298,6 +299,7 @@ class Settings(BaseSettings):
     retention: RetentionSettings = RetentionSettings()
     limits: LimitSettings = LimitSettings()
     redis: RedisSettings = RedisSettings()
+    kafka: KafkaSettings = KafkaSettings()
 
     @field_validator("log_level", mode="before")
     @classmethod

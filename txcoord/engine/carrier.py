@@ -92,6 +92,8 @@ class EngineSettings:
     """Are decisions, ends, parkings and heuristic outcomes written to the outbox?"""
     dead_letters: bool = False
     """Are parkings?"""
+    overdue_share: float = 0.0
+    """And so much of the time that it was to wait: some queues may be that late."""
 
 
 @dataclass(slots=True)
@@ -343,11 +345,13 @@ class Carrier:
         """The row by which a transaction that only waits is handed off; None: it does not, or is still needed here."""
         if self._queue is None or not live.logged:
             return None
-        first = first_due(tx, self.clock.now_us() + self.settings.hand_off_us)
+        now_us = self.clock.now_us()
+        first = first_due(tx, now_us + self.settings.hand_off_us)
         if first is None or self.writes.any_forced(tx.tx_id) or self._busy(tx):
             return None
         live.tells_all = True
-        return replace(tx, owner="", lease_until_us=first.at_us + self.settings.overdue_us)
+        spare_us = self.settings.overdue_us + int((first.at_us - now_us) * self.settings.overdue_share)
+        return replace(tx, owner="", lease_until_us=first.at_us + spare_us)
 
     def _busy(self, tx: Tx) -> bool:
         """Is any attempt for it under way, or told and not heard yet?"""

@@ -57,12 +57,14 @@ _LEAVE_S = 1.0
 
 
 class Node:
-    """One coordinator. ``async with Node(settings)`` starts it, and stops it cleanly."""
+    """One coordinator, or a worker, which has no API. ``async with Node(settings)`` starts it, and stops it cleanly."""
 
     def __init__(
         self, settings: Settings, *, failpoints_: Failpoints | None = None, role: str = "coordinator"
     ) -> None:
         self.settings = settings
+        self._serves = role != "worker"
+        self._running = False
         self.host, self.port = split_listen(settings.listen)
         self.clock = SystemClock()
         self.tasks = Tasks()
@@ -71,7 +73,7 @@ class Node:
             [finisher(settings, name) for name in settings.resources], self.log, self.clock, self._look_at
         )
         self.caller = caller(settings)
-        self.observed = Observed(self.log, self.clock, node=settings.node_name, role="coordinator")
+        self.observed = Observed(self.log, self.clock, node=settings.node_name, role=role)
         self.entrance = Entrance(settings)
         self._failpoints = failpoints_ or failpoints_of_environment()
         self.queue = choose(settings, self.clock, self.tasks.spawn)
@@ -160,9 +162,10 @@ class Node:
             raise StartError(
                 ExitCode.CONFIG, "BAD_CREDENTIALS", f"what participants are shown cannot be used: {error}"
             ) from error
-        self.entrance.load()
-        may_listen(self.host, self.port)
-        if self.http_host:
+        if self._serves:
+            self.entrance.load()
+            may_listen(self.host, self.port)
+        if self._serves and self.http_host:
             may_listen(self.http_host, self.http_port, "--http-address")
         if self.metrics_address:
             may_listen(*split_listen(self.metrics_address), "TXCOORD_METRICS_ADDRESS")
@@ -190,6 +193,7 @@ class Node:
                 hold_us=microseconds(s.recovery.hold),
                 shared=self._claim is None,
                 overdue_us=self.queue.overdue_us,
+                overdue_share=self.queue.overdue_share,
                 backoff=Backoff(
                     first_us=microseconds(s.backoff.first),
                     factor=s.backoff.factor,
@@ -236,6 +240,27 @@ class Node:
         await self.queue.queue.start(self._carrying.carry)
         for resource in self.resources.by_name.values():
             self.tasks.spawn(self.resources.watch(resource), f"resource:{resource.name}")
+        self._running = True
+        if self._serves:
+            await self._serve(coordinator, recovery)
+        if self.metrics_address:
+            try:
+                self.metrics_address = await self.observed.start(self.metrics_address, self.tasks.spawn)
+            except OSError as error:
+                raise StartError(ExitCode.UNAVAILABLE, "ADDRESS_IN_USE", str(error)) from error
+        self.tasks.spawn(self._keep_ready(self._server, self._http), "readiness")
+        await self._fleet.join(self.address if self._serves else "")
+        self._joined = True
+        self.tasks.spawn(self._fleet.keep(), "fleet")
+        more = {"address": self.address} if self._serves else {}
+        if self._http is not None:
+            more["http"] = self.http_url
+        event = "node.started" if self._serves else "worker.started"
+        log.info(event, node=s.node_name, log_id=identity.log_id, pid=os.getpid(), **more)
+
+    async def _serve(self, coordinator: Coordinator, recovery: CarefulRecovery) -> None:
+        """Take requests. Raises StartError."""
+        s = self.settings
         self._replayer = replayer(coordinator, self.log, self.tasks.spawn, self._failpoints)
         tokens, tls = self.entrance.tokens, self.entrance.tls
         server = GrpcServer(
@@ -257,25 +282,10 @@ class Node:
                 how = HttpSettings(api_settings(s).limits, hosts=items(s.http_hosts), connections=most)
                 http = HttpServer(server.operations, how, now_us=self.clock.now_us, tokens=tokens, tls=tls)
                 self.http_port = await http.start(self.http_host, self.http_port)
-            if self.metrics_address:
-                self.metrics_address = await self.observed.start(self.metrics_address, self.tasks.spawn)
         except OSError as error:
             raise StartError(ExitCode.UNAVAILABLE, "ADDRESS_IN_USE", str(error)) from error
         self._http = http
-        self.tasks.spawn(self._keep_ready(server, http), "readiness")
         self.tasks.spawn(self.entrance.keep(), "entrance")
-        await self._fleet.join(self.address)
-        self._joined = True
-        self.tasks.spawn(self._fleet.keep(), "fleet")
-        more = {"http": self.http_url} if http is not None else {}
-        log.info(
-            "node.started",
-            node=s.node_name,
-            address=self.address,
-            log_id=identity.log_id,
-            pid=os.getpid(),
-            **more,
-        )
 
     async def lost(self) -> StartError:
         """Waits until this node must end by itself, for ever if need be; answers why."""
@@ -303,13 +313,14 @@ class Node:
         names = self.resources.by_name
         return ["prune", *(f"{what}:{name}" for what in ("scan", "prune") for name in names)]
 
-    async def _keep_ready(self, server: GrpcServer, http: HttpServer | None) -> None:
+    async def _keep_ready(self, server: GrpcServer | None, http: HttpServer | None) -> None:
         """Ready means: the log answers. Asking it also keeps the clock right while nothing is written."""
         ready = True
 
         async def say(yes: bool) -> None:
             self._is_ready = yes
-            await server.ready(yes and not self._fleet.draining)
+            if server is not None:
+                await server.ready(yes and not self._fleet.draining)
             if http is not None:
                 http.ready(yes)
 
@@ -332,9 +343,10 @@ class Node:
 
     async def stop(self) -> None:
         """Stop taking, carry out what is live (to a limit), hand the rest over, flush, leave."""
-        if self._server is None:
+        if not self._running:
             await self.abandon()
             return
+        self._running = False
         loop = asyncio.get_running_loop()
         limit_s = self.settings.node.drain_timeout.total_seconds()
         until = loop.time() + limit_s
@@ -391,6 +403,7 @@ class Node:
 
     async def abandon(self) -> None:
         """End everything now; what is lazy is still flushed."""
+        self._running = False
         self._recovery_stop()
         await self._close_servers(0)
         await self.queue.queue.stop()

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..adapters.embedded import EmbeddedQueue
-from ..config import Settings
+from ..config import KafkaSettings, Settings
 from ..ports import Clock, Queue, Spawn
+from .errors import ExitCode, StartError
+
+if TYPE_CHECKING:
+    from ..adapters.kafka import KafkaConnection, KafkaQueueSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +21,65 @@ class Chosen:
     queue: Queue
     overdue_us: int
     """What is not carried out so long after it was due has been lost by the queue: any node may take it over."""
+    overdue_share: float = 0.0
+    """And so much of the time that it was to wait: the queue may be that late."""
 
 
 def choose(settings: Settings, clock: Clock, spawn: Spawn) -> Chosen:
-    """The queue that the settings ask for: timers in this process."""
-    del settings
-    return Chosen(EmbeddedQueue(clock, spawn), overdue_us=500_000)
+    """The queue that the settings ask for: Kafka, or timers in this process. Raises StartError."""
+    if not settings.kafka.addresses:
+        return Chosen(EmbeddedQueue(clock, spawn), overdue_us=500_000)
+    connection = kafka_connection(settings.kafka, settings.node_name)
+    from ..adapters.kafka import KafkaQueue
+
+    queue = KafkaQueue(connection, kafka_queue(settings.kafka), clock, spawn)
+    # A tier may be a quarter longer than the delay that was asked for.
+    return Chosen(queue, overdue_us=1_000_000, overdue_share=0.25)
+
+
+def kafka_connection(settings: KafkaSettings, client_id: str) -> KafkaConnection:
+    """How the brokers are reached. Raises StartError."""
+    try:
+        from ..adapters.kafka import KafkaConnection, tls
+    except ImportError as error:
+        raise StartError(
+            ExitCode.CONFIG,
+            "MISSING_PACKAGE",
+            f"kafka.bootstrap_servers is set, and {error.name} is not installed: pip install 'txcoord[kafka]'",
+        ) from error
+    context = None
+    try:
+        if settings.security_protocol.endswith("SSL"):
+            files = (settings.ca_file, settings.cert_file, settings.key_file)
+            context = tls(*(None if file is None else str(file) for file in files))
+        secret = settings.sasl_password
+        password = secret.get_secret_value() if secret is not None else None
+        if settings.sasl_password_file is not None:
+            password = settings.sasl_password_file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise StartError(
+            ExitCode.CONFIG, "BAD_CREDENTIALS", f"what Kafka is shown cannot be used: {error}"
+        ) from error
+    return KafkaConnection(
+        settings.addresses,
+        client_id=client_id,
+        security_protocol=settings.security_protocol,
+        ssl_context=context,
+        sasl_mechanism=settings.sasl_mechanism,
+        sasl_username=settings.sasl_username or None,
+        sasl_password=password,
+    )
+
+
+def kafka_queue(settings: KafkaSettings) -> KafkaQueueSettings:
+    """How the queue is laid out."""
+    from ..adapters.kafka import KafkaQueueSettings, TopicSettings
+
+    return KafkaQueueSettings(
+        settings.prefix,
+        settings.group_name,
+        settings.tiers_us,
+        TopicSettings(settings.partitions, settings.replication_factor, settings.min_insync_replicas),
+        consume=settings.consume,
+        session_s=settings.session_timeout.total_seconds(),
+    )

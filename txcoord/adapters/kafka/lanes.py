@@ -82,7 +82,8 @@ class Lanes:
     def _give_out(self, target: str, lane: _Lane) -> None:
         while lane.due and lane.carried < self._width and not self._stopped:
             batch: list[tuple[Partition | None, int, Due]] = []
-            while lane.due and len(batch) < self._batch:
+            most = min(self._batch, self._width - lane.carried)
+            while lane.due and len(batch) < most:
                 one = lane.due.popleft()
                 if one[0] is not None and one[0].gone:
                     self._count -= 1  # Whoever has the partition now reads it again.

@@ -38,6 +38,10 @@ class KafkaQueueSettings:
     """What cannot be sent within that time is given up."""
     look_s: float = 5.0
     """Between two looks whether the topics are there."""
+    batch: int = 100
+    """So many of one target are given out together."""
+    width: int = 1_000
+    """And so many of it at a time. When as many again wait, the others go back to a topic."""
 
 
 class KafkaQueue:
@@ -52,7 +56,7 @@ class KafkaQueue:
         self._tiers = Tiers(settings.prefix, settings.tiers_us)
         self._sending = Health("send", monotonic=time.monotonic)
         self._sender = Sender(connection, self._sending, monotonic=time.monotonic, bound_s=settings.send_s)
-        self._lanes = Lanes(spawn)
+        self._lanes = Lanes(spawn, batch=settings.batch, width=settings.width)
         self._reader = Reader(
             connection,
             self._tiers,
@@ -101,8 +105,8 @@ class KafkaQueue:
             self._send(due, self._tiers.shortest, now_us)
 
     def depth(self) -> Mapping[str, int]:
-        """By topic what this node reads and has not consumed; ``here``: waits in this process; ``due``: is carried out;
-        ``sending``: on the way to Kafka."""
+        """By topic what waits for its delay, of what this node reads; ``here``: what waits in this process; ``due``:
+        what is carried out; ``sending``: what is on its way to Kafka."""
         return {
             **(self._reader.depth() if self._consuming else {}),
             "here": self._reader.here,

@@ -84,11 +84,12 @@ class Reader:
         self._again.set()
 
     def depth(self) -> dict[str, int]:
-        """How many records of each topic that this member reads are not consumed; and how many wait here."""
+        """How many records of each topic wait for its delay, as far as this member reads it."""
         found = dict.fromkeys(self._tiers.delay_us, 0)
         for part in self._partitions.values():
-            behind = self._consumer.highwater(part.at) if self._consumer is not None else None
-            found[part.at.topic] += part.open + max(0, (behind or 0) - max(0, part.position))
+            end = self._consumer.highwater(part.at) if self._consumer is not None else None
+            unread = max(0, end - part.position) if end is not None and part.position >= 0 else 0
+            found[part.at.topic] += len(part.waiting) + unread
         return found
 
     @property

@@ -1,0 +1,166 @@
+"""`txcoord worker` and `txcoord queue`, as users have them: processes, a log on PostgreSQL, a real Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tests.integration.cli_support import clean_environment
+from tests.support.acceptance import new_gid
+from tests.support.databases import Databases
+from tests.support.http_api import api_of, plain_service
+from tests.support.kafka_queue import connection_to, new_settings, queue_node, until, until_committed
+from tests.support.kafka_server import KafkaServer
+from txcoord.adapters.sql.migrate import migrate
+from txcoord.cli import app
+from txcoord.config import Settings
+from txcoord.testing.postgres import PostgresServer
+from txcoord.testing.processes import TXCOORD, Managed
+from txcoord.wiring import Node
+
+TX = "/v1/transactions"
+# Longer than what a node waits for by itself.
+BACKOFF = {"first": "4s", "factor": 1.0, "cap": "4s"}
+
+
+def variables(kafka: KafkaServer, prefix: str, log_url: str) -> dict[str, str]:
+    return {
+        "TXCOORD_LOG__URL": log_url,
+        "TXCOORD_KAFKA__BOOTSTRAP_SERVERS": kafka.address,
+        "TXCOORD_KAFKA__PREFIX": prefix,
+        "TXCOORD_KAFKA__CONSUME": "false",
+        "TXCOORD_KAFKA__PARTITIONS": "2",
+        "TXCOORD_KAFKA__TIERS": "200ms, 500ms, 1s, 2s",
+        "TXCOORD_BACKOFF__FIRST": BACKOFF["first"],
+        "TXCOORD_BACKOFF__FACTOR": "1",
+        "TXCOORD_BACKOFF__CAP": BACKOFF["cap"],
+        "TXCOORD_LOG_FORMAT": "json",
+        "TXCOORD_TARGETS__ALLOW": "loopback",
+    }
+
+
+def worker(folder: Path, name: str, env: dict[str, str]) -> Managed:
+    return Managed(
+        name,
+        [*TXCOORD, "worker", "--name", name],
+        log=folder / f"{name}.log",
+        env=env,
+        address="",
+        cwd=folder,
+    )
+
+
+def say(env: dict[str, str], *arguments: str) -> Result:
+    """Run a command in this process: that is quicker."""
+    return CliRunner().invoke(app, arguments, env={**dict.fromkeys(os.environ), **clean_environment(env)})
+
+
+async def until_said(process: Managed, event: str) -> None:
+    async with asyncio.timeout(45):
+        while event not in process.tail(100_000):
+            assert process.running, process.tail()
+            await asyncio.sleep(0.05)
+
+
+async def test_a_worker_carries_out_what_a_coordinator_has_handed_off(
+    kafka: KafkaServer, pg18: PostgresServer, new_database: Databases, tmp_path: Path
+) -> None:
+    log_url = new_database(pg18)
+    await migrate(log_url)
+    env = variables(kafka, "worker", log_url)
+    settings = Settings.model_validate(
+        {
+            "listen": "127.0.0.1:0",
+            "http_address": "127.0.0.1:0",
+            "node": {"name": "coordinator", "drain_timeout": "1s"},
+            "log": {"url": log_url},
+            "backoff": BACKOFF,
+            "kafka": {
+                "bootstrap_servers": kafka.address, "prefix": "worker", "consume": False, "partitions": 2,
+                "tiers": "200ms, 500ms, 1s, 2s",
+            },
+        }
+    )  # fmt: skip
+    one, two = worker(tmp_path, "one", env), worker(tmp_path, "two", env)
+    try:
+        one.start(wait_s=0)  # before the coordinator: the order is free
+        async with plain_service() as shop, Node(settings) as node, api_of(node) as api:
+            shop.fail = {"/confirm"}
+            gids = [new_gid() for _ in range(20)]
+            for gid in gids:
+                await api.post(TX, {"gid": gid}, expect=201)
+                await api.post(f"{TX}/{gid}/branches", {"branches": [shop.tcc("1")]})
+                await api.post(f"{TX}/{gid}/votes", {"votes": [{"branch": "1", "vote": "VOTE_PREPARED"}]})
+                await api.post(f"{TX}/{gid}/commit", expect=202, prefer="respond-async")
+            await until_said(one, "worker.started")
+            await until_committed(kafka, new_settings(group="worker.retry"), 1)
+            two.start(wait_s=0)
+            await until_said(two, "worker.started")
+            shop.fail = set()
+            async with asyncio.timeout(45):
+                for gid in gids:
+                    outcome = await api.get(f"{TX}/{gid}/wait?timeout=45s")
+                    assert outcome["outcome"]["state"] == "STATE_COMMITTED"
+            status = await asyncio.to_thread(say, env, "queue", "status", "--json")
+            members = json.loads(status.stdout.splitlines()[-1])["members"]
+            assert set(members) <= {"one", "two"}
+            assert one.stop() == 0
+            assert "node.stopped" in one.tail()
+            assert two.stop() == 0
+    finally:
+        for process in (one, two):
+            if process.running:
+                process.kill9()
+
+
+async def test_poison_is_shown(kafka: KafkaServer) -> None:
+    env = variables(kafka, "shown", "sqlite:///txcoord.db")
+    nothing = await asyncio.to_thread(say, env, "queue", "poison")
+    assert nothing.stderr == "no record was poison\n"  # nor is its topic there
+    settings = new_settings(prefix="shown", group="shown.retry")
+    async with queue_node(kafka, settings) as node:
+        await node.queue._topics.there.wait()
+        producer = connection_to(kafka).producer()
+        await producer.start()
+        await producer.send_and_wait("shown.retry.200ms", b"\xffgarbage", key=b"k")
+        await producer.stop()
+        await until(lambda: node.queue.poisoned == 1)
+        await until(lambda: node.queue.depth()["sending"] == 0)
+
+    (found,) = [json.loads((await asyncio.to_thread(say, env, "queue", "poison", "--json")).stdout)]
+    assert (found["topic"], found["reason"]) == ("shown.retry.200ms", "no JSON")
+    assert base64.b64decode(found["value_base64"]) == b"\xffgarbage"
+    shown = (await asyncio.to_thread(say, env, "queue", "poison")).stdout
+    assert "shown.retry.200ms:" in shown
+    assert r"b'\xffgarbage'" in shown
+    status = await asyncio.to_thread(say, env, "queue", "status")
+    lines = [line.split() for line in status.stdout.splitlines()]
+    assert ["shown.poison", "1", "1", "-"] in lines
+
+
+@pytest.mark.parametrize(
+    ("change", "command", "code", "said"),
+    [
+        ({"TXCOORD_KAFKA__BOOTSTRAP_SERVERS": ""}, ("worker",), 3, "no Kafka is set"),
+        ({"TXCOORD_LOG__URL": "sqlite:///x.db"}, ("worker",), 3, "one node"),
+        ({"TXCOORD_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}, ("queue", "status"), 4, "QUEUE_UNAVAILABLE"),
+        ({"TXCOORD_KAFKA__SECURITY_PROTOCOL": "SASL_SSL"}, ("queue", "status"), 3, "sasl_username"),
+        ({"TXCOORD_KAFKA__TIERS": "2s, 1s"}, ("queue", "status"), 3, "longer than the one before"),
+    ],
+)
+def test_what_cannot_work_is_said(
+    change: dict[str, str], command: tuple[str, ...], code: int, said: str
+) -> None:
+    env = {
+        "TXCOORD_KAFKA__BOOTSTRAP_SERVERS": "localhost:9092",
+        "TXCOORD_LOG__URL": "postgresql://x@localhost:1/x",
+    }
+    answer = say({**env, **change}, *command)
+    assert answer.exit_code == code
+    assert said in answer.stderr
