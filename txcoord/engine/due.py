@@ -89,8 +89,10 @@ class Carrying:
     async def _outcome(self, claimed: Tx) -> None:
         """Wait until what was due of it has been tried, and what became of that is written."""
         c = self._c
-        tx_id, now_us = claimed.tx_id, c.clock.now_us()
-        due = [e.branch for e in resume(claimed) if isinstance(e, Call | Finish) and e.at_us <= now_us]
+        tx_id = claimed.tx_id
+        # Also what is due in a moment: that is not worth handing off again.
+        soon_us = c.clock.now_us() + c.settings.hand_off_us
+        due = [e.branch for e in resume(claimed) if isinstance(e, Call | Finish) and e.at_us <= soon_us]
         until = c.clock.monotonic() + self._patience_s
         while (left := until - c.clock.monotonic()) > 0:
             live = c.live.get(tx_id)

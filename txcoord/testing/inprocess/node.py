@@ -7,12 +7,13 @@ import random
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ...adapters.embedded import Tasks
+from ...adapters.embedded import EmbeddedQueue, Tasks
 from ...api.grpc.mapping import Limits
 from ...api.grpc.operations import Operations
 from ...api.grpc.servicer import CoordinatorServicer
 from ...core.model import Tx, Windows
 from ...engine.coordinator import Coordinator, EngineSettings
+from ...engine.due import Carrying
 from ...engine.failpoints import Switchboard
 from ...engine.recovery import Recovery, RecoverySettings
 from ...ports import Caller, ResourceStatus
@@ -107,6 +108,7 @@ class Node:
             finisher = Holding(self._loop, _finisher(name, url, self._storage.windows))
             self._finishers[name] = finisher
             self._identities[name] = await finisher.identity()
+        queue = EmbeddedQueue(clock, self._spawned.spawn)
         coordinator = Coordinator(
             self.log,
             self._finishers,
@@ -116,6 +118,7 @@ class Node:
             spawn=self._spawned.spawn,
             failpoints=self._failpoints,
             caller=self._caller,
+            queue=queue,
         )
         coordinator.identity = self._storage.identity
         recovery = Recovery(
@@ -129,6 +132,7 @@ class Node:
             failpoints=self._failpoints,
         )
         await recovery.start()
+        await queue.start(Carrying(coordinator, failpoints=self._failpoints).carry)
         self.coordinator = coordinator
         operations = Operations(coordinator, Limits(), self._statuses)
         self.servicer = CoordinatorServicer(  # type: ignore[abstract]
