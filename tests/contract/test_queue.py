@@ -14,6 +14,7 @@ from typing import Protocol
 
 import pytest
 
+from tests.support.kafka_queue import KafkaPlace
 from txcoord.adapters.embedded import EmbeddedQueue, SystemClock, Tasks
 from txcoord.ports import Clock, Due, Queue
 
@@ -88,9 +89,11 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 class TestQueue:
-    @pytest.fixture(params=["embedded"])
+    @pytest.fixture(params=["embedded", "kafka"])
     async def place(self, request: pytest.FixtureRequest) -> AsyncIterator[Place]:
-        place = {"embedded": EmbeddedPlace}[request.param]()
+        place: EmbeddedPlace | KafkaPlace = EmbeddedPlace()
+        if request.param == "kafka":
+            place = KafkaPlace(request.getfixturevalue("kafka"))
         yield place
         await place.close()
 

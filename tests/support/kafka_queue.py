@@ -78,6 +78,27 @@ class QueueNode:
         assert self.tasks.crashes == 0
 
 
+class KafkaPlace:
+    """For the contract of queues."""
+
+    soon_s = 0.25
+    most = 20
+    keeps = True
+
+    def __init__(self, kafka: KafkaServer) -> None:
+        self.clock = SystemClock()
+        self._tasks = Tasks()
+        self._connection = connection_to(kafka)
+        self._settings = new_settings(batch=7, width=self.most)
+
+    async def queue(self) -> KafkaQueue:
+        return KafkaQueue(self._connection, self._settings, self.clock, self._tasks.spawn)
+
+    async def close(self) -> None:
+        await self._tasks.stop()
+        assert self._tasks.crashes == 0
+
+
 @asynccontextmanager
 async def queue_node(kafka: KafkaServer, settings: KafkaQueueSettings) -> AsyncIterator[QueueNode]:
     node = QueueNode(kafka, settings)
