@@ -26,6 +26,7 @@ MODULES = (
     "_finish",
     "_joining",
     "_keeping",
+    "_local",
     "_runs",
     "_runtime",
     "_sources",

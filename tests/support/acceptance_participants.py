@@ -140,6 +140,17 @@ class Service:
             action.compensate(compensate)
         return action
 
+    def message(self, name: str = "told") -> Any:
+        """One that takes messages."""
+        script = self.script
+
+        async def take(db: Any, *, body: str) -> None:
+            await db.execute(text(INSERT), {"body": f"message {name} {body}"})
+            await script.play(f"message {name}", body)
+
+        take.__name__ = name
+        return self.participant.message(take)
+
     def steps(self, body: str) -> list[str]:
         """What its steps have done for one body, in the order in which they were called."""
         called = [op for op, b in self.script.seen if b == body]

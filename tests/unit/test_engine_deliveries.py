@@ -13,7 +13,7 @@ from tests.support.node import Node
 from tests.support.virtual import eventually, run
 from txcoord.core.action import Action, Answer, AnswerKind, Delivery, Op, Retry
 from txcoord.core.events import Operate
-from txcoord.core.model import Audit, Branch, BranchState, ChangeKind, Kind, Tx, TxState
+from txcoord.core.model import Audit, Branch, BranchState, ChangeKind, DecidedBy, Kind, Tx, TxState
 from txcoord.engine.carrier import RETRY
 from txcoord.engine.live import WaitLevel
 
@@ -96,6 +96,26 @@ def test_many_are_one_forced_write_and_one_lazy_write_and_none_for_whoever_has_n
             await eventually(lambda: place.storage.row(done.tx_id).ended_us > 0)
             # Enlisted, decided, COMMITTED, delivered.
             assert [c.forced for c, _ in place.storage.written] == [True, True, False, False]
+
+    run(main())
+
+
+def test_with_a_local_transaction_they_are_one_forced_write_and_two_lazy_ones() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            tx = place.tx(one_phase="accounts")
+            await node.enlist(tx, message("2"), message("3"))
+            assert not sent(place)
+            done = await node.report(tx, Branch("1", Kind.XA, BranchState.DONE, "accounts"))
+            assert (done.state, done.decided_by) == (TxState.COMMITTED, DecidedBy.DATABASE)
+            await delivered(node, done)
+            await eventually(lambda: place.storage.row(tx.tx_id).ended_us > 0)
+            assert [c.forced for c, _ in place.storage.written] == [True, False, False]
+            assert place.effects(tx) == {"2": [Op.MESSAGE], "3": [Op.MESSAGE]}
+            # The report is lost with the log's database: the row is as it was, and its deadline asks there.
+            place.storage.lose_unforced()
+            assert place.storage.row(tx.tx_id).state is TxState.ACTIVE
 
     run(main())
 

@@ -403,9 +403,11 @@ def _one_phase_done(tx: Tx | None, event: OnePhaseDone, now_us: int, windows: Wi
     effects = settle.effects_of(done)
     if not alone:
         effects = (*effects, Alarm("one_phase_not_alone", detail="other branches were enlisted beside it"))
-    # The database has decided already: this row only repeats it, so no limit of time applies.
-    # Without a row and a gid nobody depends on it: losing it loses no truth.
-    change = replace(change_of(tx, done, None), forced=tx is not None or bool(done.gid))
+    # The database has decided already: this row only repeats it, so no limit of time applies. Without a gid, and
+    # without branches of others, nobody depends on it: losing it loses no truth. Deliveries do not: what is left of
+    # their row has a deadline, which asks the database again.
+    lazy = not done.gid and (tx is None or all(b.kind.is_delivery for b in tx.branches))
+    change = replace(change_of(tx, done, None), forced=not lazy, soon=tx is not None)
     return Verdict(done, change, effects)
 
 

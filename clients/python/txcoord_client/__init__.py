@@ -13,6 +13,7 @@ async with coord.begin("transfer", gid="order-42") as g:
 
 from ._answers import Call, Ended
 from ._block import Scope
+from ._local import Local
 from ._places import ParticipantAt
 from ._runs import Run
 from ._version import __version__
@@ -57,6 +58,7 @@ __all__ = [
     "ForkedAfterUse",
     "Heuristic",
     "InProgress",
+    "Local",
     "NoTransaction",
     "NotIdle",
     "Outcome",

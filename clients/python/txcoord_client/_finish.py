@@ -73,7 +73,14 @@ async def _commit(tx: Transaction) -> None:
         await _abort(tx)
         return
     local = tx._local
-    if len(local) == 1 and not tx._remote and not tx._deliveries and _may_one_phase(tx, local[0]):
+    if len(local) == 1 and not tx._remote and _may_one_phase(tx, local[0]):
+        if tx._deliveries:
+            # They are durable before its COMMIT is sent; from then on its database tells whether they leave.
+            tx._one_phase_resource = local[0].resource
+            await _enlist_deliveries(tx)
+        if tx.rollback_only:
+            await _abort(tx)
+            return
         await _one_phase(tx, local[0])
         return
     await prepare(tx)
@@ -198,7 +205,9 @@ async def _one_phase(tx: Transaction, branch: Branch) -> None:
     if branch.stage is Stage.READ_ONLY and tx._begun:
         await _ask_commit(tx, [branch.to_pb()])
         return
-    tx.outcome = Outcome(State.COMMITTED, tx.tx_id, tx.gid, "database", result=tx.result)
+    tx.outcome = Outcome(
+        State.COMMITTED, tx.tx_id, tx.gid, "database", result=tx.result, delivered=not tx._remote
+    )
     if branch.stage is Stage.READ_ONLY:
         return
     request = pb.ReportRequest(
@@ -213,7 +222,14 @@ async def _one_phase(tx: Transaction, branch: Branch) -> None:
     report = tx._runtime.wire.tell(
         "report", request, _last_word(tx) + 5.0, "not heard: the one-phase commit", tx_id=tx.tx_id, gid=tx.gid
     )
-    if tx._begun:
+    if tx._remote and tx._wait == c.WAIT_LEVEL_DELIVERED:
+        until = _last_word(tx)
+        response = await report.wait(max(until - _now(), 0.0))
+        if response is not None:
+            out = c.Outcome(pending=True)
+            out.MergeFrom(response.outcome)
+            _conclude(tx, await _followed(tx, out, until))
+    elif tx._begun and not (tx._remote and not tx.gid):
         # Whoever asks by the gid next shall find it committed; if not, the deadline's probe finds the marker.
         await report.wait(min(tx.remaining, _ROLLBACK_WAIT_S))
 

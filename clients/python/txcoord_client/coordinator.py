@@ -17,6 +17,7 @@ from . import _aio, _forks
 from . import outcome as outcomes
 from ._block import Scope
 from ._carrying import Targets
+from ._local import Local
 from ._nodes import joined
 from ._pb import coordinator_pb2 as pb
 from ._places import ParticipantAt, places_of
@@ -167,6 +168,40 @@ class Coordinator(Services):
             retry_of=retry_of,
             again=again,
         )
+
+    def local(
+        self,
+        target: Any,
+        *,
+        resource: str = "",
+        name: str = "local",
+        gid: str = "",
+        timeout: Seconds | None = None,
+        labels: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        wait: str = "committed",
+    ) -> Local:
+        """``async with coord.local(engine) as tx: await tx.db.execute(…); tx.message(target, body)``: one local
+        transaction, and messages that leave exactly when it has committed, whatever dies in between.
+
+        ``target`` and ``resource``: as in :meth:`Transaction.xa`; the coordinator has to know the database, since it
+        asks there when this process has gone. The local transaction must have ended by the deadline (``timeout``).
+        The rest is as in :meth:`begin`. Inside a transaction it becomes a part of that one, and ends with it.
+
+        Entering raises UnknownResource for a database that the coordinator does not know, and what entering
+        :meth:`begin` raises; leaving raises what leaving that raises.
+        """
+        source = self._resources.source(target, resource)
+        scope = self.begin(
+            name,
+            gid=gid,
+            timeout=timeout,
+            labels=labels,
+            headers=headers,
+            resources=[source.resource],
+            wait=wait,
+        )
+        return Local(scope, target, source.resource)
 
     def transaction(
         self, name: str = "", *, timeout: Seconds | None = None, new: bool = False

@@ -40,6 +40,7 @@ from ..errors import (
 from ..outcome import Outcome, State
 from ..retries import Retry
 from ._block import Scope
+from ._local import Local
 from ._runs import Run
 from .coordinator import Coordinator
 from .participant import Participant
@@ -57,6 +58,7 @@ __all__ = [
     "ForkedAfterUse",
     "Heuristic",
     "InProgress",
+    "Local",
     "NoTransaction",
     "NotIdle",
     "Outcome",

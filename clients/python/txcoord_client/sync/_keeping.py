@@ -44,7 +44,8 @@ def carry_out(tx: Transaction, kept: list[Branch], out: c.Outcome, until: float)
         out.pending = True
         return out
     told: c.Outcome = response.outcome
-    told.pending = told.state in (c.STATE_COMMITTING, c.STATE_ABORTING)
+    # Whether its deliveries have ended is for whoever waits for that to ask.
+    told.pending = told.state in (c.STATE_COMMITTING, c.STATE_ABORTING) or tx._wait == c.WAIT_LEVEL_DELIVERED
     return told
 
 

@@ -1,0 +1,66 @@
+"""``coord.local(engine)``: a local transaction and the messages that go with it."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from .transaction import Transaction, XaBlock
+
+
+class Block(Protocol):
+    """A Scope."""
+
+    async def __aenter__(self) -> Transaction: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Local:
+    """``async with coord.local(engine) as tx: await tx.db.execute(...); tx.message(target, body)``.
+
+    Its end makes the messages durable at the coordinator, then commits the local transaction with its marker; then they
+    leave. Whatever dies in between, they leave exactly when the local transaction has committed.
+    """
+
+    def __init__(self, scope: Block, target: Any, resource: str) -> None:
+        self._scope = scope
+        self._target = target
+        self._resource = resource
+        self._block: XaBlock | None = None
+        self._transaction: Transaction | None = None
+        self.db: Any = None
+        """The connection, or the session that was given."""
+
+    @property
+    def transaction(self) -> Transaction:
+        """The transaction that it is, for its ``tx_id``, ``outcome`` and the rest."""
+        assert self._transaction is not None
+        return self._transaction
+
+    def message(self, target: Any, body: Any = None, **more: Any) -> str:
+        """As :meth:`Transaction.message`."""
+        return self.transaction.message(target, body, **more)
+
+    def notify(self, target: Any, body: Any = None, **more: Any) -> str:
+        """As :meth:`Transaction.notify`."""
+        return self.transaction.notify(target, body, **more)
+
+    async def __aenter__(self) -> Self:
+        self._transaction = await self._scope.__aenter__()
+        try:
+            self._block = self._transaction.xa(self._target, resource=self._resource)
+            self.db = await self._block.__aenter__()
+        except BaseException as error:
+            await self._scope.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._block is not None
+        await self._block.__aexit__(kind, error, trace)
+        await self._scope.__aexit__(kind, error, trace)

@@ -1,0 +1,237 @@
+"""Messages, as *Behaviours* lists them: sent with a local transaction on PostgreSQL and on MariaDB, or as branches of
+any other one, and taken by participants on either."""
+
+# ruff: noqa: PT012 - what raises is the end of a whole transaction
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+
+from tests.acceptance.mariadb.conftest import site_on
+from tests.support.acceptance import INSERT, Db, Site, eventually, new_gid
+from tests.support.acceptance_participants import Shop, fail, refuse, shop_on
+from tests.support.acceptance_wire import refused, wire_to
+from tests.support.databases import Databases
+from txcoord.testing.mariadb import MariaDBServer
+from txcoord.testing.postgres import PostgresServer
+from txcoord_client import Aborted, Coordinator, Rejected, UnknownResource
+from txcoord_client._pb import common_pb2 as c
+from txcoord_client._pb import coordinator_pb2 as pb
+
+
+@pytest.fixture(scope="module")
+def shared(
+    pg18: PostgresServer, mariadb: MariaDBServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    databases = Databases()
+    site = site_on(tmp_path_factory.mktemp("message"), pg18, mariadb, databases)
+    try:
+        site.restart()
+        yield site
+    finally:
+        site.stop()
+        databases.drop_all()
+
+
+@dataclass
+class Mail:
+    """The shop, what takes messages there, and a sender's SDK."""
+
+    shop: Shop
+    coord: Coordinator
+    told: tuple[Any, Any]
+    """By each of the two services."""
+
+    def engine(self, name: str) -> AsyncEngine:
+        return (self.shop.stock if name == "accounts" else self.shop.coupons).engine
+
+    def db(self, name: str) -> Db:
+        return self.shop.site.accounts if name == "accounts" else self.shop.site.ledger
+
+    def came(self, body: str) -> tuple[int, ...]:
+        """How often a message has acted, at each."""
+        return tuple(s.db.count(f"message told {body}") for s in self.shop.services)
+
+
+@pytest.fixture
+async def mail(shared: Site) -> AsyncIterator[Mail]:
+    async with shop_on(shared) as shop, shop.coordinator() as coord:
+        yield Mail(shop, coord, (shop.stock.message(), shop.coupons.message()))
+
+
+on_both = pytest.mark.parametrize("database", ["accounts", "ledger"], ids=["postgresql", "mariadb"])
+
+
+def mute(coord: Coordinator) -> None:
+    """From now on it tells nothing: as if its process had died when its local transaction had committed."""
+    tell = coord._runtime().wire.tell
+
+    def muted(name: str, *args: Any, **more: Any) -> Any:
+        assert name == "report"
+        args[0].tx_id = "0" * 32
+        return tell(name, *args, **more)
+
+    coord._runtime().wire.tell = muted  # type: ignore[method-assign]
+
+
+@on_both
+async def test_it_leaves_with_its_local_transaction_and_not_without(mail: Mail, database: str) -> None:
+    body = new_gid()
+    async with mail.coord.local(mail.engine(database), wait="delivered") as tx:
+        await tx.db.execute(text(INSERT), {"body": body})
+        tx.message(mail.told[0], {"body": body})
+        tx.message(mail.told[1], {"body": body})
+    outcome = tx.transaction.outcome
+    assert outcome is not None
+    assert (outcome.state, outcome.decided_by, outcome.delivered) == ("COMMITTED", "database", True)
+    assert (mail.db(database).count(body), mail.came(body)) == (1, (1, 1))
+    other = new_gid()
+    with pytest.raises(ZeroDivisionError):
+        async with mail.coord.local(mail.engine(database)) as tx:
+            await tx.db.execute(text(INSERT), {"body": other})
+            tx.message(mail.told[0], {"body": other})
+            raise ZeroDivisionError
+    assert await mail.coord.get(tx_id=tx.transaction.tx_id) is None
+    assert (mail.db(database).count(other), mail.came(other)) == (0, (0, 0))
+
+
+@on_both
+async def test_its_sender_dies_after_its_commit_and_the_database_is_asked(mail: Mail, database: str) -> None:
+    body = new_gid()
+    async with mail.coord.local(mail.engine(database), timeout=1) as tx:
+        await tx.db.execute(text(INSERT), {"body": body})
+        tx.message(mail.told[0], {"body": body})
+        mute(mail.coord)
+    assert mail.db(database).count(body) == 1
+    found = await eventually(lambda: mail.came(body) == (1, 0), what="it was delivered")
+    outcome = await mail.coord.get(tx_id=tx.transaction.tx_id)
+    assert found
+    assert outcome is not None
+    assert (outcome.state, outcome.decided_by) == ("COMMITTED", "database")
+
+
+@on_both
+async def test_the_database_is_asked_first_and_a_late_commit_is_refused(mail: Mail, database: str) -> None:
+    body = new_gid()
+    with pytest.raises(Aborted):
+        async with mail.coord.local(mail.engine(database), timeout=1) as tx:
+            await tx.db.execute(text(INSERT), {"body": body})
+            tx.message(mail.told[0], {"body": body})
+            branch = next(iter(tx.transaction._branches.values()))
+            commit = branch.commit_one_phase
+
+            async def late(until: float) -> None:
+                # Its messages are prepared; the deadline passes, and the database is asked.
+
+                async def asked() -> bool:
+                    return await state_of(mail, tx.transaction.tx_id) == "ABORTED"
+
+                await eventually(asked)
+                await commit(until + 10)
+
+            branch.commit_one_phase = late  # type: ignore[method-assign]
+    assert (mail.db(database).count(body), mail.came(body)) == (0, (0, 0))
+
+
+async def state_of(mail: Mail, tx_id: str) -> str:
+    found = await mail.coord.get(tx_id=tx_id)
+    return str(found.state) if found is not None else ""
+
+
+async def test_each_receiver_has_an_end_of_its_own_and_an_operator_sees_to_it(mail: Mail) -> None:
+    body = new_gid()
+    mail.shop.coupons.script.next["message told"] = [refuse("NO_SUCH_ORDER")]
+    mail.shop.stock.script.next["message told"] = [fail, fail]
+    async with mail.coord.begin("order", gid=body, wait="delivered") as g:
+        await g.tcc(mail.shop.stock.reserve, body=body)
+        for told in mail.told:
+            g.message(told, {"body": body})
+    assert g.outcome is not None
+    assert (g.outcome.state, g.outcome.parked_deliveries, g.outcome.delivered) == ("COMMITTED", 1, False)
+    assert mail.came(body) == (1, 0)
+    shown = mail.shop.site.txcoord("tx", "show", body)
+    assert "COMMITTED (1 deliveries parked)" in shown
+    assert "NO_SUCH_ORDER" in shown
+    mail.shop.site.txcoord("tx", "retry", body, "--reason", "it is there now", "--yes")
+    await eventually(lambda: mail.came(body) == (1, 1))
+    assert mail.shop.stock.script.ops(body).count("message told") == 3
+
+
+async def test_not_before_its_time(mail: Mail) -> None:
+    body = new_gid()
+    began = time.monotonic()
+    async with mail.coord.local(mail.engine("accounts"), wait="delivered") as tx:
+        tx.message(mail.told[0], {"body": body}, delay=1.2)
+        await tx.db.execute(text(INSERT), {"body": body})
+    assert mail.came(body) == (1, 0)
+    assert time.monotonic() - began >= 1.2
+
+
+async def test_a_parked_branch_holds_it_back(mail: Mail) -> None:
+    body = new_gid()
+    mail.shop.stock.script.next["confirm"] = [refuse()]
+    async with mail.coord.begin("order", gid=body) as g:
+        await g.tcc(mail.shop.stock.reserve, body=body)
+        g.message(mail.told[0], {"body": body})
+    shown = mail.shop.site.txcoord("tx", "show", body)
+    assert "the end of these, before COMMITTED: 1 delivery" in shown
+    assert mail.came(body) == (0, 0)
+    mail.shop.site.txcoord("tx", "retry", body, "--reason", "mended", "--yes")
+    await eventually(lambda: mail.came(body) == (1, 0))
+
+
+async def test_on_a_session_and_inside_another_transaction(mail: Mail) -> None:
+    body = new_gid()
+    async with (
+        async_sessionmaker(mail.engine("accounts"))() as session,
+        mail.coord.local(session, resource="accounts", wait="delivered") as tx,
+    ):
+        await tx.db.execute(text(INSERT), {"body": body})
+        tx.message(mail.told[0], {"body": body})
+    assert (mail.shop.site.accounts.count(body), mail.came(body)) == (1, (1, 0))
+    other = new_gid()
+    async with mail.coord.begin("outer", wait="delivered") as g:
+        async with mail.coord.local(mail.engine("accounts")) as tx:
+            await tx.db.execute(text(INSERT), {"body": other})
+            tx.message(mail.told[0], {"body": other})
+        async with g.xa(mail.engine("ledger")) as db:
+            await db.execute(text(INSERT), {"body": other})
+        assert mail.came(other) == (0, 0)
+    assert (mail.shop.site.counts(other), mail.came(other)) == ((1, 1), (1, 0))
+
+
+async def test_one_that_nobody_could_ask_about_is_refused_at_its_start(mail: Mail) -> None:
+    engine = create_async_engine("sqlite+aiosqlite://")
+    with pytest.raises(UnknownResource):
+        async with mail.coord.local(engine):
+            pytest.fail("it began")
+    with pytest.raises(UnknownResource):
+        async with mail.coord.local(engine, resource="elsewhere"):
+            pytest.fail("it began")
+    await engine.dispose()
+
+
+async def test_what_is_not_carried_out_is_refused_at_the_edge(mail: Mail, shared: Site) -> None:
+    async with wire_to(shared.address) as wire:
+        for target, code, reason in (
+            ("topic:orders", "UNIMPLEMENTED", "NOT_SUPPORTED"),
+            ("sql:ledger", "UNIMPLEMENTED", "NOT_SUPPORTED"),
+            ("nobody", "INVALID_ARGUMENT", "UNKNOWN_PARTICIPANT"),
+            ("grpc://169.254.169.254:80", "PERMISSION_DENIED", "TARGET_NOT_ALLOWED"),
+        ):
+            part = c.DeliveryPart(target=target, operation="a.b")
+            tx = wire.tx()
+            with refused(code, reason):
+                branch = c.Branch(id="1", kind=c.KIND_MESSAGE, delivery=part)
+                request = pb.CommitRequest(tx_id=tx.tx_id, deadline_us=tx.deadline_us, branches=[branch])
+                await wire.call("Commit", request)
+    with pytest.raises(Rejected):
+        async with mail.coord.begin("order") as g:
+            g.message("topic:orders", {})
