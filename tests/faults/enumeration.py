@@ -14,7 +14,13 @@ from operator import and_
 
 import pytest
 
-from tests.faults import hanging, scenarios_kinds, scenarios_sdk, services  # noqa: F401 - their scenarios
+from tests.faults import (  # noqa: F401 - their scenarios
+    hanging,
+    scenarios_kinds,
+    scenarios_messages,
+    scenarios_sdk,
+    services,
+)
 from tests.faults.place import LATE, NAMES, Connections, Place, Run, TooSlow, kind_of
 from tests.faults.points import MARIADB, Hit, Points, hits_of, points_of, text_of
 from tests.faults.scenarios import SCENARIOS, Scenario
@@ -301,7 +307,7 @@ async def _under_way(run: Run) -> bool:
     row = await run.ask(lambda c: c.get(tx.tx_id))
     if row is not None and row.state is TxState.RUNNING:
         return True
-    return row is not None and row.decision is not None and not row.ended and not row.shown_parked
+    return row is not None and row.decision is not None and not row.rests
 
 
 async def _check(run: Run, expected: Decision) -> None:

@@ -163,7 +163,12 @@ class Declared:
         async def last(db: Any, *, gid: str, how: dict[str, str]) -> dict[str, str]:
             return await first(run, db, gid, f"{participant.name}3", "action", how)
 
+        @participant.message
+        async def told(db: Any, *, gid: str, step: str) -> None:
+            await _write(db, gid, step, "message")
+
         self.hold: Any = Hold
+        self.told = told
         self.act, self.act_again, self.last = act, act_again, last
 
 
@@ -302,7 +307,7 @@ async def check(run: Run, committed: bool) -> None:
         ops.setdefault(step, set()).add(op)
     for step, did in ops.items():
         if committed:
-            assert did in ({"try", "confirm"}, {"action"}), (step, did)
+            assert did in ({"try", "confirm"}, {"action"}, {"message"}), (step, did)
         else:
             assert did in (set(), {"try", "cancel"}, {"action", "compensate"}), (step, did)
     assert set(run.done) == set(found), (run.done, found)

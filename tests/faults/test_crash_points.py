@@ -37,8 +37,9 @@ LEAVES_MUCH = {
     "sdk_called_service": "client.prepare:lost",
 }
 """First crashes whose recovery has the most to do."""
-KINDS = [s for s in SCENARIOS.values() if s.play.__module__ == "tests.faults.scenarios_kinds"]
-"""Those of TCC, saga and mixes."""
+_MODULES = ("tests.faults.scenarios_kinds", "tests.faults.scenarios_messages")
+KINDS = [s for s in SCENARIOS.values() if s.play.__module__ in _MODULES]
+"""Those of TCC, saga, mixes and messages."""
 SEED = int(os.environ.get("TXCOORD_SEED", "7"))
 """Which of their points are tried."""
 

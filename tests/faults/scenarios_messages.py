@@ -1,0 +1,115 @@
+"""Messages that go with a local transaction, or with any other one. Who sends them and dies stays dead: nobody but its
+database, and the deadline, tells what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from tests.faults.client import Business, Client, ClientDied
+from tests.faults.place import Run, TooSlow
+from tests.faults.scenarios import scenario
+from tests.faults.services import DECLARED
+from txcoord.core.model import Decision, Tx
+from txcoord.engine.live import WaitLevel
+from txcoord_client import TxcoordError
+
+Body = Callable[[Client, Any], Awaitable[None]]
+_PATIENCE_S = 15.0
+_LOOK_S = 0.02
+
+
+def _send(client: Client, g: Any, *places: str) -> None:
+    for place in places:
+        step = f"m{place}"
+        client.run.steps.add(step)
+        g.message(DECLARED[place].told, {"gid": client.run.gid, "step": step})
+
+
+async def _sent(run: Run, expected: Decision, body: Body, **options: Any) -> Decision:
+    client = await Client(run).start()
+    try:
+        told = await client.live(client.transaction(body, timeout=0.8 * run.scale, **options))
+    except ClientDied:
+        told = None
+    except TxcoordError as error:
+        raise TooSlow from error  # Its time was up before it had begun.
+    if told is not None:
+        if told is not expected and not run.points.fired:
+            raise TooSlow
+        run.told.append(told)
+    if run.last is None:
+        return Decision.ABORT
+    row = await _decided(run, run.last)
+    if row is None or row.decision is None:
+        return Decision.ABORT
+    if row.decision is Decision.COMMIT:
+        done = await run.ask(lambda c: c.wait(row, WaitLevel.DELIVERED, _PATIENCE_S * run.scale))
+        assert done.ended_us, f"not delivered: {done}"
+    await run.scan()
+    return row.decision
+
+
+async def _decided(run: Run, tx: Tx) -> Tx | None:
+    """As it stands once it is decided: by what was told, or at its deadline by whoever sees to that."""
+    while True:
+        row = await run.ask(lambda c: c.get(tx.tx_id))
+        if row is not None and row.decision is not None:
+            return row
+        late = time.time_ns() // 1000 > run.windows.marker_until(tx.deadline_us)
+        if late:
+            await run.sweep()
+        if late and row is None:
+            return None
+        await asyncio.sleep(_LOOK_S)
+
+
+@scenario()
+async def message_with_its_local_transaction(run: Run) -> Decision:
+    async def body(client: Client, g: Any) -> None:
+        await client.insert(g, "a")
+        _send(client, g, "a", "b")
+
+    return await _sent(run, Decision.COMMIT, body)
+
+
+@scenario()
+async def message_with_its_local_transaction_on_the_other(run: Run) -> Decision:
+    async def body(client: Client, g: Any) -> None:
+        await client.insert(g, "b")
+        _send(client, g, "b")
+
+    return await _sent(run, Decision.COMMIT, body, gid=run.gid, resources=["b"])
+
+
+@scenario()
+async def message_of_a_local_transaction_that_is_rolled_back(run: Run) -> Decision:
+    async def body(client: Client, g: Any) -> None:
+        await client.insert(g, "a")
+        _send(client, g, "b")
+        raise Business
+
+    return await _sent(run, Decision.ABORT, body)
+
+
+@scenario()
+async def message_of_a_local_transaction_that_cannot_commit(run: Run) -> Decision:
+    """Its messages are durable when its COMMIT fails."""
+
+    async def body(client: Client, g: Any) -> None:
+        await client.insert(g, "a", wrongly=True)
+        _send(client, g, "b")
+
+    return await _sent(run, Decision.ABORT, body)
+
+
+@scenario()
+async def message_beside_two_branches(run: Run) -> Decision:
+    async def body(client: Client, g: Any) -> None:
+        await client.insert(g, "a")
+        await client.insert(g, "b")
+        _send(client, g, "a", "b")
+
+    return await _sent(run, Decision.COMMIT, body)
