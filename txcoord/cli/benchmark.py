@@ -100,6 +100,22 @@ def hung(
     _run(lambda tell: bench.hung(participants, callers, seconds, log, tell), json, "p99 {:.2f} of alone")
 
 
+@app.command()
+def events(
+    kafka: Annotated[str, typer.Option(help="host:port of a Kafka; topics bench-* are made there.")],
+    concurrency: Callers = None,
+    seconds: Annotated[float, typer.Option(min=0.5, help="For each contender.")] = 6.0,
+    log: Log = "sqlite",
+    json: settings.Json = False,
+) -> None:
+    """TCC transactions with the event topic on, against the same with it off."""
+    callers = _numbers(concurrency or ["16"])
+    from . import bench
+
+    _check_log(log)
+    _run(lambda tell: bench.events(kafka, callers, seconds, log, tell), json, "{:.2f} of without events")
+
+
 def _called(
     kind: str, concurrency: list[str] | None, seconds: float, log: str, profile: Path | None, json: bool
 ) -> None:
@@ -129,7 +145,7 @@ def _run(
             console.out(line)
             return
         row = _json.loads(line)
-        bare = row["kind"].startswith(("bare", "alone"))
+        bare = row["kind"].startswith(("bare", "alone", "events-off"))
         ratio = "  " + compared.format(row["ratio"]) if not bare and row["ratio"] else ""
         console.out(
             f"{row['kind']:<11}{row['concurrency']:>5} callers  {row['tps']:>8} tx/s  p50 {row['p50_ms']} ms  "

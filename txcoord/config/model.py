@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ..core.targets import Targets
+from .events import EventsSettings
 from .kafka import KafkaSettings
 from .values import (
     PREFIX,
@@ -300,6 +301,7 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     redis: RedisSettings = RedisSettings()
     kafka: KafkaSettings = KafkaSettings()
+    events: EventsSettings = EventsSettings()
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -339,6 +341,18 @@ class Settings(BaseSettings):
             and value in (info.data.get("listen"), info.data.get("http_address"))
         ):
             raise ValueError(f"{value!r} is taken by an API: metrics need an address of their own")
+        return value
+
+    @field_validator("events")
+    @classmethod
+    def _somewhere(cls, value: EventsSettings, info: ValidationInfo) -> EventsSettings:
+        kafka = info.data.get("kafka")
+        if value.any and kafka is not None and not kafka.addresses:
+            which = "events.enabled" if value.enabled else "events.dead_letters"
+            raise ValueError(
+                f"{which} needs Kafka, which is where events go: set kafka.bootstrap_servers "
+                f"({PREFIX}KAFKA__BOOTSTRAP_SERVERS)"
+            )
         return value
 
     @field_validator("http_hosts")

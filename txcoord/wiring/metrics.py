@@ -13,6 +13,7 @@ from ..engine.coordinator import Coordinator
 from ..observe import logs, metrics
 from ..observe.metrics import Metrics
 from ..ports import Clock, LogUnavailable, Spawn
+from .errors import ExitCode, StartError
 
 log = logs.get("txcoord.metrics")
 
@@ -41,10 +42,13 @@ class Observed:
         }
 
     async def start(self, address: str, spawn: Spawn) -> str:
-        """Listen; answers the address with its port. Raises OSError when it cannot be bound."""
+        """Listen; answers the address with its port. Raises StartError when it cannot be bound."""
         host, port = split_listen(address)
         self._server = MetricsServer(self.metrics.render)
-        port = await self._server.start(host, port)
+        try:
+            port = await self._server.start(host, port)
+        except OSError as error:
+            raise StartError(ExitCode.UNAVAILABLE, "ADDRESS_IN_USE", str(error)) from error
         spawn(self._keep_asking(), "metrics")
         return f"{host}:{port}"
 

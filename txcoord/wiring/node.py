@@ -29,6 +29,7 @@ from .careful import CarefulLeases, CarefulRecovery
 from .claim import FileClaim, NameClaim
 from .diagnosis import expectations
 from .errors import ExitCode, StartError
+from .events import Events
 from .examiners import examiner
 from .fleet import Fleet
 from .metrics import Observed
@@ -74,6 +75,7 @@ class Node:
         )
         self.caller = caller(settings)
         self.observed = Observed(self.log, self.clock, node=settings.node_name, role=role)
+        self.events = Events(settings)
         self.entrance = Entrance(settings)
         self._failpoints = failpoints_ or failpoints_of_environment()
         self.queue = choose(settings, self.clock, self.tasks.spawn)
@@ -194,6 +196,8 @@ class Node:
                 shared=self._claim is None,
                 overdue_us=self.queue.overdue_us,
                 overdue_share=self.queue.overdue_share,
+                events=s.events.enabled,
+                dead_letters=s.events.dead_letters or s.events.enabled,
                 backoff=Backoff(
                     first_us=microseconds(s.backoff.first),
                     factor=s.backoff.factor,
@@ -240,14 +244,12 @@ class Node:
         await self.queue.queue.start(self._carrying.carry)
         for resource in self.resources.by_name.values():
             self.tasks.spawn(self.resources.watch(resource), f"resource:{resource.name}")
+        self.events.start(coordinator, self.log, self.tasks.spawn, shared=self._claim is None)
         self._running = True
         if self._serves:
             await self._serve(coordinator, recovery)
         if self.metrics_address:
-            try:
-                self.metrics_address = await self.observed.start(self.metrics_address, self.tasks.spawn)
-            except OSError as error:
-                raise StartError(ExitCode.UNAVAILABLE, "ADDRESS_IN_USE", str(error)) from error
+            self.metrics_address = await self.observed.start(self.metrics_address, self.tasks.spawn)
         self.tasks.spawn(self._keep_ready(self._server, self._http), "readiness")
         await self._fleet.join(self.address if self._serves else "")
         self._joined = True
@@ -357,6 +359,7 @@ class Node:
         while self._going_on() and loop.time() < until:  # noqa: ASYNC110 - also ends when a retry is far off
             await asyncio.sleep(0.01)
         await self.queue.queue.stop()
+        await self.events.stop()
         await self._hand_over()
         await self.abandon()
         log.info("node.stopped")
@@ -410,6 +413,7 @@ class Node:
         await self.observed.stop()
         if self._shared is not None:
             self._shared.stop()
+        await self.events.stop()
         await self.tasks.stop()
         if self._shared is not None:
             await self._shared.close()

@@ -19,10 +19,11 @@ from ...testing.postgres import PostgresServer
 from ...testing.processes import Managed, coordinator, run_txcoord
 from .calling import run as called
 from .drivers import DATABASES, Drivers, WrongDrivers
+from .events import run as events
 from .hung import run as hung
 from .match import ACCOUNTS, Row
 
-__all__ = ["DATABASES", "LOGS", "Drivers", "WrongDrivers", "called", "hung", "xa"]
+__all__ = ["DATABASES", "LOGS", "Drivers", "WrongDrivers", "called", "events", "hung", "xa"]
 
 LOGS = ("sqlite", "postgresql", "mariadb")
 NAMES = ("accounts", "ledger")

@@ -76,9 +76,14 @@ def folder() -> Iterator[Path]:
 
 
 def started_coordinator(
-    place: Path, log: str, profile: Path | None, stack: ExitStack, name: str = "coordinator"
+    place: Path,
+    log: str,
+    profile: Path | None,
+    stack: ExitStack,
+    name: str = "coordinator",
+    settings: Mapping[str, str] | None = None,
 ) -> Managed:
-    """A coordinator without resources."""
+    """A coordinator without resources. ``settings``: variables without their prefix."""
     url = None
     if log != "sqlite":
         (place / "log").mkdir(mode=0o755)
@@ -96,7 +101,7 @@ def started_coordinator(
         log_url=url,
         name=name,
         # What hangs is left alone soon.
-        settings={"LOG_LEVEL": "ERROR", "NODE__DRAIN_TIMEOUT": "1s"},
+        settings={"LOG_LEVEL": "ERROR", "NODE__DRAIN_TIMEOUT": "1s", **(settings or {})},
         env={"TXCOORD_PROFILE": str(profile)} if profile else None,
     )
     run_txcoord("migrate", env=node.env, cwd=place)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from aiokafka import errors
@@ -13,6 +12,7 @@ from aiokafka.errors import KafkaError
 from ...core.model import Topic
 from ...observe import logs
 from ...outgoing import Publishing, Record
+from .connection import KafkaConnection, close
 
 log = logs.get("txcoord.events")
 
@@ -27,16 +27,15 @@ _REFUSED: Final = (
 )
 """Said of a batch, for one record in it. Everything else is said of the broker, of the topic, or of who we are."""
 _BATCH: Final = 128 * 1024
-_CLOSE_S: Final = 3.0
 
 
 class KafkaPublisher:
-    """``ports.Publisher``. ``producer`` makes a producer of aiokafka's, not started: idempotent, ``acks="all"``."""
+    """``outgoing.Publisher`` on Kafka."""
 
     def __init__(
-        self, producer: Callable[..., Any], topics: Mapping[Topic, str], *, timeout_s: float = 20.0
+        self, connection: KafkaConnection, topics: Mapping[Topic, str], *, timeout_s: float = 20.0
     ) -> None:
-        self._make = producer
+        self._connection = connection
         self._topics = topics
         self._timeout_s = timeout_s
         self._producer: Any = None
@@ -54,9 +53,7 @@ class KafkaPublisher:
         """Leave."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(_CLOSE_S):
-                    await producer.stop()
+            await close(producer)
 
     async def _publish(self, records: Sequence[Record]) -> list[Told]:
         sent: list[asyncio.Future[Any] | Told] = []
@@ -73,14 +70,15 @@ class KafkaPublisher:
             told += [(Publishing.AWAY, why)] * (len(records) - len(sent))
         else:
             told = [self._heard(one, "no answer") for one in sent]
-        if any(answer is Publishing.AWAY for answer, _ in told):
-            # What it has may leave still, twice perhaps; never in another order.
+        if any(told_one is not _SENT for told_one in told):
+            # What it has may leave still, twice perhaps. And a batch that was refused has a number that its broker
+            # waits for from then on: it would take nothing more.
             await self.close()
         return told
 
     async def _started(self) -> Any:
         if self._producer is None:
-            self._producer = self._make(max_batch_size=_BATCH)
+            self._producer = self._connection.producer(max_batch_size=_BATCH)
             await self._producer.start()
         return self._producer
 
