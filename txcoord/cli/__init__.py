@@ -15,6 +15,7 @@ from . import (
     console,
     dev,
     doctor,
+    health,
     node,
     parked,
     queue,
@@ -38,6 +39,7 @@ app.command()(serve.serve)
 app.command()(queue.worker)
 app.command()(serve.migrate)
 app.command()(doctor.doctor)
+app.command()(health.health)
 app.add_typer(tx.app, name="tx")
 app.add_typer(parked.app, name="parked")
 app.add_typer(replay.app, name="replay")

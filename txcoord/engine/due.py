@@ -33,10 +33,19 @@ class Carrying:
         self._failpoints = failpoints
         self._patience_s = patience_s
         self._leaving = False
+        self._wanted = asyncio.Event()
+        self._wanted.set()
 
     def leave(self) -> None:
         """This node is about to stop: nothing more is claimed, and what comes counts as not consumed."""
         self._leaving = True
+
+    def hold(self, yes: bool) -> None:
+        """Claim nothing until it is said again: what is due meanwhile is swept by other nodes when it is overdue."""
+        if yes:
+            self._wanted.clear()
+        else:
+            self._wanted.set()
 
     async def carry(self, due: Sequence[Due]) -> None:
         """Claim these, make the attempts that are due, and wait until their outcome is in the log. Never raises for
@@ -50,6 +59,7 @@ class Carrying:
         c = self._c
         if self._leaving:
             await asyncio.get_running_loop().create_future()
+        await self._wanted.wait()
         doubtful = False
         while True:
             try:

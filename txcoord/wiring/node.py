@@ -301,7 +301,9 @@ class Node:
         """An operator has said whether this node is to take new work."""
         assert self._careful is not None
         assert self._recovery is not None
+        assert self._carrying is not None
         self._careful.wanted = self._recovery.wanted = not draining
+        self._carrying.hold(draining)
         if self._server is not None:
             self._server.take_work(not draining)
             await self._server.ready(not draining and self._is_ready)
