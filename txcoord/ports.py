@@ -82,6 +82,15 @@ class Figures:
     """Those that could not be published, and are tried again later."""
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Branches of decided transactions that wait for their next attempt at one target."""
+
+    count: int
+    oldest_due_us: int
+    """When the first of them is due, or was."""
+
+
 class Log(Protocol):
     """The durable truth.
 
@@ -150,6 +159,16 @@ class Log(Protocol):
     async def claim_due(self, owner: str, lease_us: int, due: Sequence[tuple[str, int]]) -> list[Tx]:
         """Take over these transactions, each given by its tx id and the epoch that its row must still have: as
         :meth:`claim`, and only those in phase two that no node carries out."""
+        ...
+
+    async def claim_waiting(self, owner: str, lease_us: int, target: str, limit: int) -> list[Tx]:
+        """Pull work for this target forward: take over, as :meth:`claim_due`, transactions of which a branch waits for
+        its next attempt there, those that are due first first. In them that branch is due at once; which others are
+        due later still are."""
+        ...
+
+    async def backlog(self) -> Mapping[str, Backlog]:
+        """What waits for its next attempt, by target: a participant, or the resource of an XA branch."""
         ...
 
     async def renew(self, owner: str, tx_ids: Sequence[str], lease_us: int) -> Collection[str]:

@@ -92,7 +92,7 @@ def _differences(conn: Connection) -> Any:
     return compare_metadata(MigrationContext.configure(conn, opts=options), tables.metadata)
 
 
-_PARTIAL = {index.name for index in tables.tx.indexes if not index.unique}
+_PARTIAL = {index.name for table in (tables.tx, tables.branch) for index in table.indexes if not index.unique}
 _MARIADB = {"flush_id", "part", "due_us", "attention", "txcoord_tx_due", "txcoord_tx_attention"}
 
 
@@ -104,12 +104,13 @@ async def test_the_conditions_of_the_indexes_are_those_of_the_code(url: str) -> 
     source = (
         "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
         if url.startswith("sqlite")
-        else "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'txcoord_tx'"
+        else "SELECT indexname, indexdef FROM pg_indexes WHERE tablename LIKE 'txcoord_%'"
     )
     rows = await run(url, lambda c: c.execute(text(source)).all())
     found = {name: _words(sql.split("WHERE")[1]) for name, sql in rows if "WHERE" in sql}
     dialect = "sqlite" if url.startswith("sqlite") else "postgresql"
-    wanted = {i.name: _words(str(i.dialect_options[dialect]["where"])) for i in tables.tx.indexes}
+    indexes = [*tables.tx.indexes, *tables.branch.indexes]
+    wanted = {i.name: _words(str(i.dialect_options[dialect]["where"])) for i in indexes}
     assert found == wanted
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from txcoord.core.model import (
     Audit,
+    Branch,
+    BranchState,
     Change,
     ChangeKind,
     Decision,
@@ -21,7 +23,7 @@ from txcoord.core.model import (
 )
 from txcoord.core.settle import read_back
 from txcoord.outgoing import Outgoing
-from txcoord.ports import Figures, LogIdentity, LogUnavailable, Query
+from txcoord.ports import Backlog, Figures, LogIdentity, LogUnavailable, Query
 
 LOG_ID = "0123456789"
 Done = Callable[[WriteResult], None]
@@ -30,6 +32,18 @@ Done = Callable[[WriteResult], None]
 def _carried_out(row: Tx) -> bool:
     """Has a node it: in phase two, or a plan that runs?"""
     return row.decision is not None or row.state is TxState.RUNNING
+
+
+def _in_phase_two(row: Tx) -> bool:
+    return row.decision is not None and not row.rests
+
+
+def _waits(branch: Branch, target: str) -> bool:
+    return (
+        branch.resource == target
+        and branch.next_attempt_us > 0
+        and branch.state in (BranchState.FINISHING, BranchState.UNDOING)
+    )
 
 
 @dataclass
@@ -294,17 +308,43 @@ class MemoryLog:
 
     async def claim_due(self, owner: str, lease_us: int, due: Sequence[tuple[str, int]]) -> list[Tx]:
         await asyncio.sleep(0)
+        return self._claim_due(owner, lease_us, due)
+
+    def _claim_due(self, owner: str, lease_us: int, due: Sequence[tuple[str, int]]) -> list[Tx]:
         self.storage.check()
         until_us = self.storage.clock() + lease_us
         taken = []
         for tx_id, epoch in dict(due).items():
             row = self.storage.rows.get(tx_id)
-            if row is None or row.decision is None or row.rests or (row.owner, row.epoch) != ("", epoch):
+            if row is None or not _in_phase_two(row) or (row.owner, row.epoch) != ("", epoch):
                 continue
             self.storage.rows[tx_id] = replace(row, owner=owner, lease_until_us=until_us, epoch=epoch + 1)
             taken.append(tx_id)
         self.storage.sync()
         return [self.storage.row(tx_id) for tx_id in taken]
+
+    async def claim_waiting(self, owner: str, lease_us: int, target: str, limit: int) -> list[Tx]:
+        await asyncio.sleep(0)
+        self.storage.check()
+        found = [
+            (min(b.next_attempt_us for b in row.branches if _waits(b, target)), row)
+            for row in self.storage.rows.values()
+            if not row.owner and _in_phase_two(row) and any(_waits(b, target) for b in row.branches)
+        ]
+        due = [row for _, row in sorted(found, key=lambda item: item[0])[:limit]]
+        for row in due:
+            branches = tuple(replace(b, next_attempt_us=0) if _waits(b, target) else b for b in row.branches)
+            self.storage.rows[row.tx_id] = replace(row, branches=branches)
+        return self._claim_due(owner, lease_us, [(row.tx_id, row.epoch) for row in due])
+
+    async def backlog(self) -> dict[str, Backlog]:
+        self.storage.check()
+        found: dict[str, list[int]] = {}
+        for row in self.storage.rows.values():
+            for b in row.branches if _in_phase_two(row) else ():
+                if _waits(b, b.resource):
+                    found.setdefault(b.resource, []).append(b.next_attempt_us)
+        return {target: Backlog(len(due), min(due)) for target, due in found.items()}
 
     async def renew(self, owner: str, tx_ids: Sequence[str], lease_us: int) -> set[str]:
         self.storage.check()

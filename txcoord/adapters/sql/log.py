@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -16,8 +16,8 @@ from txcoord_client.protocol.identifiers import is_tx_id
 from ...coalesce import Gate
 from ...core.model import Audit, Change, ChangeKind, HistoryEntry, Tx, Windows, WriteResult, Written
 from ...observe import logs
-from ...ports import Figures, LogIdentity, LogUnavailable, Query
-from . import figures, mapping, reading, schema, upkeep
+from ...ports import Backlog, Figures, LogIdentity, LogUnavailable, Query
+from . import figures, mapping, reading, schema, upkeep, waiting
 from .batch import Flushed, Item, Round, halves, rounds_of
 from .mariadb import MariaDBStore
 from .outage import Outage
@@ -336,6 +336,19 @@ class SqlLog:
         """Take over those of these transactions in phase two that still have this epoch and no owner."""
         clock = self.store.clock
         return await self._changing(lambda c: upkeep.claim_due(c, clock(c), owner, lease_us, due))
+
+    async def claim_waiting(self, owner: str, lease_us: int, target: str, limit: int) -> list[Tx]:
+        """Take over what was handed off and waits for this target, which it is to wait for no longer."""
+        # Not in one transaction: what it then reads of them might be older than their epoch.
+        due = await self._reading(lambda c: waiting.handed_off(c, target, limit))
+        if not due:
+            return []
+        clock = self.store.clock
+        return await self._changing(lambda c: waiting.claim(c, clock(c), owner, lease_us, due, target))
+
+    async def backlog(self) -> Mapping[str, Backlog]:
+        """How many branches wait for each target, and since when."""
+        return await self._reading(waiting.backlog)
 
     async def renew(self, owner: str, tx_ids: Sequence[str], lease_us: int) -> Collection[str]:
         """Keep the lease of what this node is still carrying out; what is its own still."""

@@ -158,6 +158,7 @@ branch = Table(
     Column("payload", BYTES, nullable=False),
     Column("result", BYTES, nullable=False),
     Column("action", TEXT, nullable=False, server_default=""),  # JSON: see `actions`
+    _partial("txcoord_branch_waiting", "next_attempt_us > 0", "resource", "next_attempt_us"),
     sqlite_with_rowid=False,  # one tree less to write
 )
 

@@ -12,6 +12,8 @@ from typing import Any
 from sqlalchemy import Connection, Insert, Select, case, delete, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
+from txcoord_client.protocol.identifiers import is_tx_id
+
 from ...core.kinds import RULES
 from ...core.model import FOREVER_US, SETTLED_BRANCH, Kind, Tx, Windows
 from . import reading, tables
@@ -34,26 +36,32 @@ def claim(
         .order_by(due)
         .limit(limit),
     )
-    return _taken(conn, now_us, owner, lease_us, ids)
+    return taken(conn, now_us, owner, lease_us, ids)
 
 
 def claim_due(
     conn: Connection, now_us: int, owner: str, lease_us: int, due: Sequence[tuple[str, int]]
 ) -> list[Tx]:
     """Take over what was handed off, each row only with the epoch that is asked for."""
+    return taken(conn, now_us, owner, lease_us, locked_due(conn, due))
+
+
+def locked_due(conn: Connection, due: Sequence[tuple[str, int]]) -> list[str]:
+    """Those of these that no node has and that still have this epoch, locked."""
     epochs = dict(due)
     ids: list[str] = []
-    for some in reading.chunks(list(epochs)):
+    for some in reading.chunks(filter(is_tx_id, epochs)):
         found = select(tx.c.tx_id, tx.c.epoch).where(
             tx.c.tx_id.in_(some), tables.CARRIED_OUT.of(conn), tx.c.decision.is_not(None), tx.c.owner == ""
         )
         if conn.dialect.name != "sqlite":
             found = found.with_for_update(skip_locked=True)
         ids.extend(row.tx_id for row in conn.execute(found) if row.epoch == epochs[row.tx_id])
-    return _taken(conn, now_us, owner, lease_us, ids)
+    return ids
 
 
-def _taken(conn: Connection, now_us: int, owner: str, lease_us: int, ids: Sequence[str]) -> list[Tx]:
+def taken(conn: Connection, now_us: int, owner: str, lease_us: int, ids: Sequence[str]) -> list[Tx]:
+    """These, as this owner's from now on."""
     for some in reading.chunks(ids):
         conn.execute(
             update(tx)
