@@ -22,14 +22,28 @@ from txcoord.api.grpc.operations import Operations
 from txcoord.api.grpc.servicer import CoordinatorServicer
 from txcoord.core.targets import ANYBODY, Target
 from txcoord.engine.coordinator import Coordinator, EngineSettings
+from txcoord.engine.due import Carrying
 from txcoord.engine.recovery import RecoverySettings
-from txcoord.ports import LogUnavailable, ResourceStatus
+from txcoord.ports import LogUnavailable, Queue, ResourceStatus
 from txcoord.wiring.careful import CarefulLeases, CarefulRecovery
 from txcoord.wiring.node import Node
 
 from .log import new_log
 from .loop import Process
-from .settings import BACKOFF, HOLD_US, LEASE_US, RETRY, SCAN_S, SWEEP_S, TAKEOVER_S, TOLERANCE_US, WIDTH
+from .queue import queue_of
+from .settings import (
+    BACKOFF,
+    HAND_OFF_US,
+    HOLD_US,
+    LEASE_US,
+    OVERDUE_US,
+    RETRY,
+    SCAN_S,
+    SWEEP_S,
+    TAKEOVER_S,
+    TOLERANCE_US,
+    WIDTH,
+)
 
 if TYPE_CHECKING:
     from .world import World
@@ -78,6 +92,8 @@ class SimNode:
         self.servicer: CoordinatorServicer | None = None
         self.coordinator: Coordinator | None = None
         self._house: _House | None = None
+        self._carrying: Carrying
+        self._queue: Queue
         self.wall_off_us = 0
         """How far its machine's wall clock is off."""
         self._incarnation = 0
@@ -118,6 +134,7 @@ class SimNode:
             clock.observe(await log.now_us())
             finishers = {d.name: self._finisher(d) for d in world.databases.values()}
             caller = _Caller(self.name, identity.log_id)
+            queue = queue_of(world, process, clock, tasks.spawn)
             coordinator = Coordinator(
                 log,
                 finishers,
@@ -129,12 +146,15 @@ class SimNode:
                     retry=RETRY,
                     hold_us=HOLD_US,
                     finish_width=WIDTH,
+                    hand_off_us=HAND_OFF_US,
+                    overdue_us=OVERDUE_US,
                 ),
                 clock=clock,
                 randomness=_Random(rng.getrandbits(64)),
                 spawn=tasks.spawn,
                 failpoints=_Failpoints(world, process),
                 caller=caller,
+                queue=queue,
             )
             coordinator.identity = identity
             recovery = CarefulRecovery(
@@ -157,12 +177,15 @@ class SimNode:
             )
             recovery.watch_clock(clock, TOLERANCE_US)
             await recovery.start()
+            carrying = Carrying(coordinator, failpoints=_Failpoints(world, process))
+            await queue.start(carrying.carry)
         except LogUnavailable:
             world.loop.outside(1.0, self._again, process)
             return
         world.watch_node(self, coordinator, recovery, tasks)
         self.coordinator = coordinator
         self._house = _House(self.name, coordinator, recovery, log, clock)
+        self._carrying, self._queue = carrying, queue
         limits = Limits(deadline_default_us=5_000_000, deadline_max_us=20_000_000, wait_max_us=5_000_000)
         operations = Operations(coordinator, limits, self._statuses)
         self.servicer = CoordinatorServicer(operations, max_operations=1_000, now_us=clock.now_us)
@@ -181,10 +204,12 @@ class SimNode:
             self.world.note("leaving", who=process.name)
             until = self.world.loop.now + _DRAIN_S
             servicer.drain()
+            self._carrying.leave()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(servicer.drained(), _DRAIN_S)
             while house._going_on() and self.world.loop.now < until:  # noqa: ASYNC110 - as there
                 await asyncio.sleep(0.01)
+            await self._queue.stop()
             await house._hand_over()
             with contextlib.suppress(LogUnavailable, TimeoutError):
                 await asyncio.wait_for(house.log.settle(), 1.0)

@@ -24,6 +24,7 @@ from .node import SimNode
 from .participants import SimParticipant
 from .plan import Fault, Plan
 from .postgres import Database, PostgreSQL, Tx
+from .queue import Broker
 from .settings import EPOCH_US, FAULTS_S, GRACE_US, QUIET_S
 from .wire import KEEPALIVE_S, Stream
 
@@ -89,6 +90,7 @@ class World:
         for database in self.databases.values():
             for xid in self.foreign:
                 database.prepared[xid] = Tx(self.now_us(), xid=xid)
+        self.broker = Broker(self)
         self.nodes = {name: SimNode(self, name) for name in names}
         used = {place for op in plan.ops for place in (*op.tries, *op.steps)}
         self.places = {
