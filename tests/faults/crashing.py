@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ import asyncpg
 import grpc
 
 from tests.faults.points import AFTER, ENGINE, Points
-from txcoord.adapters.embedded import InProcessLeases, SystemClock, Tasks, end
+from txcoord.adapters.embedded import EmbeddedQueue, InProcessLeases, SystemClock, Tasks, end
 from txcoord.adapters.sql.log import SqlLog
 from txcoord.adapters.sql.store import ReplyLost
 from txcoord.adapters.xa.mariadb import MariaFinisher
@@ -30,6 +31,7 @@ from txcoord.core.errors import Refusal, Refused
 from txcoord.core.model import Windows
 from txcoord.engine.carrier import RETRY
 from txcoord.engine.coordinator import Coordinator, EngineSettings
+from txcoord.engine.due import Carrying
 from txcoord.engine.recovery import Recovery, RecoverySettings
 from txcoord.ports import LogUnavailable, ResourceStatus, ResourceTrouble
 from txcoord_client._pb import coordinator_pb2 as pb
@@ -39,6 +41,7 @@ T = TypeVar("T")
 RARELY_S = 3600.0
 """Recovery's loops take one turn at the start; further ones are the scenario's."""
 _TICK_S = 0.3
+_SWEEP_S = 0.1
 HOLD_S = 0.25
 """How long the session that has prepared a branch has for finishing it."""
 _LOST = "the reply was lost"
@@ -75,6 +78,7 @@ class Process:
         self._identities = identities
         self._tasks = Tasks()
         failpoints = _Failpoints(points, self)
+        self.queue = EmbeddedQueue(self.clock, self._tasks.spawn)
         self.coordinator = Coordinator(
             self.log,
             self.finishers,
@@ -85,13 +89,18 @@ class Process:
                 backoff=Backoff(first_us=20_000, cap_us=50_000),
                 hold_us=round(HOLD_S * 1e6 * scale),
                 retry=replace(RETRY, first_us=20_000, cap_us=50_000),
+                # Whatever waits is handed off.
+                hand_off_us=5_000,
+                overdue_us=20_000,
             ),
             clock=self.clock,
             randomness=random.Random(1),
             spawn=self._tasks.spawn,
             failpoints=failpoints,
             caller=caller,
+            queue=self.queue,
         )
+        self._carrying = Carrying(self.coordinator, failpoints=failpoints)
         if caller is not None:
             caller.process = self
         self.recovery = Recovery(
@@ -186,6 +195,9 @@ class Process:
             operations = Operations(self.coordinator, limits, self._statuses)
             self.servicer = CoordinatorServicer(operations, max_operations=1_000, now_us=self.clock.now_us)
             await self.recovery.start()
+            await self.queue.start(self._carrying.carry)
+            if await self.log.backlog():
+                self._tasks.spawn(self._sweep(), "sweep")
 
         try:
             await self.call(start())
@@ -193,6 +205,13 @@ class Process:
             # Without its log it does not start; whoever looks after it tries again.
             self.die()
             raise Died from error
+
+    async def _sweep(self) -> None:
+        """What an earlier life has handed off is taken over when it is overdue."""
+        while await self.log.backlog():
+            await asyncio.sleep(_SWEEP_S)
+            with suppress(LogUnavailable):
+                await self.recovery.take_over()
 
     def _statuses(self) -> list[ResourceStatus]:
         return [ResourceStatus(f.name, f.engine, self._identities[f.name]) for f in self.finishers.values()]

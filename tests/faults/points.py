@@ -108,7 +108,7 @@ OF_PARTICIPANTS = frozenset(
     p
     for name, s in STEPS.items()
     if name.startswith("participant.")
-    or name.partition(".")[2] in ("enlist", "submit", "try", "decide")
+    or name.partition(".")[2] in ("enlist", "submit", "try", "decide", "hand_off", "due")
     or name == "coordinator.call"
     for p in s.points
 )

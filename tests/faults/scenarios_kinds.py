@@ -59,6 +59,16 @@ async def tcc_commit(run: Run) -> Decision:
 
 
 @scenario()
+async def tcc_confirm_fails_once(run: Run) -> Decision:
+    """It waits for its next attempt in the queue."""
+
+    async def body(client: Client, g: Any) -> None:
+        await _try(client, g, "ta", "tb", tb="confirm fails once")
+
+    return await _outcome(run, Decision.COMMIT, body, gid=run.gid)
+
+
+@scenario()
 async def tcc_commit_without_gid(run: Run) -> Decision:
     return await _outcome(run, Decision.COMMIT, _two_tries)
 

@@ -129,7 +129,8 @@ def _lost(raw: Any) -> Exception:
 
 
 class Declared:
-    """What a service can do. What is done is a row; ``how`` has, by step, what goes otherwise: ``no``, ``later``."""
+    """What a service can do. What is done is a row; ``how`` has, by step, what goes otherwise: ``no``, ``later``,
+    ``confirm fails once``."""
 
     def __init__(self, participant: Participant, run: Run) -> None:
         @participant.tcc
@@ -138,6 +139,9 @@ class Declared:
                 return await first(run, db, gid, step, "try", how)
 
             async def confirm(self, db: Any, held: dict[str, str]) -> None:
+                if held.get("then") == "fails once" and not run.asked[f"confirm {held['step']}"]:
+                    run.asked[f"confirm {held['step']}"] += 1
+                    raise RuntimeError("it fails")
                 await then(db, held, "confirm")
 
             async def cancel(self, db: Any, held: dict[str, str]) -> None:
@@ -182,7 +186,8 @@ async def first(
     await _write(db, gid, step, op)
     if how.get(step) == "no":
         raise Refused("SOLD_OUT")
-    return {"gid": gid, "step": step}
+    held = {"gid": gid, "step": step}
+    return {**held, "then": "fails once"} if how.get(step) == "confirm fails once" else held
 
 
 async def then(db: AsyncConnection, held: dict[str, str], op: str) -> None:

@@ -66,6 +66,7 @@ class Carrying:
                 rows = await c.log.claim_due(
                     c.settings.node, c.settings.lease_us, [(one.tx_id, one.epoch) for one in due]
                 )
+                await self._failpoints.reach("due.after_claim")
                 if doubtful:
                     rows += await self._claimed_before(due, {tx.tx_id for tx in rows})
             except LogUnavailable as error:
@@ -76,7 +77,6 @@ class Carrying:
                 continue
             break
         for tx in rows:
-            await self._failpoints.reach("due.after_claim")
             try:
                 c.adopt(tx)
             except Exception:
