@@ -151,8 +151,8 @@ BUGS = (
         (
             Edit(
                 _SETTLE,
-                "any(b.attempts or b.heuristic or b.state in _BY_HAND",
-                "any(b.attempts or b.heuristic",
+                "b.attempts or b.heuristic or b.state in _BY_HAND or held_back",
+                "b.attempts or b.heuristic or held_back",
             ),
         ),
         "tests/unit/test_core_world.py",

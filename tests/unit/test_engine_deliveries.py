@@ -224,7 +224,8 @@ def test_not_before_its_time_also_after_a_crash() -> None:
                 )
                 when = [call[0] for call in place.participants.calls if call[2] == "1"]
                 assert len(when) == 1
-                assert due_us <= when[0] < due_us + 1_000_000
+                # The queue has died with its node: the sweep finds what is overdue.
+                assert due_us <= when[0] < due_us + 2_000_000
                 assert place.effects(tx) == {"1": [Op.MESSAGE], "2": [Op.MESSAGE]}
 
     run(main())

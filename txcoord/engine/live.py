@@ -79,7 +79,8 @@ class LiveSet:
             if live.waiters:
                 self._tell(live)
             self._ring(live)
-        live.lease_until_us = max(live.lease_until_us, tx.lease_until_us)
+        if tx.owner:  # Else it is being handed off: until that is written it is kept.
+            live.lease_until_us = max(live.lease_until_us, tx.lease_until_us)
         return live
 
     def drop(self, tx_id: str) -> None:
