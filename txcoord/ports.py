@@ -11,9 +11,11 @@ from enum import Enum
 from typing import Any, Protocol
 
 from .core.action import Answer, Op
+from .core.instances import Instance
 from .core.model import Audit, Branch, Change, HistoryEntry, Kind, Tx, TxState, WriteResult
 from .core.replaying import ItemState, JobState, ParkedBranch, Replay, ReplayItem
 from .core.room import Room
+from .core.targets import Target
 
 
 class LogUnavailable(Exception):
@@ -641,4 +643,40 @@ class Replays(Protocol):
 
     async def audits(self, query: AuditQuery) -> list[AuditRow]:
         """A page of the audit trail, newest first."""
+        ...
+
+
+class Registry(Protocol):
+    """The live instances of participants, as they have registered themselves, each with signs of life.
+
+    May forget everything at any moment: the next signs of life fill it again. Nothing here raises or waits for long.
+    """
+
+    @property
+    def ttl_us(self) -> int:
+        """How long an instance counts as live after a sign of life."""
+        ...
+
+    async def register(self, one: Instance) -> bool:
+        """It is there. Known on this node at once, on others soon. False: there are too many."""
+        ...
+
+    async def beat(self, key: tuple[str, str, str]) -> bool:
+        """Namespace, participant, instance: it is still there. False: it is not known, it has to register again."""
+        ...
+
+    async def leave(self, key: tuple[str, str, str]) -> None:
+        """It is called no more."""
+        ...
+
+    def is_known(self, participant: str) -> bool:
+        """Has one of this name registered, in whatever namespace?"""
+        ...
+
+    def places(self, namespace: str, participant: str) -> Sequence[Target]:
+        """Where to call it, in the order in which to try them; empty if none is known."""
+        ...
+
+    def instances(self) -> Sequence[tuple[Instance, int]]:
+        """Each that is known, and until when it is live, by this node's clock; the past for those that may be gone."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -177,6 +177,8 @@ class Targets:
             for target in targets:
                 self._own.setdefault(target, name)
         self._own_places = {(target.host, target.port) for target in self._own}
+        self.is_registered: Callable[[str], bool] = _nobody
+        """Has a participant of this name told by itself where it is? The settings win over that."""
 
     def _allow(self, entry: str) -> None:
         if entry == "*":
@@ -201,12 +203,12 @@ class Targets:
         """Why a participant that a client names is not called, as far as that can be told before its host is looked
         up; None: it may be."""
         if "://" not in text and _NAME.fullmatch(text):
-            if text in self.named:
+            if text in self.named or self.is_registered(text):
                 return None
             return NotAllowed(
                 UNKNOWN,
-                f"this coordinator knows no participant {text!r}: set participants.{text}.addresses, or give its "
-                "address, such as grpc://host:port",
+                f"this coordinator knows no participant {text!r}: set participants.{text}.addresses, let it register "
+                "itself, or give its address, such as grpc://host:port",
             )
         target = Target.parse(text)
         if target is None:
@@ -263,6 +265,10 @@ class Targets:
             f"this coordinator does not call {host}:{port}{seen}: allow it by TXCOORD_TARGETS__ALLOW={host}:{port} "
             "(targets.allow: hosts and networks), or name the participant: TXCOORD_PARTICIPANTS__<name>__ADDRESSES",
         )
+
+
+def _nobody(_name: str) -> bool:
+    return False
 
 
 def is_loopback(address: Address) -> bool:

@@ -73,7 +73,8 @@ class Node:
         self.resources = Resources(
             [finisher(settings, name) for name in settings.resources], self.log, self.clock, self._look_at
         )
-        self.caller = caller(settings)
+        self.targets = settings.called
+        self.caller = caller(settings, self.targets)
         self.observed = Observed(self.log, self.clock, node=settings.node_name, role=role)
         self.events = Events(settings)
         self.entrance = Entrance(settings)
@@ -183,7 +184,7 @@ class Node:
         self.clock.observe(await self.log.now_us())
         await self.resources.look_first()
         s = self.settings
-        self._shared = shared = Shared(s, identity.log_id, spawn=self.tasks.spawn)
+        self._shared = shared = Shared(s, identity.log_id, now_us=self.clock.now_us, spawn=self.tasks.spawn)
         self._leases = shared.leases(self._leases)
         coordinator = Coordinator(
             self.log,
@@ -220,6 +221,8 @@ class Node:
             wakeups=shared.wakeups,
         )
         self.observed.watch(coordinator, identity.log_id)
+        self.caller.registry = shared.registry
+        self.targets.is_registered = shared.registry.is_known
         shared.start()
         self.caller.knows_log(identity.log_id)
         coordinator.identity = identity
@@ -265,15 +268,17 @@ class Node:
         s = self.settings
         self._replayer = replayer(coordinator, self.log, self.tasks.spawn, self._failpoints)
         tokens, tls = self.entrance.tokens, self.entrance.tls
+        api = api_settings(s, self.targets)
         server = GrpcServer(
             coordinator,
             recovery,
-            api_settings(s),
+            api,
             resources=self.statuses,
             tokens=tokens,
             tls=tls,
             fleet=self._fleet,
             replayer=self._replayer,
+            registry=self._shared.registry if self._shared is not None else None,
         )
         http: HttpServer | None = None
         try:
@@ -281,7 +286,7 @@ class Node:
             self._server = server
             if self.http_host:
                 most = s.limits.http_connections
-                how = HttpSettings(api_settings(s).limits, hosts=items(s.http_hosts), connections=most)
+                how = HttpSettings(api.limits, hosts=items(s.http_hosts), connections=most)
                 http = HttpServer(server.operations, how, now_us=self.clock.now_us, tokens=tokens, tls=tls)
                 self.http_port = await http.start(self.http_host, self.http_port)
         except OSError as error:

@@ -14,6 +14,7 @@ from ..api.grpc.mapping import Limits
 from ..api.grpc.server import ApiSettings
 from ..config import Settings, engine_of, microseconds, redacted
 from ..core.model import Windows
+from ..core.targets import Targets
 from ..engine import failpoints
 from ..ports import Failpoints, LogIdentity, LogUnavailable, SchemaMismatch
 from .errors import ExitCode, StartError
@@ -76,12 +77,12 @@ def finisher(settings: Settings, name: str) -> AnyFinisher:
     )
 
 
-def caller(settings: Settings) -> AnyCaller:
+def caller(settings: Settings, called: Targets) -> AnyCaller:
     """What calls participants."""
     targets = settings.targets
     return AnyCaller(
         node=settings.node_name,
-        targets=settings.called,
+        targets=called,
         tls=Tls(targets.ca_file, targets.cert_file, targets.key_file),
         tokens={
             name: TokenFile(participant.token_file)
@@ -98,7 +99,7 @@ def failpoints_of_environment() -> Failpoints:
         raise StartError(ExitCode.CONFIG, "BAD_FAILPOINT", f"TXCOORD_FAILPOINTS: {error}") from error
 
 
-def api_settings(settings: Settings) -> ApiSettings:
+def api_settings(settings: Settings, called: Targets) -> ApiSettings:
     limits = settings.limits
     return ApiSettings(
         limits=Limits(
@@ -108,7 +109,7 @@ def api_settings(settings: Settings) -> ApiSettings:
             branches=limits.branches,
             deadline_default_us=microseconds(settings.deadline.default),
             deadline_max_us=microseconds(settings.deadline.max),
-            targets=settings.called,
+            targets=called,
         ),
         reflection=settings.reflection,
     )

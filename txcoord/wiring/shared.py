@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ..adapters.embedded import InProcessRegistry
 from ..config import Settings, microseconds
-from ..ports import Leases, SharedGate, Spawn, Wakeups
+from ..ports import Leases, Registry, SharedGate, Spawn, Wakeups
 from .errors import ExitCode, StartError
 
 if TYPE_CHECKING:
     from ..adapters.redis.link import RedisLink
+    from ..adapters.redis.registry import RedisRegistry
     from ..adapters.redis.wakeups import RedisWakeups
 
 
@@ -19,18 +22,24 @@ class Shared:
     Raises StartError where Redis is named and its client is not installed.
     """
 
-    def __init__(self, settings: Settings, log_id: str, *, spawn: Spawn) -> None:
+    def __init__(self, settings: Settings, log_id: str, *, now_us: Callable[[], int], spawn: Spawn) -> None:
         self._link: RedisLink | None = None
         self._wakeups: RedisWakeups | None = None
         self.gate: SharedGate | None = None
         """What the fleet knows of targets; None: this node is alone in that."""
+        self._registry: RedisRegistry | None = None
+        self.registry: Registry = InProcessRegistry(now_us)
+        """The live instances of participants that have registered themselves."""
         if settings.redis.url.get_secret_value():
             self._link = link = _link(settings, log_id)
             from ..adapters.redis.gate import RedisGate
+            from ..adapters.redis.registry import RedisRegistry
             from ..adapters.redis.wakeups import RedisWakeups
 
             self.gate = RedisGate(link)
             self._wakeups = RedisWakeups(link, node=settings.node_name, spawn=spawn)
+            self._registry = RedisRegistry(link, self._wakeups, now_us=now_us, spawn=spawn)
+            self.registry = self._registry
 
     def leases(self, behind: Leases) -> Leases:
         """Leases that are asked for in Redis first, if there is one."""
@@ -49,11 +58,15 @@ class Shared:
         """Begin."""
         if self._wakeups is not None:
             self._wakeups.start()
+        if self._registry is not None:
+            self._registry.start()
 
     def stop(self) -> None:
         """Tell and hear nothing more."""
         if self._wakeups is not None:
             self._wakeups.stop()
+        if self._registry is not None:
+            self._registry.stop()
 
     async def close(self) -> None:
         """Disconnect."""

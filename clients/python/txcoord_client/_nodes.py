@@ -117,6 +117,11 @@ class Nodes:
         """Is there another one to go to?"""
         return len(self._nodes) > 1
 
+    @property
+    def known(self) -> list[Node]:
+        """All of them, as far as their names were looked up."""
+        return list(self._nodes.values())
+
     def share(self, seconds: float, most: float) -> float:
         """So long one of them may keep whoever has so much time: there is some left for the last of them."""
         return max(min(most, seconds / (len(self._nodes) + 1)), _LEAST_SHARE_S)

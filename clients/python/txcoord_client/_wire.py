@@ -25,6 +25,7 @@ from ._clock import LogClock
 from ._nodes import Node, Nodes
 from ._pb import common_pb2 as c
 from ._pb import coordinator_pb2 as pb
+from ._registering import Registrations
 from ._streams import Lost, Open, Stream
 from .access import Access
 from .errors import AlreadyAborted, AlreadyCommitted, Rejected, TxcoordError, Unavailable
@@ -71,6 +72,8 @@ class Wire:
         self._max_operations = max_operations
         self._max_bytes = 4 * 1024 * 1024
         self._nodes = Nodes(address, access or Access(), lambda: random.random())
+        self._registrations = told = Registrations(self._nodes)
+        self.register, self.deregister = told.add, told.remove
         self._hello: pb.HelloResponse | None = None
         self._saying_hello: asyncio.Task[pb.HelloResponse] | None = None
         self._numbers = itertools.count(1)
@@ -452,6 +455,7 @@ class Wire:
     async def close(self) -> None:
         """End the stream and the channel."""
         self._closed = True
+        await self._registrations.close()
         runner = self._runner
         if runner is not None:
             runner.cancel()

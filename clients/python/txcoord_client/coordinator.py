@@ -21,6 +21,7 @@ from ._local import Local
 from ._nodes import joined
 from ._pb import coordinator_pb2 as pb
 from ._places import ParticipantAt, places_of
+from ._registering import new_instance
 from ._runs import Run, submitted
 from ._runtime import Runtime
 from ._scope import outside_on_purpose
@@ -38,6 +39,7 @@ from .errors import (
     Rejected,
 )
 from .outcome import Outcome
+from .participant import Participant
 from .protocol import identifiers, reasons
 from .retries import Retry
 from .sagas import Saga
@@ -118,6 +120,35 @@ class Coordinator(Services):
             yield
         finally:
             await self.close()
+
+    @asynccontextmanager
+    async def register(
+        self, participant: Participant | str, *, address: str, version: str = ""
+    ) -> AsyncIterator[None]:
+        """``async with coord.register(stock, address="grpc://stock-1:8000"): …`` tells the coordinators that a
+        participant, or its name, is served there by this process, and that it still is; in the end, that it leaves.
+        They then call it by its name, and another instance of it where one does not answer.
+
+        ``address``: as the coordinators reach this process, not a load balancer. ``version``: of the service, for
+        people. It waits for the first coordinator; where none answers within ``call_timeout`` it goes on trying, and
+        logs that. In each process that serves: after a fork, not before.
+
+        Raises Rejected when the coordinator does not call such an address (``targets.allow`` in its settings).
+        """
+        name = participant if isinstance(participant, str) else participant.name
+        request = pb.RegisterParticipantRequest(
+            namespace=self.namespace,
+            participant=name,
+            instance=new_instance(),
+            address=address,
+            version=version,
+        )
+        wire = self._runtime().wire
+        number = await wire.register(request, _aio.now() + self._call_timeout)
+        try:
+            yield
+        finally:
+            await wire.deregister(number)
 
     # ---- transactions ----
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.action import Answer, AnswerKind, Op
 from ...core.targets import ANYBODY, Target, Targets
-from ...ports import CallRequest
+from ...ports import CallRequest, Registry
 from .credentials import Credentials, Tls, TokenFile
 from .dialling import Dialling
 from .grpc_ import GrpcCaller
@@ -44,6 +44,8 @@ class AnyCaller:
         self._http: HttpCaller | None = None
         self._loading = asyncio.Lock()
         self._resting: dict[Target, float] = {}
+        self.registry: Registry | None = None
+        """Where participants are that the settings do not name."""
 
     def knows_log(self, log_id: str) -> None:
         """Which log it calls for."""
@@ -66,6 +68,12 @@ class AnyCaller:
         """Over what its address begins with; a name is called at the first of its addresses that is well."""
         if target in self._targets.named:
             return self._by_name(self._targets.named[target], requests, timeout_s)
+        if "://" not in target and self.registry is not None and requests:
+            # All of one lane, so of one namespace.
+            places = self.registry.places(requests[0].tx.namespace, target)
+            if places:
+                return self._by_name(places, requests, timeout_s)
+            return _nobody(f"UNAVAILABLE: no instance of {target[:80]!r} is registered", requests)
         return self._by_address(target, requests, timeout_s)
 
     def _by_address(

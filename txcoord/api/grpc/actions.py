@@ -120,6 +120,14 @@ def _check_methods(item: c.Branch, targets: Targets) -> None:
 
 def check_operations(wrong: Wrong, target: str, methods: Iterable[str], targets: Targets) -> None:
     """Are they methods, or paths, that can be called there? Raises what ``wrong`` makes."""
+    if "://" not in target and target not in targets.named:
+        # It has registered itself: its next instance may be of the other protocol.
+        for method in methods:
+            if not is_path(method) or method.startswith(_OURS):
+                raise wrong(
+                    f"{method[:80]!r}: a path or /package.Service/Method is needed, for confirm and cancel too"
+                )
+        return
     named = targets.named.get(target) or [Target.parse(target)]
     over_http = {one.is_http for one in named if one is not None}
     if len(over_http) > 1:

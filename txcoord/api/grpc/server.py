@@ -21,7 +21,7 @@ from txcoord_client._pb import (
 from ...engine.coordinator import Coordinator
 from ...engine.recovery import Recovery
 from ...engine.replays import Replayer
-from ...ports import ResourceStatus
+from ...ports import Registry, ResourceStatus
 from ..tls import ServerTls
 from ..tokens import Tokens
 from .admin import AdminServicer
@@ -29,6 +29,7 @@ from .guard import Guard
 from .mapping import Limits
 from .nodes import Fleet
 from .operations import Operations
+from .participants import Participants
 from .servicer import CoordinatorServicer
 
 _SERVICES = (
@@ -61,6 +62,7 @@ class GrpcServer:
         tls: ServerTls | None = None,
         fleet: Fleet | None = None,
         replayer: Replayer | None = None,
+        registry: Registry | None = None,
     ) -> None:
         self._settings = settings
         self._tokens = tokens
@@ -69,9 +71,17 @@ class GrpcServer:
         self.operations = operations = Operations(coordinator, settings.limits, resources)
         """What each request does, for every API of this node."""
         now_us = coordinator.clock.now_us
+        participants = None
+        if registry is not None:
+            participants = Participants(
+                registry, settings.limits.targets, namespace=operations.namespace, now_us=now_us
+            )
         # Calls of kinds that this server does not carry out are answered UNIMPLEMENTED by the base class.
         self.servicer = CoordinatorServicer(  # type: ignore[abstract]
-            operations, max_operations=settings.limits.operations, now_us=now_us
+            operations,
+            max_operations=settings.limits.operations,
+            now_us=now_us,
+            participants=participants,
         )
         self._admin = AdminServicer(  # type: ignore[abstract]
             coordinator, operations, resources, now_us=now_us, fleet=fleet, replayer=replayer

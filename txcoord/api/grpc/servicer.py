@@ -16,9 +16,10 @@ from . import status
 from .guard import of_operation
 from .mapping import bad
 from .operations import Operations
+from .participants import Participants
 
 _LONG_S = 3600.0
-_NOTHING_NEW = frozenset({"wait", "report"})
+_NOTHING_NEW = frozenset({"wait", "report", "participant"})
 """Operations that a node answers until it leaves, since they begin nothing."""
 _TURNS = 3
 """Turns of the loop before results leave: what is ready in them travels along. Not a timer: an idle loop turns at
@@ -34,8 +35,16 @@ def _longest(left_s: float | None) -> float:
 class CoordinatorServicer(rpc.CoordinatorServiceServicer):
     """Answers what services and SDKs ask."""
 
-    def __init__(self, operations: Operations, *, max_operations: int, now_us: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        operations: Operations,
+        *,
+        max_operations: int,
+        now_us: Callable[[], int],
+        participants: Participants | None = None,
+    ) -> None:
         self._ops = operations
+        self._participants = participants
         self._max_operations = max_operations
         self._now_us = now_us
         self._sessions: dict[Outbox, None] = {}
@@ -88,6 +97,24 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
             return await self._ops.list(request, self._ops.namespace(request.namespace))
 
         return await self._guarded(run(), context)
+
+    async def RegisterParticipant(self, request: pb.RegisterParticipantRequest, context: Any) -> Any:
+        async def run() -> pb.RegisterParticipantResponse:
+            return await self._registry().register(request)
+
+        return await self._guarded(run(), context)
+
+    async def HeartbeatParticipant(self, request: pb.HeartbeatParticipantRequest, context: Any) -> Any:
+        async def run() -> pb.HeartbeatParticipantResponse:
+            return await self._registry().heartbeat(request)
+
+        return await self._guarded(run(), context)
+
+    def _registry(self) -> Participants:
+        self._refuse_when_draining("participant")
+        if self._participants is None:
+            raise bad(reasons.NOT_SUPPORTED, "participants do not register here", "UNIMPLEMENTED")
+        return self._participants
 
     async def _unary(self, name: str, request: Any, context: Any) -> Any:
         self.messages += 1

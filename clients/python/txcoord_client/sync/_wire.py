@@ -109,6 +109,21 @@ class Wire:
             return Told(closed)
         return Told(asyncio.run_coroutine_threadsafe(send(), loop))
 
+    def register(self, request: pb.RegisterParticipantRequest, until: float) -> int:
+        """Tell the coordinators where a participant is, until :meth:`deregister`; see the asynchronous one."""
+        wire = self._started()
+
+        async def tell() -> int:
+            return await wire.register(request, _loops(until))
+
+        return self._run(tell(), until)
+
+    def deregister(self, number: int) -> None:
+        """It is to be called no more."""
+        wire = self._wire
+        if wire is not None and self._loop is not None:
+            self._run(wire.deregister(number), _aio.now())
+
     def close(self) -> None:
         """Disconnect, and end the thread."""
         with self._lock:

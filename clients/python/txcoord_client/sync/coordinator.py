@@ -20,6 +20,7 @@ from .._carrying import Targets
 from .._nodes import joined
 from .._pb import coordinator_pb2 as pb
 from .._places import ParticipantAt, places_of
+from .._registering import new_instance
 from .._scope import outside_on_purpose
 from .._version import __version__
 from ..access import TLS, Token, access_of
@@ -42,6 +43,7 @@ from ._services import Services
 from ._sources import Resources
 from ._wire import wait_level
 from ._xa.branch import worth_another_try
+from .participant import Participant
 from .sagas import Saga
 from .transaction import Transaction, XaBlock
 
@@ -120,6 +122,33 @@ class Coordinator(Services):
             yield
         finally:
             self.close()
+
+    @contextmanager
+    def register(self, participant: Participant | str, *, address: str, version: str = "") -> Iterator[None]:
+        """``with coord.register(stock, address="grpc://stock-1:8000"): …`` tells the coordinators that a
+        participant, or its name, is served there by this process, and that it still is; in the end, that it leaves.
+        They then call it by its name, and another instance of it where one does not answer.
+
+        ``address``: as the coordinators reach this process, not a load balancer. ``version``: of the service, for
+        people. It waits for the first coordinator; where none answers within ``call_timeout`` it goes on trying, and
+        logs that. In each process that serves: after a fork, not before.
+
+        Raises Rejected when the coordinator does not call such an address (``targets.allow`` in its settings).
+        """
+        name = participant if isinstance(participant, str) else participant.name
+        request = pb.RegisterParticipantRequest(
+            namespace=self.namespace,
+            participant=name,
+            instance=new_instance(),
+            address=address,
+            version=version,
+        )
+        wire = self._runtime().wire
+        number = wire.register(request, _aio.now() + self._call_timeout)
+        try:
+            yield
+        finally:
+            wire.deregister(number)
 
     # ---- transactions ----
 
