@@ -63,3 +63,18 @@ async def test_nothing_waits_for_a_redis_that_is_lost(
             await told()
         own_redis.kill()
         await told()
+
+
+async def test_a_target_that_one_node_found_dead_is_dead_for_all_of_them(
+    pg18: PostgresServer, new_database: Databases, redis_server: RedisServer
+) -> None:
+    async with fleet_on(new_database(pg18), redis_server.url) as fleet:
+        (here, _), (there, _) = await fleet.node("n1"), await fleet.node("n2")
+        target = "grpc://127.0.0.1:1"
+        one, other = here.coordinator.gate, there.coordinator.gate
+        for number in range(one.settings.enough):
+            one.failed(target, (f"{number}", "1"), "UNAVAILABLE: refused")
+        assert not one.free(target)
+        await eventually(lambda: other.holds(target))
+        one.answered(target)
+        await eventually(lambda: other.free(target))

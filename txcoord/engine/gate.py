@@ -355,7 +355,7 @@ class Gate:
     def _lost(self, error: SharedLost) -> None:
         now_us = self._clock.now_us()
         if now_us >= self._shared_lost_until_us:
-            log.warning("gate.alone", reason=str(error))
+            log.debug("gate.alone", reason=str(error))  # What is away says so itself, and not each second.
         self._shared_lost_until_us = now_us + int(_LOOK_S * 1_000_000)
 
     async def _may_probe(self, target: str, health: Health) -> bool:

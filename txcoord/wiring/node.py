@@ -219,6 +219,7 @@ class Node:
             queue=self.queue.queue,
             metrics=self.observed.metrics,
             wakeups=shared.wakeups,
+            shared_gate=shared.gate,
         )
         self.observed.watch(coordinator, identity.log_id)
         self.caller.registry = shared.registry
