@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -369,3 +370,41 @@ async def test_a_restart_ends_a_drain_and_a_dead_node_is_not_drained(fleet: Flee
         return False
 
     await eventually(refused)
+
+
+@pytest.mark.parametrize("fleet", ["pg18"], indirect=True)
+async def test_nodes_come_and_go_in_any_order(fleet: Fleet) -> None:
+    """Whoever is there serves every transaction, and knows who else is there."""
+    draw = random.Random(8)
+    stacks: dict[str, tuple[AsyncExitStack, Node, Wire]] = {}
+
+    begun: RawTx | None = None
+    async with AsyncExitStack() as all_of_them:
+
+        async def start(name: str) -> None:
+            stack = AsyncExitStack()
+            all_of_them.push_async_callback(stack.aclose)
+            node = await stack.enter_async_context(Node(fleet.settings(name)))
+            stacks[name] = stack, node, await stack.enter_async_context(wire_to(node.address))
+
+        async def stop(name: str) -> None:
+            await stacks.pop(name)[0].aclose()
+
+        for number in range(7):
+            there, absent = sorted(stacks), sorted({"n1", "n2", "n3"} - stacks.keys())
+            if len(there) < 2 or (absent and draw.random() < 0.5):
+                await start(draw.choice(absent))
+            else:
+                await stop(draw.choice(there))
+            wires = [stacks[name][2] for name in sorted(stacks)]
+            if begun is not None:  # By a node that may have gone.
+                ended = await at(begun, draw.choice(wires)).commit(*fleet.branches(begun, str(number - 1)))
+                assert ended.state == c.STATE_COMMITTED
+            begun = draw.choice(wires).tx(f"order-{number}")
+            await begun.begin()
+            _, node, _ = stacks[draw.choice(sorted(stacks))]
+            assert [status.name for status in await node._fleet.all()] == sorted(stacks)
+        while stacks:
+            await stop(draw.choice(sorted(stacks)))
+    for number in range(6):
+        assert fleet.counts(str(number)) == [1, 1]
