@@ -214,6 +214,8 @@ async def test_the_command_line_and_the_synchronous_sdk(
     ca = ("--ca-file", str(house.authority.ca))
     done = await asyncio.to_thread(desk.run, "tx", "list", *ca, "--token-file", str(house.folder / "word"))
     assert "no transaction" in done.stderr
+    done = await asyncio.to_thread(desk.run, "health", *ca)
+    assert done.stdout == "SERVING\n"
     done = await asyncio.to_thread(lambda: desk.run("resource", "list", *ca, code=6))
     assert reasons.UNAUTHENTICATED in done.stderr
     for name, value in (("CA_FILE", str(house.authority.ca)), ("CERT_FILE", pair), ("TOKEN_FILE", "word")):

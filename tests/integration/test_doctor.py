@@ -49,6 +49,13 @@ def test_all_is_well(
     assert "this machine's clock is " in shown.stdout
     assert "PROBLEM" not in shown.stdout
     assert shown.stderr.endswith("0 problems, 0 warnings\n")
+    # The coordinator looks itself, with its settings: none are needed here.
+    elsewhere = Desk(tmp_path, {"TXCOORD_ADDRESS": node.address})
+    seen = {d["name"]: d for d in elsewhere.json("resource", "check", "--there")}
+    assert {name: (d["good"], d["identity"]) for name, d in seen.items()} == {
+        name: (True, found[name]["identity"]) for name in urls
+    }
+    assert "UNKNOWN_RESOURCE" in elsewhere.run("resource", "check", "nowhere", "--there", code=6).stderr
     # Another log and other resources in the settings than the coordinator has.
     other = Desk(tmp_path, {"TXCOORD_ADDRESS": node.address, "TXCOORD_LOG__URL": "sqlite:///other.db"})
     other.run("migrate")

@@ -76,15 +76,24 @@ def check(
         typer.Option("--role", help="For --print-grants: the role under which your service works."),
     ] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    there: Annotated[
+        bool, typer.Option("--there", help="Let the coordinator at --address look, from where it is.")
+    ] = False,
     config: settings.ConfigFile = None,
+    address: Address = "127.0.0.1:7070",
     json: settings.Json = False,
 ) -> None:
-    """Say what is wrong with a resource, and what mends it. Needs no running coordinator.
+    """Say what is wrong with a resource, and what mends it. Needs no running coordinator, but with --there.
 
     --fix makes tables and the identity row, never a setting of a server. Exit code 7 when something is wrong.
     """
     from .serve import configure_logs, run_loop
 
+    if there:
+        if fix or replace_identity or print_sql or print_grants:
+            console.fail(console.USAGE, "--there only looks: leave the other options out")
+        _look_there(address, names, json)
+        return
     loaded = settings.load(config)
     chosen = _chosen(loaded, names)
     _fit_together(
@@ -112,6 +121,28 @@ def check(
         found.extend(await _look(loaded, chosen, fix or replace_identity, replace_identity))
 
     run_loop(run)
+    findings.show(found, json=json)
+    if not all(one.good for one in found):
+        raise typer.Exit(console.PROBLEMS)
+
+
+def _look_there(address: str, names: list[str] | None, json: bool) -> None:
+    from txcoord_client._pb import admin_pb2 as pb
+
+    from ..adapters.xa.checks import Finding
+    from ..wiring.diagnosis import Diagnosis
+    from .client import Client
+
+    with Client(address) as client:
+        if not names:
+            known = client.admin("ListResources", pb.ListResourcesRequest()).resources
+            names = [r.name for r in known]
+        found: list[Diagnosis] = []
+        for name in names:
+            answer = client.admin("CheckResource", pb.CheckResourceRequest(resource=name))
+            looked = [Finding(f.check, f.severity, f.message, "", list(f.remedy)) for f in answer.findings]
+            r = answer.resource
+            found.append(Diagnosis(r.name, r.url, r.identity, r.engine_version, looked))
     findings.show(found, json=json)
     if not all(one.good for one in found):
         raise typer.Exit(console.PROBLEMS)

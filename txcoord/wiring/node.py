@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -32,6 +33,7 @@ from .errors import ExitCode, StartError
 from .events import Events
 from .examiners import examiner
 from .fleet import Fleet
+from .looking import look
 from .metrics import Observed
 from .parts import (
     api_settings,
@@ -280,6 +282,7 @@ class Node:
             fleet=self._fleet,
             replayer=self._replayer,
             registry=self._shared.registry if self._shared is not None else None,
+            look=partial(look, settings=s, log=self.log, log_ids=self._log_ids),
         )
         http: HttpServer | None = None
         try:

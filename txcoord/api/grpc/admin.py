@@ -20,7 +20,7 @@ from ...core.model import BranchState, Decision, Tx
 from ...engine.coordinator import Coordinator
 from ...engine.replays import Replayer
 from ...ports import ResourceStatus
-from . import filters, mapping, nodes, status
+from . import checking, filters, mapping, nodes, status
 from .mapping import bad
 from .operations import Operations
 from .replays import ReplayCalls, audit_of, must_say
@@ -47,11 +47,13 @@ class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
         now_us: Callable[[], int],
         fleet: nodes.Fleet | None = None,
         replayer: Replayer | None = None,
+        look: checking.Look | None = None,
     ) -> None:
         super().__init__(coordinator, operations, replayer)
         self._resources = resources
         self._now_us = now_us
         self._fleet = fleet
+        self._look = look
 
     async def Park(self, request: pb.ParkRequest, context: Any) -> Any:
         return await self._write("park", request, context, pb.ParkResponse)
@@ -81,6 +83,10 @@ class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
                 for r in self._resources()
             ]
         )
+
+    async def CheckResource(self, request: pb.CheckResourceRequest, context: Any) -> Any:
+        assert self._look is not None  # As for nodes.
+        return await self._guarded(checking.checked(self._look, request), context)
 
     async def ListNodes(self, request: pb.ListNodesRequest, context: Any) -> Any:
         return await self._guarded(nodes.listed(self._nodes()), context)

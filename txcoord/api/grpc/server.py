@@ -25,6 +25,7 @@ from ...ports import Registry, ResourceStatus
 from ..tls import ServerTls
 from ..tokens import Tokens
 from .admin import AdminServicer
+from .checking import Look
 from .guard import Guard
 from .mapping import Limits
 from .nodes import Fleet
@@ -63,6 +64,7 @@ class GrpcServer:
         fleet: Fleet | None = None,
         replayer: Replayer | None = None,
         registry: Registry | None = None,
+        look: Look | None = None,
     ) -> None:
         self._settings = settings
         self._tokens = tokens
@@ -84,7 +86,7 @@ class GrpcServer:
             participants=participants,
         )
         self._admin = AdminServicer(  # type: ignore[abstract]
-            coordinator, operations, resources, now_us=now_us, fleet=fleet, replayer=replayer
+            coordinator, operations, resources, now_us=now_us, fleet=fleet, replayer=replayer, look=look
         )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server: grpc.aio.Server | None = None
