@@ -110,6 +110,13 @@ async def test_a_worker_carries_out_what_a_coordinator_has_handed_off(
             status = await asyncio.to_thread(say, env, "queue", "status", "--json")
             members = json.loads(status.stdout.splitlines()[-1])["members"]
             assert set(members) <= {"one", "two"}
+            there = ("--address", node.address)
+            listed = await asyncio.to_thread(say, {}, "node", "list", "--json", *there)
+            roles = {n["name"]: n["role"] for n in map(json.loads, listed.stdout.splitlines())}
+            assert roles == {"coordinator": "coordinator", "one": "worker", "two": "worker"}
+            order = ("node", "drain", "one", "--reason", "new disk", "--yes", *there)
+            assert "one: takes nothing new" in (await asyncio.to_thread(say, {}, *order)).stdout
+            await until_said(one, "node.drained")
             assert one.stop() == 0
             assert "node.stopped" in one.tail()
             assert two.stop() == 0

@@ -28,15 +28,10 @@ COORDINATORS = ["coordinator-1", "coordinator-2"]
 PORTS = {"postgres": 5432, "mariadb": 3306, "valkey/valkey": 6379, "apache/kafka": 9092}
 
 
-PENDING = {name for name in ("kafka",) if name not in Settings.model_fields}
-"""Settings that this version has not yet."""
-
-
 def settings_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """As the container would read them. A variable that is no setting is refused."""
     for variable, value in SERVICES[name]["environment"].items():
-        if variable.split("__")[0].removeprefix("TXCOORD_").lower() not in PENDING:
-            monkeypatch.setenv(variable, value)
+        monkeypatch.setenv(variable, value)
     return load()
 
 
@@ -44,15 +39,12 @@ def hosts(loaded: Settings) -> list[tuple[str, int | None, str]]:
     """Where it connects to: host, port and database."""
     urls = [loaded.log.url, loaded.redis.url, *(r.url for r in loaded.resources.values())]
     found = [urlsplit(url.get_secret_value()) for url in urls]
-    kafka = "" if PENDING else loaded.kafka.bootstrap_servers
-    brokers = [urlsplit(f"//{broker}") for broker in kafka.split(",") if broker]
+    brokers = [urlsplit(f"//{broker}") for broker in loaded.kafka.bootstrap_servers.split(",")]
     return [(u.hostname or "", u.port, u.path.strip("/")) for u in (*found, *brokers)]
 
 
 def is_command(words: list[str]) -> bool:
     command: Any = typer.main.get_command(app)
-    if words == ["worker"] and PENDING:
-        return True
     for word in words:
         if word.startswith("-"):
             return any(word in parameter.opts for parameter in command.params)

@@ -11,6 +11,8 @@ from ..ports import LogUnavailable, NodeOrder, Nodes, NodeStatus
 
 log = logs.get("txcoord.fleet")
 
+_GONE_LEASES = 3
+
 
 class Fleet:
     """This node's place in it. ``drain`` is told when that changes."""
@@ -80,5 +82,5 @@ class Fleet:
         return await self._nodes.orders(name)
 
     def is_gone(self, status: NodeStatus, now_us: int) -> bool:
-        """Was it not heard of for longer than a lease?"""
-        return now_us - status.seen_us > self._lease_s * 1_000_000
+        """Was it not heard of for so long that nothing is its own any more?"""
+        return now_us - status.seen_us > _GONE_LEASES * self._lease_s * 1_000_000

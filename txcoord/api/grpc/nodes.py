@@ -47,7 +47,7 @@ async def drained(fleet: Fleet, request: pb.DrainNodeRequest, now_us: int) -> pb
         names = ", ".join(known) or "none"
         raise _not_found(f"there is no node {request.node[:80]!r}; there are {names}")
     if fleet.is_gone(found, now_us):
-        raise _not_found(f"the node {request.node!r} is gone: it was not heard of for longer than a lease")
+        raise _not_found(f"the node {request.node!r} is gone: it was not heard of for some leases")
     draining = not request.undo
     if audit.dry_run or found.draining is draining:
         return pb.DrainNodeResponse(node=_node(found))
