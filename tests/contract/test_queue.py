@@ -150,9 +150,9 @@ class TestQueue:
             queue.put(self.due(place, number, target="hangs"))
         for number in range(1000, 1010):
             queue.put(self.due(place, number, 0.1))
-        await until(lambda: sum(due.target == "stock" for due, _ in carried.came) >= 10)
-        hanging = sum(due.target == "hangs" for due, _ in carried.came)
-        assert 0 < hanging <= place.most
+        came = lambda target: sum(due.target == target for due, _ in carried.came)  # noqa: E731
+        await until(lambda: came("stock") >= 10 and came("hangs"))
+        assert came("hangs") <= place.most
         assert sum(queue.depth().values()) >= 30
 
     async def test_attempts_that_break_stop_nothing(
