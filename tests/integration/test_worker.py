@@ -107,7 +107,7 @@ async def test_a_worker_carries_out_what_was_handed_off_and_nothing_is_lost_with
             there = ("--address", node.address)
             listed = await asyncio.to_thread(say, {}, "node", "list", "--json", *there)
             roles = {n["name"]: n["role"] for n in map(json.loads, listed.stdout.splitlines())}
-            assert roles == {"coordinator": "coordinator", "one": "worker"}
+            assert roles == {"two": "coordinator", "one": "worker"}
             order = ("node", "drain", "one", "--reason", "new disk", "--yes", *there)
             assert "one: takes nothing new" in (await asyncio.to_thread(say, {}, *order)).stdout
             await until_said(one, "node.drained")

@@ -12,7 +12,7 @@ from ..config import split_listen
 from ..engine.coordinator import Coordinator
 from ..observe import logs, metrics
 from ..observe.metrics import Metrics
-from ..ports import Clock, LogUnavailable, Spawn
+from ..ports import Clock, LogUnavailable, Queue, Spawn
 from .errors import ExitCode, StartError
 
 log = logs.get("txcoord.metrics")
@@ -32,12 +32,13 @@ class Observed:
         self._server: MetricsServer | None = None
         log_.on_flush = self.metrics.flushed
 
-    def watch(self, coordinator: Coordinator, log_id: str) -> None:
+    def watch(self, coordinator: Coordinator, queue: Queue, log_id: str) -> None:
         """Where this node's own figures are."""
         self.metrics.info = (self._node, version("txcoord"), log_id, self._role)
         self.metrics.gauges |= {
             metrics.LIVE: lambda: {(): len(coordinator.live)},
             metrics.ALARMS: lambda: {(kind,): count for kind, count in coordinator.alarms.items()},
+            metrics.QUEUE: lambda: {(tier,): count for tier, count in queue.depth().items()},
             metrics.WAITING: lambda: {(what,): count for what, count in _waiting(coordinator).items()},
         }
 

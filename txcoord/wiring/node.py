@@ -223,7 +223,7 @@ class Node:
             wakeups=shared.wakeups,
             shared_gate=shared.gate,
         )
-        self.observed.watch(coordinator, identity.log_id)
+        self.observed.watch(coordinator, self.queue.queue, identity.log_id)
         self.caller.registry = shared.registry
         self.targets.is_registered = shared.registry.is_known
         shared.start()
