@@ -20,6 +20,7 @@ log = logs.get("txcoord.relay")
 
 DUTY = "outbox"
 Key = tuple[str, int, int]
+_GOES = {topics: tuple(topics) for topics in map(Topic, range(4))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,9 @@ class Relay:
         why = ""
         for wave in _waves(batch):
             going = [out for out in wave if out.tx_id not in held]
-            records = [(out, self._shown(out, topic)) for out in going for topic in out.announcement.topics]
+            records = [
+                (out, self._shown(out, topic)) for out in going for topic in _GOES[out.announcement.topics]
+            ]
             answers = await self._publisher.publish([record for _, record in records])
             missing: set[Key] = set()
             for (out, record), (answer, text) in zip(records, answers, strict=True):

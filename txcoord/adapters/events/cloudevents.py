@@ -35,4 +35,5 @@ def record_of(log_id: str, out: Outgoing, topic: Topic) -> Record:
 
 def rfc3339(at_us: int) -> str:
     """UTC, to the microsecond."""
-    return (_EPOCH + timedelta(microseconds=at_us)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    at = _EPOCH + timedelta(microseconds=at_us)
+    return f"{at.isoformat(timespec='microseconds')[:-6]}Z"  # Not +00:00.

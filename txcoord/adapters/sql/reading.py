@@ -55,12 +55,16 @@ def news(conn: Connection, undecided: Sequence[str], unended: Sequence[str]) -> 
 def _those(conn: Connection, tx_ids: Sequence[str], condition: ColumnElement[bool]) -> set[str]:
     out: set[str] = set()
     for some in chunks(filter(is_tx_id, tx_ids), _MANY):
-        named: ColumnElement[bool] = tx.c.tx_id.in_(some)
-        if conn.dialect.name == "postgresql":
-            # One parameter, whatever their number: the statement is made once.
-            named = tx.c.tx_id == any_(literal(some, ARRAY(tables.TxId)))
-        out.update(conn.execute(select(tx.c.tx_id).where(named, condition)).scalars())
+        out.update(conn.execute(select(tx.c.tx_id).where(named(conn, tx.c.tx_id, some), condition)).scalars())
     return out
+
+
+def named(conn: Connection, column: ColumnElement[str], tx_ids: list[str]) -> ColumnElement[bool]:
+    """Rows of these transactions."""
+    if conn.dialect.name == "postgresql":
+        # One parameter, whatever their number: the statement is made once.
+        return column == any_(literal(tx_ids, ARRAY(tables.TxId)))
+    return column.in_(tx_ids)
 
 
 def read_gid(conn: Connection, namespace: str, gid: str) -> Tx | None:
