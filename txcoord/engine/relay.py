@@ -31,6 +31,8 @@ class RelaySettings:
     lease_us: int = 15_000_000
     poll_s: float = 0.25
     """Between two looks when there was nothing."""
+    gather_s: float = 0.1
+    """After a batch that was not full: many small ones would cost more."""
     pause_s: float = 1.0
     """While broker or log is away."""
     hold_us: int = 60_000_000
@@ -95,8 +97,9 @@ class Relay:
             raise
         if not batch:
             return self._s.poll_s
-        well = await self._publish(batch)
-        return 0.0 if well else self._s.pause_s
+        if not await self._publish(batch):
+            return self._s.pause_s
+        return 0.0 if len(batch) == self._s.batch else self._s.gather_s
 
     async def stop(self) -> None:
         """Say what was published, and let others go on. Raises LogUnavailable."""
