@@ -17,6 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[2] / "clients/python/txcoord_client"
 MODULES = (
+    "_attached",
     "_barrier",
     "_block",
     "_db/hands",

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from tests.acceptance.mariadb.conftest import site_on
 from tests.support.acceptance import INSERT, Db, Site, eventually, new_gid
@@ -21,7 +21,7 @@ from tests.support.acceptance_wire import refused, wire_to
 from tests.support.databases import Databases
 from txcoord.testing.mariadb import MariaDBServer
 from txcoord.testing.postgres import PostgresServer
-from txcoord_client import Aborted, Coordinator, Rejected, UnknownResource
+from txcoord_client import Aborted, Attached, Coordinator, Rejected, UnknownResource
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client._pb import coordinator_pb2 as pb
 
@@ -140,6 +140,10 @@ async def test_the_database_is_asked_first_and_a_late_commit_is_refused(mail: Ma
     assert (mail.db(database).count(body), mail.came(body)) == (0, (0, 0))
 
 
+async def state_is(mail: Mail, tx_id: str, state: str) -> bool:
+    return await state_of(mail, tx_id) == state
+
+
 async def state_of(mail: Mail, tx_id: str) -> str:
     found = await mail.coord.get(tx_id=tx_id)
     return str(found.state) if found is not None else ""
@@ -205,6 +209,56 @@ async def test_on_a_session_and_inside_another_transaction(mail: Mail) -> None:
             await db.execute(text(INSERT), {"body": other})
         assert mail.came(other) == (0, 0)
     assert (mail.shop.site.counts(other), mail.came(other)) == ((1, 1), (1, 0))
+
+
+async def test_a_session_of_ones_own_at_its_outermost_commit(mail: Mail) -> None:
+    bodies = {name: new_gid() for name in ("kept", "inner", "outer", "external", "closed")}
+    engine = mail.engine("accounts")
+    sessions = async_sessionmaker(engine)
+
+    async def say(session: Any, which: str) -> Attached:
+        await session.execute(text(INSERT), {"body": bodies[which]})
+        async with mail.coord.attach(session, resource="accounts", timeout=20) as tx:
+            tx.message(mail.told[0], {"body": bodies[which]})
+        return tx
+
+    async with sessions() as session:
+        await say(session, "kept")
+        savepoint = await session.begin_nested()
+        await say(session, "inner")
+        await savepoint.rollback()
+        assert mail.came(bodies["kept"]) == (0, 0)
+        await session.commit()
+    async with sessions() as session:
+        async with session.begin_nested():
+            await say(session, "outer")
+        await session.rollback()
+    async with engine.connect() as connection:
+        await connection.begin()
+        async with AsyncSession(connection, join_transaction_mode="create_savepoint") as session:
+            tx = await say(session, "external")
+            await session.commit()
+        assert (await mail.coord.get(tx_id=tx.transaction.tx_id)).state == "ACTIVE"  # type: ignore[union-attr]
+        await connection.rollback()
+    async with sessions() as session:
+        await say(session, "closed")
+    await eventually(lambda: mail.came(bodies["kept"]) == (1, 0))
+    await eventually(lambda: state_is(mail, tx.transaction.tx_id, "ABORTED"))
+    for which, body in bodies.items():
+        kept = which == "kept"
+        assert (mail.shop.site.accounts.count(body), mail.came(body)) == (int(kept), (int(kept), 0)), which
+
+
+@on_both
+async def test_a_connection_of_ones_own_by_one_call(mail: Mail, database: str) -> None:
+    body = new_gid()
+    async with mail.engine(database).connect() as connection:
+        await connection.execute(text(INSERT), {"body": body})
+        async with mail.coord.attach(connection, resource=database) as tx:
+            tx.message(mail.told[0], {"body": body})
+        await connection.commit()
+    assert (await tx.settle()).committed
+    await eventually(lambda: mail.came(body) == (1, 0))
 
 
 async def test_one_that_nobody_could_ask_about_is_refused_at_its_start(mail: Mail) -> None:

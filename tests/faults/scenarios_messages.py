@@ -31,7 +31,7 @@ def _send(client: Client, g: Any, *places: str) -> None:
 async def _sent(run: Run, expected: Decision, body: Body, **options: Any) -> Decision:
     client = await Client(run).start()
     try:
-        told = await client.live(client.transaction(body, timeout=0.8 * run.scale, **options))
+        told = await client.live(client.transaction(body, timeout=1.5 * run.scale, **options))
     except ClientDied:
         told = None
     except TxcoordError as error:

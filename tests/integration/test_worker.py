@@ -65,6 +65,13 @@ def settings(kafka: KafkaServer, log_url: str, name: str) -> Settings:
     return Settings.model_validate(values)
 
 
+async def until_said(process: Managed, event: str) -> None:
+    async with asyncio.timeout(45):
+        while event not in process.tail(100_000):
+            assert process.running, process.tail()
+            await asyncio.sleep(0.05)
+
+
 def say(env: dict[str, str], *arguments: str) -> Result:
     """Run a command in this process: that is quicker."""
     return CliRunner().invoke(app, arguments, env={**dict.fromkeys(os.environ), **clean_environment(env)})

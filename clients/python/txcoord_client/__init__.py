@@ -12,6 +12,7 @@ async with coord.begin("transfer", gid="order-42") as g:
 """
 
 from ._answers import Call, Ended
+from ._attached import Attached
 from ._block import Scope
 from ._local import Local
 from ._places import ParticipantAt
@@ -51,6 +52,7 @@ __all__ = [
     "Aborted",
     "AlreadyAborted",
     "AlreadyCommitted",
+    "Attached",
     "Call",
     "ClientInterceptor",
     "Coordinator",

@@ -15,6 +15,7 @@ from typing import Any, Literal, ParamSpec, Self, TypeVar
 
 from . import _aio, _forks
 from . import outcome as outcomes
+from ._attached import Attached
 from ._block import Scope
 from ._carrying import Targets
 from ._local import Local
@@ -233,6 +234,32 @@ class Coordinator(Services):
             wait=wait,
         )
         return Local(scope, target, source.resource)
+
+    def attach(
+        self,
+        db: Any,
+        *,
+        resource: str = "",
+        name: str = "attached",
+        timeout: Seconds | None = None,
+        labels: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Attached:
+        """``async with coord.attach(session) as tx: tx.message(target, body)`` inside a transaction that you own and
+        commit: the messages leave when it has, and not at all when it, or a savepoint around the block, was rolled
+        back.
+
+        ``db``: a session or connection of SQLAlchemy, or a driver's, in a transaction; ``resource``: the name of its
+        database, where ``Coordinator(resources=…)`` does not say it. They leave at once after the outermost commit of a
+        session; after that of a connection call ``await tx.settle()``, else they leave at the deadline (``timeout``),
+        by which the transaction must have ended. Inside a global transaction it becomes a part of that one.
+
+        Leaving the block raises Unavailable or Rejected when they could not be made durable (roll back then), and
+        ResourceMismatch for another database than the coordinator means.
+        """
+        source = self._resources.source(db, resource)
+        scope = self.begin(name, timeout=timeout, labels=labels, headers=headers)
+        return Attached(self, scope, db, source.resource)
 
     def transaction(
         self, name: str = "", *, timeout: Seconds | None = None, new: bool = False

@@ -96,10 +96,10 @@ COMMITTED_TAG = "COMMIT"
 COMMIT_PREPARED_TAG = "COMMIT PREPARED"
 ROLLBACK_PREPARED_TAG = "ROLLBACK PREPARED"
 
-# An outcome that hangs on a local commit must be flushed; `local`, `remote_write` and `remote_apply` are.
-_FLUSHED = (
+FLUSHED = (
     "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
 )
+"""An outcome that hangs on a local commit must be flushed; ``local``, ``remote_write`` and ``remote_apply`` are."""
 
 
 def commit_one_phase(tx_id: str, not_after_us: int, schema: str = DEFAULT_SCHEMA) -> str:
@@ -107,7 +107,7 @@ def commit_one_phase(tx_id: str, not_after_us: int, schema: str = DEFAULT_SCHEMA
     return "; ".join(
         [
             f"RELEASE SAVEPOINT {SAVEPOINT}",
-            _FLUSHED,
+            FLUSHED,
             insert_marker(tx_id, marker.ONE_BRANCH, marker.ONE, not_after_us, schema=schema),
             "COMMIT",
         ]
@@ -123,7 +123,7 @@ def probe(tx_id: str, branch: str, op: str, not_after_us: int, schema: str = DEF
     return "; ".join(
         [
             "BEGIN",
-            _FLUSHED,
+            FLUSHED,
             "SET LOCAL lock_timeout = '1s'",
             insert_marker(tx_id, branch, op, not_after_us, marker.TOMBSTONE, schema),
             "COMMIT",

@@ -39,6 +39,7 @@ from ..errors import (
 )
 from ..outcome import Outcome, State
 from ..retries import Retry
+from ._attached import Attached
 from ._block import Scope
 from ._local import Local
 from ._runs import Run
@@ -52,6 +53,7 @@ __all__ = [
     "Aborted",
     "AlreadyAborted",
     "AlreadyCommitted",
+    "Attached",
     "Call",
     "Coordinator",
     "Ended",
