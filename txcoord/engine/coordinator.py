@@ -54,6 +54,7 @@ log = logs.get("txcoord.coordinator")
 
 _ROWS_KEPT = 50_000
 _PATIENCE = 8
+_NO_TIME_S = 1e-4
 
 
 class Coordinator(Carrier):
@@ -110,7 +111,8 @@ class Coordinator(Carrier):
         ):
             live = self.live.get(tx.tx_id)
             left = until - self.clock.monotonic()
-            if live is None or left <= 0:
+            # A rest so short that adding it to the clock changes nothing would be waited for again and again.
+            if live is None or left < _NO_TIME_S:
                 break
             if live.tx is tx:
                 news = self.live.news(live)
