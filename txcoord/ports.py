@@ -12,7 +12,18 @@ from typing import Any, Protocol
 
 from .core.action import Answer, Op
 from .core.instances import Instance
-from .core.model import Audit, Branch, Change, HistoryEntry, Kind, Tx, TxState, WriteResult
+from .core.model import (
+    Audit,
+    Branch,
+    Change,
+    HistoryEntry,
+    Kind,
+    TargetAudit,
+    TargetRule,
+    Tx,
+    TxState,
+    WriteResult,
+)
 from .core.replaying import ItemState, JobState, ParkedBranch, Replay, ReplayItem
 from .core.room import Room
 from .core.targets import Target
@@ -679,4 +690,22 @@ class Registry(Protocol):
 
     def instances(self) -> Sequence[tuple[Instance, int]]:
         """Each that is known, and until when it is live, by this node's clock; the past for those that may be gone."""
+        ...
+
+
+class TargetRules(Protocol):
+    """What operators have said about targets, kept beside the log. Each method raises LogUnavailable."""
+
+    async def all(self) -> Sequence[TargetRule]:
+        """All rules, also those that limit nothing any more."""
+        ...
+
+    async def change(self, audit: TargetAudit, edit: Callable[[TargetRule], TargetRule]) -> TargetRule:
+        """Change the rule of the target that the audit names (one that limits nothing, if it has none) and write the
+        audit, both or neither. ``edit`` may be called more than once; who, why and when are the audit's, and the
+        log's clock."""
+        ...
+
+    async def audits(self, target: str, limit: int) -> Sequence[TargetAudit]:
+        """Who has changed it, the latest first."""
         ...

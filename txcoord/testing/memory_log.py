@@ -15,6 +15,8 @@ from txcoord.core.model import (
     ChangeKind,
     Decision,
     HistoryEntry,
+    TargetAudit,
+    TargetRule,
     Tx,
     TxState,
     Windows,
@@ -58,6 +60,8 @@ class Storage:
     audit_rows: dict[str, list[Audit]] = field(default_factory=dict)
     resources: dict[str, str] = field(default_factory=dict)
     leases: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    targets: dict[str, TargetRule] = field(default_factory=dict)
+    target_audits: list[TargetAudit] = field(default_factory=list)
     down: bool = False
     durable: dict[str, Tx] = field(default_factory=dict)
     """The rows as the last forced write has left them."""
@@ -440,3 +444,27 @@ class MemoryLeases:
         holder, token, _ = self._storage.leases.get(duty, ("", 0, 0))
         if holder == owner:
             self._storage.leases[duty] = ("", token, 0)
+
+
+class MemoryTargets:
+    """``ports.TargetRules`` beside the storage."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    async def all(self) -> list[TargetRule]:
+        self._storage.check()
+        return [self._storage.targets[target] for target in sorted(self._storage.targets)]
+
+    async def change(self, audit: TargetAudit, edit: Callable[[TargetRule], TargetRule]) -> TargetRule:
+        self._storage.check()
+        before = self._storage.targets.get(audit.target, TargetRule(audit.target))
+        now_us = self._storage.clock()
+        after = replace(edit(before), actor=audit.actor, reason=audit.reason, changed_us=now_us)
+        self._storage.targets[audit.target] = after
+        self._storage.target_audits.insert(0, replace(audit, at_us=now_us))
+        return after
+
+    async def audits(self, target: str, limit: int) -> list[TargetAudit]:
+        self._storage.check()
+        return [audit for audit in self._storage.target_audits if audit.target == target][:limit]

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Double,
     Index,
     Integer,
     LargeBinary,
@@ -300,4 +301,31 @@ node_audit = Table(
     Column("identity", String(255), nullable=False),  # of the token that was shown; empty for none
     Column("reason", TEXT, nullable=False),
     Column("action", String(64), nullable=False),
+)
+
+target = Table(
+    "txcoord_target",
+    metadata,
+    Column("target", String(255), primary_key=True),
+    Column("paused", Boolean, nullable=False),
+    Column("paused_until_us", BigInteger, nullable=False),
+    Column("rate_per_s", Double(), nullable=False),
+    Column("at_once", Integer, nullable=False),
+    Column("actor", String(255), nullable=False),
+    Column("reason", TEXT, nullable=False),
+    Column("changed_us", BigInteger, nullable=False),
+)
+
+target_audit = Table(
+    "txcoord_target_audit",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("target", String(255), nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("namespace", String(255), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("actor", String(255), nullable=False),
+    Column("reason", TEXT, nullable=False),
+    Column("detail", TEXT, nullable=False),
+    Index("txcoord_target_audit_target", "target", "at_us"),
 )

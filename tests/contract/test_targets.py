@@ -1,0 +1,76 @@
+"""Contract of what operators say about targets: kept beside the log, with who, when and why."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+
+import pytest
+
+from tests.support.logs import LogContract, Place, new_id
+from txcoord.adapters.sql.log import SqlLog
+from txcoord.adapters.sql.targets import SqlTargets
+from txcoord.core.model import TargetAudit, TargetRule
+
+
+def a_target() -> str:
+    """Of this test alone: the database may have had others."""
+    return f"grpc://{new_id()}:7000"
+
+
+def audit(action: str, target: str, **more: str) -> TargetAudit:
+    return TargetAudit(target, action, more.pop("actor", "ann"), more.pop("reason", "works"), 0, "shop")
+
+
+class TestTargets(LogContract):
+    async def test_it_is_kept_with_who_when_and_why(self, log: SqlLog) -> None:
+        targets, t = SqlTargets(log), a_target()
+        before_us = await log.now_us()
+        paused = await targets.change(
+            audit("target.pause", t), lambda rule: replace(rule, paused=True, paused_until_us=7)
+        )
+        assert paused == replace(
+            TargetRule(t, True, 7), actor="ann", reason="works", changed_us=paused.changed_us
+        )
+        assert before_us <= paused.changed_us <= await log.now_us()
+        limited = await targets.change(
+            audit("target.limit", t, actor="bob"), lambda rule: replace(rule, rate_per_s=0.25, at_once=4)
+        )
+        assert (limited.paused, limited.rate_per_s, limited.at_once, limited.actor) == (True, 0.25, 4, "bob")
+        other = await targets.change(audit("target.limit", a_target()), lambda rule: rule)
+        found = {rule.target: rule for rule in await targets.all()}
+        assert (found[t], found[other.target]) == (limited, other)
+        second, first = await targets.audits(t, 10)
+        assert (first.action, first.actor, first.reason, first.namespace) == (
+            "target.pause",
+            "ann",
+            "works",
+            "shop",
+        )
+        assert (first.at_us, second.at_us) == (paused.changed_us, limited.changed_us)
+        assert json.loads(second.detail)["before"]["paused"] is True
+        assert json.loads(second.detail)["after"]["rate_per_s"] == 0.25
+        assert await targets.audits(t, 1) == [second]
+
+    async def test_an_edit_that_fails_leaves_nothing(self, log: SqlLog) -> None:
+        targets, t = SqlTargets(log), a_target()
+
+        def bad(_: TargetRule) -> TargetRule:
+            raise RuntimeError("no")
+
+        with pytest.raises(RuntimeError):
+            await targets.change(audit("target.pause", t), bad)
+        assert await targets.audits(t, 10) == []
+        assert t not in {rule.target for rule in await targets.all()}
+
+    async def test_two_at_once_lose_nothing(self, place: Place) -> None:
+        nodes, t = [SqlTargets(await place.open()) for _ in range(4)], a_target()
+        await asyncio.gather(
+            *(
+                node.change(audit("target.limit", t), lambda rule: replace(rule, at_once=rule.at_once + 1))
+                for node in nodes
+            )
+        )
+        assert {rule.target: rule.at_once for rule in await nodes[0].all()}[t] == 4
+        assert len(await nodes[0].audits(t, 10)) == 4
