@@ -26,6 +26,8 @@ class Participants:
         """By branch and op: what is answered before *done*."""
         self.hung: set[str] = set()
         """Targets that accept and never answer."""
+        self.down: set[str] = set()
+        """Targets that nobody reaches."""
         self.held: dict[tuple[str, Op], asyncio.Event] = {}
         """By branch and op: answered only after this."""
         self.latency_s = 0.001
@@ -42,6 +44,10 @@ class Participants:
         if target in self.hung:
             await asyncio.Event().wait()
         await asyncio.sleep(self.latency_s)
+        if target in self.down:
+            for r in requests:
+                yield r, Answer(AnswerKind.FAILED, reason="UNAVAILABLE: connection refused")
+            return
         for r in requests:
             gate = self.held.get((r.branch.id, r.op))
             if gate is not None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
 
 from tests.support.node import Node
 from tests.support.virtual import EPOCH_US, eventually, run
 from tests.unit.test_engine_calls import Place, a_place, step, submit, tcc, tried
 from txcoord.core.action import Answer, AnswerKind, Op, Retry
-from txcoord.core.model import BranchState, TargetRule, Tx, TxState
+from txcoord.core.model import BranchState, TargetRule, TxState
 from txcoord.engine.gate import GateSettings
 
 DEAD = "grpc://dead"
@@ -26,10 +25,12 @@ def per_second(place: Place, target: str, since_us: int) -> Counter[int]:
     )
 
 
-def waiting(node: Node, target: str) -> Iterator[Tx]:
-    for live in node.coordinator.live:
-        if any(b.resource == target for b in live.tx.branches):
-            yield live.tx
+async def all_ended(place: Place, within_s: float) -> None:
+    await eventually(
+        lambda: all(place.storage.row(tx_id).ended for tx_id in place.storage.rows),
+        within_s=within_s,
+        step_s=0.25,
+    )
 
 
 def effects(place: Place) -> Counter[int]:
@@ -38,7 +39,7 @@ def effects(place: Place) -> Counter[int]:
 
 async def opened(place: Place, node: Node) -> None:
     """Kill the target, and let the node find out."""
-    place.participants.hung.add(DEAD)
+    place.participants.down.add(DEAD)
     for _ in range(6):
         await tried(node, place.tx(), tcc("1", DEAD))
     await eventually(lambda: not node.coordinator.gate.free(DEAD))
@@ -52,23 +53,22 @@ def test_a_dead_target_with_ten_thousand_gets_one_probe_a_second_and_then_each_i
             for _ in range(400):
                 await tried(node, place.tx(), *(tcc(str(n), DEAD) for n in range(25)))
             since_us = place.clock.now_us()
-            await asyncio.sleep(70)
+            await asyncio.sleep(20)
             probes = per_second(place, DEAD, since_us)
-            assert max(probes.values()) == 1
-            # Each is waited for as long as any call: five seconds.
-            assert sum(probes.values()) >= 10
+            assert max(probes.values()) <= 1
+            assert sum(probes.values()) >= 15
             # Somebody else's are as quick as ever.
             began = place.clock.monotonic()
             done = await node.ended(await tried(node, place.tx(), tcc("1")), timeout_s=1)
             assert done.state is TxState.COMMITTED
             assert place.clock.monotonic() - began < 0.1
-            place.participants.hung.clear()
+            place.participants.down.clear()
             back_us = place.clock.now_us()
-            await asyncio.wait_for(node.coordinator.live.drained(), 60)
+            await all_ended(place, 60)
             drained = per_second(place, DEAD, back_us)
             assert max(drained.values()) <= 2 * 500
             # 10,000 at 500 a second, once a probe has found out; nobody waits out his own time.
-            assert max(drained) <= 5 + 1 + 10_000 // 500 + 3
+            assert max(drained) <= 10_000 // 500 + 3
             assert effects(place) == {1: 10_007}
 
     run(main())
@@ -99,12 +99,10 @@ def test_what_is_held_back_burns_neither_attempts_nor_its_budget() -> None:
                 node, place.tx(), tcc("7", DEAD, retry=Retry(max_attempts=100, give_up_us=90 * SECOND))
             )
             await asyncio.sleep(40)
-            live = node.coordinator.live.get(tx.tx_id)
-            assert live is not None
-            (branch,) = live.tx.branches
+            (branch,) = place.storage.row(tx.tx_id).branches
             # It has been the probe perhaps, never more often than its turn was.
             assert branch.attempts <= 6
-            place.participants.hung.clear()
+            place.participants.down.clear()
             assert (await node.ended(tx, timeout_s=20)).state is TxState.COMMITTED
             assert not node.coordinator.alarms
 
@@ -128,15 +126,11 @@ def test_a_paused_target_is_not_called_and_goes_on_when_it_is_resumed() -> None:
             committing = await tried(node, place.tx(), tcc("1", "grpc://ship"))
             await asyncio.sleep(600)
             assert not place.participants.calls
-            for tx in waiting(node, "grpc://ship"):
-                (branch,) = tx.branches
+            for tx in (plan, committing):
+                (branch,) = place.storage.row(tx.tx_id).branches
                 assert (branch.attempts, branch.failures) == (0, 0)
                 assert branch.reason == "TARGET_PAUSED: by ann: works"
-            # The log says so too, and no more than once.
-            for tx_id in (plan.tx_id, committing.tx_id):
-                row = place.storage.row(tx_id)
-                assert row.branches[0].reason == "TARGET_PAUSED: by ann: works"
-                assert place.storage.histories[tx_id] == []
+                assert place.storage.histories[tx.tx_id] == []
             node.coordinator.gate.rules_are([])
             for tx in (plan, committing):
                 assert (await node.ended(tx, timeout_s=2)).state is TxState.COMMITTED
@@ -151,7 +145,7 @@ def test_the_deadline_of_a_plan_counts_while_its_target_is_paused() -> None:
             node.coordinator.gate.rules_are([rule("grpc://ship", paused=True)])
             plan = await submit(node, place.tx(deadline_s=100), step("1", target="grpc://ship"))
             await asyncio.sleep(150)
-            (tx,) = waiting(node, "grpc://ship")
+            tx = place.storage.row(plan.tx_id)
             assert (tx.state, tx.reason) == (TxState.ABORTING, "DEADLINE")
             node.coordinator.gate.rules_are([])
             done = await node.ended(plan, timeout_s=2)
@@ -183,7 +177,7 @@ def test_so_many_a_second_and_in_the_order_in_which_they_came() -> None:
             node.coordinator.gate.rules_are([rule("grpc://stock", rate_per_s=10)])
             began_us = place.clock.now_us()
             txs = [await tried(node, place.tx(deadline_s=60), tcc("1")) for _ in range(1_000)]
-            await asyncio.wait_for(node.coordinator.live.drained(), 300)
+            await all_ended(place, 300)
             took_s = (place.clock.now_us() - began_us) / SECOND
             assert 95 <= took_s <= 130
             assert max(per_second(place, "grpc://stock", began_us).values()) <= 11
@@ -210,7 +204,7 @@ def test_so_many_at_one_time() -> None:
             for _ in range(10):
                 await asyncio.gather(*(tried(node, place.tx(), tcc("1")) for _ in range(40)))
             began = place.clock.monotonic()
-            await asyncio.wait_for(node.coordinator.live.drained(), 300)
+            await all_ended(place, 300)
             # Forty a second are what four places make.
             assert place.clock.monotonic() - began < 400 / 40 * 1.5
             assert most == 4

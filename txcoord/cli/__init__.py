@@ -23,6 +23,7 @@ from . import (
     resource,
     serve,
     settings,
+    target,
     tx,
 )
 
@@ -43,6 +44,7 @@ app.command()(health.health)
 app.add_typer(tx.app, name="tx")
 app.add_typer(parked.app, name="parked")
 app.add_typer(replay.app, name="replay")
+app.add_typer(target.app, name="target")
 app.add_typer(resource.app, name="resource")
 app.add_typer(node.app, name="node")
 app.add_typer(queue.app, name="queue")

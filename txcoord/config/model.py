@@ -120,6 +120,13 @@ class TargetSettings(_Part):
         description="Headers that clients may not send to participants without the SDK, with commas: x-user, x-user-*; "
         "beside authorization, cookie, forwarded, x-forwarded-* and their like.",
     )
+    drain_rate: int = Field(
+        200,
+        ge=1,
+        le=100_000,
+        description="How many branches a second are called again when their participant is back, or is resumed, before "
+        "their own time: by the whole fleet.",
+    )
     ca_file: FilePath | None = Field(
         None, description="TLS to participants: whom to believe, in PEM. Default: the system's authorities."
     )

@@ -61,6 +61,11 @@ class Target:
         return f"{self.scheme}://{host}:{self.port}{self.path}"
 
 
+def is_name(text: str) -> bool:
+    """May it be the name of a participant?"""
+    return bool(_NAME.fullmatch(text))
+
+
 def is_path(text: str) -> bool:
     """May it be an HTTP operation: an absolute path, perhaps with a query?"""
     return len(text) <= 200 and text.startswith("/") and bool(_OPERATION.fullmatch(text)) and stays(text)

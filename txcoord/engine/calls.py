@@ -20,7 +20,7 @@ from ..core.events import Answered, Call, Deferred, Event
 from ..core.model import Tx
 from ..observe import logs
 from ..observe.metrics import Timed, untimed
-from ..ports import Caller, CallRequest, Clock, Failpoints, Randomness, Spawn, Task
+from ..ports import Backlog, Caller, CallRequest, Clock, Failpoints, Randomness, Spawn, Task
 from .gate import Admission, Gate
 from .later import Key, Later
 
@@ -144,6 +144,15 @@ class Calls:
         for job in jobs:
             self._do(job)
         return len(jobs)
+
+    def undecided(self) -> Mapping[str, Backlog]:
+        """What plans that run here wait with, by target: the log does not say it of them."""
+        found: dict[str, list[int]] = {}
+        for at_us, job in self._later.all():
+            tx = self._look(job.key[0])
+            if tx is not None and tx.decision is None:
+                found.setdefault(job.lane[1], []).append(at_us)
+        return {target: Backlog(len(due), min(due)) for target, due in found.items()}
 
     @property
     def later(self) -> int:

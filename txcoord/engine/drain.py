@@ -1,29 +1,37 @@
 """What has waited for a target that is back is made due, at a limited pace: what is due first, so many a second.
 
-What this misses is due by itself, at its own time: nothing depends on it but how soon.
+Each node takes what it carries out itself; what was handed off, one node of the fleet takes for all: that has the lease
+``drain:<target>``. What this misses is due by itself, at its own time: nothing depends on it but how soon.
 """
 
 from __future__ import annotations
 
 import math
 
+from ..core.calling import op_of
 from ..observe import logs
-from ..ports import Spawn, Task
+from ..ports import Leases, LogUnavailable, Spawn, Task
 from .carrier import Carrier
 
 log = logs.get("txcoord.drain")
 
 _TURN_S = 0.25
+_LEASE_US = 10_000_000
+_BRANCHES = 8.0
+"""Of a transaction, as long as none was seen."""
 
 
 class Drain:
     """Of one node, for all targets."""
 
-    def __init__(self, carrier: Carrier, *, spawn: Spawn) -> None:
+    def __init__(self, carrier: Carrier, *, leases: Leases, spawn: Spawn) -> None:
         self._c = carrier
+        self._leases = leases
         self._spawn = spawn
         self._tasks: dict[str, Task] = {}
         self._again: set[str] = set()
+        self._branches: dict[str, float] = {}
+        """Of a transaction of those that wait for a target, as the last ones were."""
         carrier.gate.returned = self.begin
 
     def begin(self, target: str) -> None:
@@ -47,18 +55,53 @@ class Drain:
                 pace = min(float(c.settings.gate.drain_per_s), c.gate.pace(target) or math.inf)
                 saved = min(saved, 1.0) + pace * _TURN_S
                 most = int(saved)
-                if not most:
+                if most <= 0:
                     await c.clock.sleep(_TURN_S)
                     continue
                 found = c.calls.hurry(target, most)
+                if found < most:
+                    found += await self._handed_off(target, most - found)
                 pulled += found
-                saved -= found
+                saved -= (
+                    found  # If a transaction had more branches than there was room for, that is made up for.
+                )
                 if not found and target not in self._again:
                     break
                 self._again.discard(target)
                 await c.clock.sleep(_TURN_S)
         finally:
             self._tasks.pop(target, None)
+            self._branches.pop(target, None)
             self._again.discard(target)
+            await self._leave(target)
         if pulled:
-            log.info("drained", target=target, branches=pulled)
+            log.info("drained", target=target, pulled=pulled)
+
+    async def _handed_off(self, target: str, most: int) -> int:
+        """Pull at most so many transactions out of the log, if this node is the one that does. How many branches."""
+        c, owner = self._c, self._c.settings.node
+        try:
+            if await self._leases.acquire(f"drain:{target}", owner, _LEASE_US) is None:
+                return 0
+            rows_most = max(1, int(most / self._branches.get(target, _BRANCHES)))
+            rows = await c.log.claim_waiting(owner, c.settings.lease_us, target, rows_most)
+        except LogUnavailable as error:
+            log.debug("log.unavailable", duty="drain", reason=str(error))
+            self._again.add(target)
+            await c.clock.sleep(1)
+            return 0
+        for tx in rows:
+            try:
+                c.adopt(tx)
+            except Exception:
+                log.exception("drain.failed", tx_id=tx.tx_id)
+        found = sum(b.resource == target and op_of(b) is not None for tx in rows for b in tx.branches)
+        if rows:
+            self._branches[target] = max(1.0, found / len(rows))
+        return found
+
+    async def _leave(self, target: str) -> None:
+        try:
+            await self._leases.release(f"drain:{target}", self._c.settings.node)
+        except LogUnavailable as error:
+            log.debug("log.unavailable", duty="drain", reason=str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from ..observe import logs
@@ -66,6 +66,10 @@ class Later(Generic[T]):
                 del self._valid[key]
                 found.append(item)
         return found
+
+    def all(self) -> Iterator[tuple[int, T]]:
+        """What waits, with its time."""
+        return ((at_us, item) for at_us, ticket, key, item in self._waiting if self._valid.get(key) == ticket)
 
     def stop(self) -> None:
         """Nothing comes out any more."""

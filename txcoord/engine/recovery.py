@@ -36,6 +36,7 @@ from ..ports import (
     Query,
     ResourceTrouble,
     Spawn,
+    TargetRules,
     Task,
 )
 from .coordinator import Coordinator
@@ -82,6 +83,8 @@ class RecoverySettings:
     takeover_s: float = 1.0
     scan_s: float = 10.0
     prune_s: float = 60.0
+    targets_s: float = 1.0
+    """Between two looks at what operators have said about targets."""
     batch: int = 500
     deadline_max_us: int = 86_400_000_000
     """The furthest deadline that a transaction may have: markers are kept that much longer."""
@@ -98,7 +101,9 @@ class Recovery:
         settings: RecoverySettings,
         spawn: Spawn,
         failpoints: Failpoints,
+        targets: TargetRules | None = None,
     ) -> None:
+        self._targets = targets
         self._c = coordinator
         self._leases = leases
         self._s = settings
@@ -106,7 +111,7 @@ class Recovery:
         self._failpoints = failpoints
         self._tasks: list[Task] = []
         self.deadlines = Deadlines(coordinator, batch=settings.batch, spawn=spawn)
-        self.drain = Drain(coordinator, spawn=spawn)
+        self.drain = Drain(coordinator, leases=leases, spawn=spawn)
         self.scans: dict[str, int] = {}
         """How many scans each resource has had."""
         self.orphans: dict[str, int] = {}
@@ -119,6 +124,7 @@ class Recovery:
 
     async def start(self) -> None:
         """Take this node's own rows of before its restart back, then start the loops."""
+        await self.follow_rules()  # Before anything is called.
         self._c.gate.start()
         known: set[str] = set()
         while True:
@@ -129,6 +135,7 @@ class Recovery:
                 break
             known.update(tx.tx_id for tx in rows)
         self._loop("deadlines", self._s.deadline_sweep_s, self.sweep_deadlines)
+        self._loop("targets", self._s.targets_s, self.follow_rules)
         self._loop("takeover", self._s.takeover_s, self.take_over)
         self._loop("prune", self._s.prune_s, self.prune)
         for finisher in self._c.finishers.values():
@@ -163,6 +170,13 @@ class Recovery:
     async def sweep_deadlines(self) -> int:
         """Abort what is undecided past its deadline. How many were looked at."""
         return await self.deadlines.sweep()
+
+    # ---- targets ----
+
+    async def follow_rules(self) -> None:
+        """Do as operators have said about targets; while the log is away, as they had said before."""
+        if self._targets is not None:
+            self._c.gate.rules_are(await self._targets.all())
 
     # ---- take-over ----
 

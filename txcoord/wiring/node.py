@@ -13,6 +13,7 @@ from typing import Self
 from ..adapters.embedded import InProcessLeases, SystemClock, SystemRandomness, Tasks
 from ..adapters.sql.leases import SqlLeases
 from ..adapters.sql.nodes import SqlNodes
+from ..adapters.sql.targets import SqlTargets
 from ..adapters.xa.checks import Examiner, Expectations
 from ..api.grpc.server import GrpcServer
 from ..api.http.server import HttpServer, HttpSettings
@@ -21,6 +22,7 @@ from ..core.backoff import Backoff
 from ..engine.carrier import RETRY, EngineSettings
 from ..engine.coordinator import Coordinator
 from ..engine.due import Carrying
+from ..engine.gate import GateSettings
 from ..engine.recovery import RecoverySettings
 from ..engine.replays import Replayer
 from ..observe import logs
@@ -72,6 +74,7 @@ class Node:
         self.clock = SystemClock()
         self.tasks = Tasks()
         self.log = open_log(settings)
+        self.target_rules = SqlTargets(self.log)
         self.resources = Resources(
             [finisher(settings, name) for name in settings.resources], self.log, self.clock, self._look_at
         )
@@ -201,6 +204,7 @@ class Node:
                 overdue_share=self.queue.overdue_share,
                 events=s.events.enabled,
                 dead_letters=s.events.dead_letters or s.events.enabled,
+                gate=GateSettings(longest_us=microseconds(s.backoff.cap), drain_per_s=s.targets.drain_rate),
                 backoff=Backoff(
                     first_us=microseconds(s.backoff.first),
                     factor=s.backoff.factor,
@@ -242,6 +246,7 @@ class Node:
             ),
             spawn=self.tasks.spawn,
             failpoints=self._failpoints,
+            targets=self.target_rules,
         )
         recovery.watch_clock(self.clock, tolerance_us)
         self._recovery = recovery
@@ -277,6 +282,7 @@ class Node:
             recovery,
             api,
             resources=self.statuses,
+            targets=self.target_rules,
             tokens=tokens,
             tls=tls,
             fleet=self._fleet,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,6 +25,7 @@ from . import checking, filters, mapping, nodes, status
 from .mapping import bad
 from .operations import Operations
 from .replays import ReplayCalls, audit_of, must_say
+from .targets import TargetDesk
 
 _APPLIES = {
     "retry": (BranchState.PARKED, BranchState.FINISHING, BranchState.UNDOING, BranchState.RUNNING),
@@ -33,6 +35,8 @@ _APPLIES = {
     "not_done": (),  # A person's word about one step, which he names.
 }
 _DONE = {"retry": "retried", "park": "parked", "skip": "skipped", "resolve": "resolved"}
+
+_OF_TARGET = re.compile(r'\s*target\s*=\s*"?([^"\s]+)"?\s*')
 
 
 class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
@@ -45,11 +49,13 @@ class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
         resources: Callable[[], Sequence[ResourceStatus]],
         *,
         now_us: Callable[[], int],
+        targets: TargetDesk,
         fleet: nodes.Fleet | None = None,
         replayer: Replayer | None = None,
         look: checking.Look | None = None,
     ) -> None:
         super().__init__(coordinator, operations, replayer)
+        self._targets = targets
         self._resources = resources
         self._now_us = now_us
         self._fleet = fleet
@@ -108,7 +114,34 @@ class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
         of_node = nodes.OF_NODE.fullmatch(request.filter)
         if of_node is not None:
             return await self._guarded(nodes.audited(self._nodes(), of_node[1]), context)
+        of_target = _OF_TARGET.fullmatch(request.filter)
+        if of_target is not None:
+            return await self._guarded(self._audits_of_target(of_target[1]), context)
         return await super().ListAudit(request, context)
+
+    async def _audits_of_target(self, target: str) -> pb.ListAuditResponse:
+        return pb.ListAuditResponse(entries=await self._targets.audits(target, 1_000))
+
+    # ---- targets ----
+
+    async def ListTargets(self, request: pb.ListTargetsRequest, context: Any) -> Any:
+        self._ops.namespace(request.namespace)
+        return await self._guarded(self._targets.page(request), context)
+
+    async def PauseTarget(self, request: pb.PauseTargetRequest, context: Any) -> Any:
+        namespace = self._ops.namespace(request.namespace)
+        target = await self._guarded(self._targets.pause(request, namespace), context)
+        return pb.PauseTargetResponse(target=target)
+
+    async def ResumeTarget(self, request: pb.ResumeTargetRequest, context: Any) -> Any:
+        namespace = self._ops.namespace(request.namespace)
+        target = await self._guarded(self._targets.resume(request, namespace), context)
+        return pb.ResumeTargetResponse(target=target)
+
+    async def LimitTarget(self, request: pb.LimitTargetRequest, context: Any) -> Any:
+        namespace = self._ops.namespace(request.namespace)
+        target = await self._guarded(self._targets.limit(request, namespace), context)
+        return pb.LimitTargetResponse(target=target)
 
     async def _write(self, action: str, request: Any, context: Any, response_type: Any) -> Any:
         try:

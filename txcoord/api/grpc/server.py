@@ -21,7 +21,7 @@ from txcoord_client._pb import (
 from ...engine.coordinator import Coordinator
 from ...engine.recovery import Recovery
 from ...engine.replays import Replayer
-from ...ports import Registry, ResourceStatus
+from ...ports import Registry, ResourceStatus, TargetRules
 from ..tls import ServerTls
 from ..tokens import Tokens
 from .admin import AdminServicer
@@ -32,6 +32,7 @@ from .nodes import Fleet
 from .operations import Operations
 from .participants import Participants
 from .servicer import CoordinatorServicer
+from .targets import TargetDesk
 
 _SERVICES = (
     coordinator_pb2.DESCRIPTOR.services_by_name["CoordinatorService"].full_name,
@@ -59,6 +60,7 @@ class GrpcServer:
         settings: ApiSettings,
         *,
         resources: Callable[[], Sequence[ResourceStatus]],
+        targets: TargetRules,
         tokens: Tokens | None = None,
         tls: ServerTls | None = None,
         fleet: Fleet | None = None,
@@ -86,7 +88,14 @@ class GrpcServer:
             participants=participants,
         )
         self._admin = AdminServicer(  # type: ignore[abstract]
-            coordinator, operations, resources, now_us=now_us, fleet=fleet, replayer=replayer, look=look
+            coordinator,
+            operations,
+            resources,
+            now_us=now_us,
+            targets=TargetDesk(coordinator, targets, now_us),
+            fleet=fleet,
+            replayer=replayer,
+            look=look,
         )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server: grpc.aio.Server | None = None

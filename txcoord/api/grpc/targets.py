@@ -1,0 +1,163 @@
+"""Targets, as operators see and rule them: the part of AdminService that is about participants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from txcoord_client._pb import admin_pb2 as pb
+from txcoord_client.protocol import reasons
+
+from ...core.breaker import Breaker
+from ...core.model import FOREVER_US, TargetAudit, TargetRule
+from ...core.targets import Target, is_name
+from ...core.words import storable
+from ...engine.coordinator import Coordinator
+from ...engine.gate import TargetSeen
+from ...ports import Backlog, TargetRules
+from .mapping import bad
+
+_PAGE = 100
+_MOST_RATE = 1_000_000.0
+_STATES = {
+    pb.TARGET_STATE_PROBING: 0,
+    pb.TARGET_STATE_PAUSED: 1,
+    pb.TARGET_STATE_HEALTHY: 2,
+}
+"""Worst first."""
+
+
+class TargetDesk:
+    """Lists targets and changes their rules."""
+
+    def __init__(self, coordinator: Coordinator, rules: TargetRules, now_us: Callable[[], int]) -> None:
+        self._c = coordinator
+        self._rules = rules
+        self._now_us = now_us
+
+    async def page(self, request: pb.ListTargetsRequest) -> pb.ListTargetsResponse:
+        """A page of targets, worst first."""
+        if request.filter.strip():
+            raise bad(reasons.NOT_SUPPORTED, "targets are listed without a filter", "UNIMPLEMENTED")
+        await self._c.log.settle()
+        seen, backlog = self._seen(await self._rules.all()), await self._backlog()
+        names = {*seen, *backlog} - self._c.finishers.keys()
+        found = [self._target(name, seen.get(name), backlog.get(name)) for name in names]
+        found.sort(key=lambda t: (_STATES[t.state], -t.backlog, t.name))
+        start = int(request.page_token) if request.page_token.isdecimal() else 0
+        size = min(request.page_size or _PAGE, 1_000)
+        more = str(start + size) if len(found) > start + size else ""
+        return pb.ListTargetsResponse(targets=found[start : start + size], next_page_token=more)
+
+    async def pause(self, request: pb.PauseTargetRequest, namespace: str) -> pb.Target:
+        """Make no calls to it."""
+        if request.until_us and not self._now_us() < request.until_us <= FOREVER_US:
+            raise bad(reasons.BAD_REQUEST, "the pause would have ended already")
+        until_us = request.until_us
+        return await self._change(
+            "target.pause", request, namespace, lambda r: replace(r, paused=True, paused_until_us=until_us)
+        )
+
+    async def resume(self, request: pb.ResumeTargetRequest, namespace: str) -> pb.Target:
+        """Call it again."""
+        return await self._change(
+            "target.resume", request, namespace, lambda r: replace(r, paused=False, paused_until_us=0)
+        )
+
+    async def limit(self, request: pb.LimitTargetRequest, namespace: str) -> pb.Target:
+        """Limit its calls; no limits given: none any more."""
+        rate, at_once = request.limits.rate_per_s, request.limits.max_in_flight
+        if not math.isfinite(rate) or not 0 <= rate <= _MOST_RATE or at_once > _MOST_RATE:
+            raise bad(reasons.BAD_REQUEST, f"a limit is a number from 0 (none) to {_MOST_RATE:.0f}")
+        if rate and rate < 0.001:
+            raise bad(reasons.BAD_REQUEST, "less than 0.001 calls a second is a pause: pause the target")
+        return await self._change(
+            "target.limit", request, namespace, lambda r: replace(r, rate_per_s=rate, at_once=at_once)
+        )
+
+    async def audits(self, target: str, limit: int) -> list[pb.AuditEntry]:
+        """Who has changed its rule, the latest first."""
+        return [
+            pb.AuditEntry(
+                at_us=row.at_us,
+                actor=row.actor,
+                action=row.action,
+                reason=row.reason,
+                target=row.target,
+                detail=row.detail,
+                namespace=row.namespace,
+            )
+            for row in await self._rules.audits(target, limit)
+        ]
+
+    async def _change(
+        self, action: str, request: Any, namespace: str, edit: Callable[[TargetRule], TargetRule]
+    ) -> pb.Target:
+        name, said = request.target, request.audit
+        if not said.actor.strip() or not said.reason.strip():
+            raise bad(
+                reasons.BAD_REQUEST, "an operator's order needs an actor and a reason; both are audited"
+            )
+        if name in self._c.finishers:
+            text = (
+                f"{name!r} is a resource, a database: its branches are finished as soon as it answers. Only "
+                "participants are paused and limited"
+            )
+            raise bad(reasons.NOT_SUPPORTED, text)
+        if not is_name(name) and Target.parse(name) is None:
+            raise bad(
+                reasons.UNKNOWN_PARTICIPANT,
+                f"{name[:100]!r} is no target such as grpc://host:port, or a name",
+            )
+        actor, why = storable(said.actor[:200]), storable(said.reason[:1000])
+        if said.dry_run:
+            rules = {rule.target: rule for rule in await self._rules.all()}
+            after = edit(rules.get(name, TargetRule(name)))
+            return self._target(name, replace(self._of(name), rule=after), (await self._backlog()).get(name))
+        audit = TargetAudit(name, action, actor, why, 0, namespace)
+        after = await self._rules.change(audit, edit)
+        # Here it holds from now on; other nodes look once a second.
+        self._c.gate.rules_are([rule for rule in await self._rules.all() if rule.target != name] + [after])
+        return self._target(name, self._of(name), (await self._backlog()).get(name))
+
+    def _of(self, name: str) -> TargetSeen:
+        return self._c.gate.seen().get(name) or TargetSeen(name, self._c.gate.rule(name))
+
+    def _seen(self, rules: Any) -> dict[str, TargetSeen]:
+        seen = dict(self._c.gate.seen())
+        for rule in rules:
+            if rule.paused or rule.limits:
+                seen[rule.target] = replace(seen.get(rule.target) or TargetSeen(rule.target, rule), rule=rule)
+        return seen
+
+    async def _backlog(self) -> dict[str, Backlog]:
+        """What waits in the log, and what plans that run here wait with."""
+        found = dict(await self._c.log.backlog())
+        for target, waits in self._c.calls.undecided().items():
+            other = found.get(target, Backlog(0, waits.oldest_due_us))
+            found[target] = Backlog(other.count + waits.count, min(other.oldest_due_us, waits.oldest_due_us))
+        return found
+
+    def _target(self, name: str, seen: TargetSeen | None, waits: Backlog | None) -> pb.Target:
+        seen = seen or TargetSeen(name, TargetRule(name))
+        rule, state, since_us, text = seen.rule, pb.TARGET_STATE_HEALTHY, seen.since_us, ""
+        if rule.is_paused(self._now_us()):
+            state, since_us = pb.TARGET_STATE_PAUSED, rule.changed_us
+            until = " until it is resumed" if not rule.paused_until_us else ""
+            text = f"paused{until} by {rule.actor}: {rule.reason}"
+        elif seen.breaker is not Breaker.CLOSED:
+            state, text = pb.TARGET_STATE_PROBING, seen.last_error
+        elif seen.last_error:
+            text = seen.last_error
+        return pb.Target(
+            name=name,
+            state=state,
+            message=text,
+            in_flight=max(0, seen.in_flight),
+            backlog=waits.count if waits is not None else 0,
+            oldest_due_us=waits.oldest_due_us if waits is not None else 0,
+            limits=pb.TargetLimits(rate_per_s=rule.rate_per_s, max_in_flight=rule.at_once),
+            state_since_us=since_us,
+        )
