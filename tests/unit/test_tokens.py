@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from txcoord.api.grpc.guard import of_method
-from txcoord.api.tokens import May, Role, Tokens, read
+from txcoord.api.grpc.replays import audit_of
+from txcoord.api.tokens import May, Role, Tokens, calling, read
 from txcoord.core.errors import Refused
 from txcoord_client._pb import admin_pb2, coordinator_pb2
 
@@ -57,6 +58,19 @@ def test_a_token_or_its_digest(tmp_path: Path) -> None:
         with pytest.raises(Refused, match="FORBIDDEN"):
             caller.check(May.OPERATE)
         assert WORD not in repr(read(line))
+
+
+def test_an_order_says_whose_token_it_had(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(f"desk operator * {WORD}")
+    tokens = Tokens(file)
+    tokens.load()
+    order = admin_pb2.Audit(actor="ann", reason="moved")
+    assert audit_of(order, "park", 1).actor == "ann"
+    with calling(tokens.caller(f"Bearer {WORD}")):
+        assert audit_of(order, "park", 1).actor == "ann (token desk)"
+        order.actor = "desk"
+        assert audit_of(order, "park", 1).actor == "desk"
 
 
 def test_each_method_needs_something() -> None:

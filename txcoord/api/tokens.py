@@ -33,7 +33,7 @@ class May(Enum):
     READ = "look"
     TAKE_PART = "begin and end transactions"
     OPERATE = "give orders about transactions and targets"
-    ADMINISTER = "change nodes and databases"
+    ADMINISTER = "drain nodes and redirect targets"
 
 
 class Role(StrEnum):

@@ -9,6 +9,7 @@ from txcoord_client._pb import admin_pb2 as pb
 from txcoord_client.protocol import reasons
 
 from ...core.errors import Refusal, Refused
+from .. import tokens
 from .mapping import bad
 
 
@@ -46,6 +47,7 @@ async def checked(look: Look, request: pb.CheckResourceRequest) -> pb.CheckResou
             "a coordinator changes nothing there: `txcoord resource check --fix`, where its settings are",
             "UNIMPLEMENTED",
         )
+    tokens.demand_everywhere()
     found = await look(request.resource)
     if found is None:
         text = f"this coordinator has no resource {request.resource[:80]!r}"

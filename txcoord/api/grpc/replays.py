@@ -18,6 +18,7 @@ from ...core.words import storable
 from ...engine.coordinator import Coordinator
 from ...engine.replays import Replayer
 from ...ports import AuditRow, Query
+from .. import tokens
 from . import filters, mapping, status
 from .mapping import bad
 from .operations import Operations
@@ -41,8 +42,12 @@ def must_say(audit: pb.Audit) -> None:
 
 
 def audit_of(audit: pb.Audit, action: str, at_us: int) -> Audit:
-    """Its row in the audit trail."""
-    return Audit(storable(audit.actor[:200]), storable(audit.reason[:1000]), action, at_us)
+    """Its row in the audit trail. An actor is what a command says; whose token it has shown is not."""
+    actor = storable(audit.actor[:150])
+    caller = tokens.current()
+    if caller is not None and caller.name != actor:
+        actor += f" (token {caller.name})"
+    return Audit(actor, storable(audit.reason[:1000]), action, at_us)
 
 
 def query_of(replay: Replay) -> Query:
