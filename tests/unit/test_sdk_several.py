@@ -12,11 +12,12 @@ from typing import Any
 import grpc
 import pytest
 
-from txcoord_client import Coordinator, _nodes, _wire
+from txcoord_client import TLS, Coordinator, _nodes, _wire
 from txcoord_client._nodes import joined
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client._pb import coordinator_pb2 as pb
 from txcoord_client._wire import Wire
+from txcoord_client.access import Access
 from txcoord_client.errors import Rejected, Unavailable
 
 from .test_sdk_wire import Server, commit, committed, refusal, soon
@@ -373,3 +374,27 @@ async def test_names_are_resolved() -> None:
     assert await _nodes._resolved(loop, "dns:///127.0.0.1") == ["127.0.0.1:7070"]
     if socket.has_ipv6:
         assert await _nodes._resolved(loop, "dns:///[::1]:82") == ["[::1]:82"]
+
+
+async def test_behind_a_name_there_is_the_certificate_of_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each address of the name has a channel of its own, but no certificate of its own."""
+    seen: dict[str, str] = {}
+
+    def channel(address: str, access: Access) -> grpc.aio.Channel:
+        assert access.tls is not None
+        seen[address] = access.tls.server_name
+        return grpc.aio.insecure_channel(address)
+
+    async def look_up(loop: asyncio.AbstractEventLoop, name: str) -> list[str]:
+        return ["10.0.0.1:7443", "10.0.0.2:7443"]
+
+    monkeypatch.setattr(_nodes, "open_channel", channel)
+    monkeypatch.setattr(_nodes, "_resolved", look_up)
+    for tls, expected in ((TLS(), "txcoord.internal"), (TLS(server_name="other"), "other")):
+        nodes = _nodes.Nodes("dns:///txcoord.internal:7443", Access(tls), lambda: 0.5)
+        await nodes.pick()
+        await nodes.close()
+        assert seen == {"10.0.0.1:7443": expected, "10.0.0.2:7443": expected}
+    nodes = _nodes.Nodes("txcoord.internal:7443", Access(TLS()), lambda: 0.5)
+    await nodes.close()
+    assert seen["txcoord.internal:7443"] == "", "gRPC knows the name"

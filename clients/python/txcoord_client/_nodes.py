@@ -100,6 +100,8 @@ class Nodes:
 
     def __init__(self, address: str, access: Access, draw: Callable[[], float]) -> None:
         self._access = access
+        self._hosts: dict[str, str] = {}
+        """The name that has led to an address."""
         self._given = joined(address).split(",")
         self._draw = draw
         self._named = [a for a in self._given if a.startswith(_DNS)]
@@ -159,14 +161,16 @@ class Nodes:
     def _know(self, addresses: Iterable[str]) -> None:
         new = [a for a in addresses if a not in self._nodes]
         for address in sorted(new, key=lambda _: self._draw()):
-            self._nodes[address] = Node(address, self._access)
+            self._nodes[address] = Node(address, self._access.of_host(self._hosts.get(address, "")))
 
     async def _look_up(self, loop: asyncio.AbstractEventLoop) -> None:
         self._looked_at = loop.time()
         found = [a for a in self._given if not a.startswith(_DNS)]
         for name in self._named:
             try:
-                found += await _resolved(loop, name)
+                addresses = await _resolved(loop, name)
+                self._hosts |= dict.fromkeys(addresses, _host_and_port(name)[0])
+                found += addresses
             except (OSError, UnicodeError):
                 # What it led to before may be well all the same. Where that is nothing gRPC tells what is wrong.
                 found += self._nodes or [name]
@@ -183,11 +187,16 @@ class Nodes:
             await node.channel.close(None)
 
 
-async def _resolved(loop: asyncio.AbstractEventLoop, name: str) -> list[str]:
+def _host_and_port(name: str) -> tuple[str, int]:
     host, _, port = name.removeprefix(_DNS).rpartition(":")
     if not host or host.endswith("]") != host.startswith("[") or not port.isdigit():
         host, port = name.removeprefix(_DNS), str(_DEFAULT_PORT)
-    found = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    return host.strip("[]"), int(port)
+
+
+async def _resolved(loop: asyncio.AbstractEventLoop, name: str) -> list[str]:
+    host, port = _host_and_port(name)
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = []
     for family, _, _, _, where in found:
         number = str(where[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc
@@ -106,6 +106,12 @@ class Access:
                     "Token(…, over_plaintext=True) if the network is yours alone",
                     reason=reasons.BAD_CREDENTIALS,
                 )
+
+    def of_host(self, host: str) -> Access:
+        """For an address that this name has led to: the certificate is that of the name."""
+        if self.tls is None or self.tls.server_name or not host:
+            return self
+        return replace(self, tls=replace(self.tls, server_name=host))
 
     def metadata(self) -> dict[str, tuple[tuple[str, str], ...]]:
         """What each call brings, as its keyword arguments. Raises Rejected where there is no token in its file."""
