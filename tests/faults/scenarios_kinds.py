@@ -59,11 +59,11 @@ async def tcc_commit(run: Run) -> Decision:
 
 
 @scenario()
-async def tcc_confirm_fails_once(run: Run) -> Decision:
+async def tcc_confirm_later(run: Run) -> Decision:
     """It waits for its next attempt in the queue."""
 
     async def body(client: Client, g: Any) -> None:
-        await _try(client, g, "ta", "tb", tb="confirm fails once")
+        await _try(client, g, "ta", "tb", tb="confirm later")
 
     return await _outcome(run, Decision.COMMIT, body, gid=run.gid)
 

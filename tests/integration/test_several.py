@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -18,9 +19,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.support.acceptance import Db, eventually
 from tests.support.acceptance_wire import RawTx, S, Wire, refusal_of, told, wire_to
 from tests.support.databases import Databases
+from tests.support.node import new_tx
 from txcoord.adapters.sql.leases import SqlLeases
 from txcoord.adapters.sql.migrate import migrate
 from txcoord.config import Settings
+from txcoord.core.action import Action, Retry
+from txcoord.core.events import Commit, Enlist
+from txcoord.core.model import Branch, BranchState, Kind, Tx
+from txcoord.ports import Backlog
 from txcoord.testing.postgres import PostgresServer
 from txcoord.wiring import Node, StartError
 from txcoord.wiring import claim as claims
@@ -90,6 +96,32 @@ async def fleet(
 
 
 # ---- any node serves any transaction ----
+
+
+async def test_what_waits_outlives_the_node_that_has_decided_it(fleet: Fleet) -> None:
+    """Its participant is nowhere: each attempt fails, on whichever node it is made, and has its number."""
+    (a, _), (b, _) = [await fleet.node(name) for name in ("n1", "n2")]
+    action = Action("confirm", retry=Retry(schedule_us=(round(1.3 * S),) * 100))
+    branch = Branch("1", Kind.TCC, BranchState.OPEN, "grpc://127.0.0.1:9", action=action)
+    tx = new_tx(a.clock)
+    await a.coordinator.enlist(Enlist(tx, (branch,)), begun=False)
+    voted = replace(tx, branches=(replace(branch, state=BranchState.READY),))
+    await a.coordinator.commit(Commit(voted, begun=True))
+
+    async def waits(attempts: int) -> Tx | None:
+        row = (await b.log.read([tx.tx_id]))[tx.tx_id]
+        return row if not row.owner and row.branches[0].attempts >= attempts else None
+
+    first = await eventually(lambda: waits(1))
+    assert first.epoch == 1
+    assert not a.coordinator.live
+    assert await b.log.backlog() == {branch.resource: Backlog(1, first.branches[0].next_attempt_us)}
+    again = await eventually(lambda: waits(2))
+    assert again.epoch > first.epoch
+    await a.abandon()
+    last = await eventually(lambda: waits(again.branches[0].attempts + 2))
+    failures = [h for h in await b.log.history(tx.tx_id) if h.what == "branch.failed"]
+    assert len(failures) == last.branches[0].attempts
 
 
 async def test_begun_here_committed_there_asked_elsewhere(fleet: Fleet) -> None:
@@ -253,8 +285,10 @@ async def test_one_whose_name_was_taken_ends(fleet: Fleet) -> None:
     node, _ = await fleet.node("n1")
     assert node._name is not None
     leases = SqlLeases(node.log)
+    # It may be the first to ask for it again.
     await leases.release("node:n1", node._name._instance)
-    assert await leases.acquire("node:n1", "elsewhere 1 2 3 4 5", 60 * S) is not None
+    while await leases.acquire("node:n1", "elsewhere 1 2 3 4 5", 60 * S) is None:
+        await leases.release("node:n1", node._name._instance)
     error = await asyncio.wait_for(node.lost(), 20)
     assert error.reason == "NODE_NAME_IN_USE"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections.abc import AsyncIterator, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +21,18 @@ from txcoord.adapters.xa.postgresql import PostgresFinisher
 from txcoord.api.grpc.mapping import Limits
 from txcoord.api.grpc.operations import Operations
 from txcoord.api.grpc.servicer import CoordinatorServicer
+from txcoord.core.action import Answer
 from txcoord.core.targets import ANYBODY, Target
 from txcoord.engine.coordinator import Coordinator, EngineSettings
 from txcoord.engine.due import Carrying
 from txcoord.engine.recovery import RecoverySettings
-from txcoord.ports import LogUnavailable, Queue, ResourceStatus
+from txcoord.ports import CallRequest, LogUnavailable, Queue, ResourceStatus
 from txcoord.wiring.careful import CarefulLeases, CarefulRecovery
 from txcoord.wiring.node import Node
 
 from .log import new_log
 from .loop import Process
-from .queue import queue_of
+from .queue import called, queue_of
 from .settings import (
     BACKOFF,
     HAND_OFF_US,
@@ -70,10 +72,18 @@ class _House(Node):
 class _Caller(GrpcCaller):
     """The real one; nobody looks up where a simulated participant is."""
 
-    def __init__(self, node: str, log_id: str) -> None:
+    def __init__(self, world: World, node: str, log_id: str) -> None:
+        self._world = world
         super().__init__(node=node, credentials=Credentials(ANYBODY), dialling=Dialling(ANYBODY))
         self.log_id = log_id
         self._known: dict[Target, grpc.aio.Channel] = {}
+
+    def call(
+        self, target: Any, requests: Sequence[CallRequest], timeout_s: float
+    ) -> AsyncIterator[tuple[CallRequest, Answer]]:
+        for request in requests:
+            called(self._world, request.tx, request.branch.id)
+        return super().call(target, requests, timeout_s)
 
     async def _channel(self, target: Target) -> grpc.aio.Channel:
         found = self._known.get(target)
@@ -133,7 +143,7 @@ class SimNode:
             identity = await log.store.reading(reading.identity)
             clock.observe(await log.now_us())
             finishers = {d.name: self._finisher(d) for d in world.databases.values()}
-            caller = _Caller(self.name, identity.log_id)
+            caller = _Caller(world, self.name, identity.log_id)
             queue = queue_of(world, process, clock, tasks.spawn)
             coordinator = Coordinator(
                 log,

@@ -19,7 +19,6 @@ from txcoord_client._serving_grpc import Servicer
 from .drivers import MyPool, PgPool
 from .loop import Process
 from .plan import Op
-from .queue import called
 
 if TYPE_CHECKING:
     from .postgres import Database
@@ -170,7 +169,6 @@ class SimParticipant:
     async def then(self, db: Connection, held: Any) -> None:
         """What comes after it."""
         tx_id, branch, op = db.entered
-        called(self.world, tx_id, branch)
         await self._write(db)
         if held is None or (held["tx"], held["branch"]) != (tx_id, branch):
             self.world.checker.wrong(f"{op} of branch {branch} was given another one's result: {held}")

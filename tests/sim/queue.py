@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from txcoord.adapters.embedded import EmbeddedQueue
+from txcoord.core.model import Tx
 from txcoord.ports import Due, Queue
 
 from .loop import Process
@@ -17,8 +18,8 @@ Carry = Callable[[Sequence[Due]], Awaitable[None]]
 _AGAIN_S = 0.5
 _SLACK_US = 100_000
 """A node knows the log's clock only so well."""
-_CLOCKS = ("log_clock", "log_clock_there_and_back", "wall_clock", "stop", "stop_client")
-"""Faults after which somebody's time is not the log's, or acts on what he knew long ago."""
+_CLOCKS = ("log_clock", "log_clock_there_and_back")
+"""Faults after which a node's time is not the log's for a while."""
 
 
 class Broker:
@@ -27,6 +28,8 @@ class Broker:
     def __init__(self, world: World) -> None:
         self.world = world
         self.consumers: dict[Process, Carry] = {}
+        self.carried: dict[tuple[str, int], list[Process]] = {}
+        """Who is at a record, by tx id and epoch."""
         self.records = 0
         self.lost = 0
         self._rng = world.rng("queue")
@@ -97,18 +100,27 @@ class BrokerQueue:
 class Watched:
     """A queue whose carrying is checked."""
 
-    def __init__(self, queue: Queue, world: World, node: str) -> None:
+    def __init__(self, queue: Queue, world: World, process: Process) -> None:
         self._queue = queue
         self._world = world
-        self._node = node
+        self._process = process
+        self._node = process.name.partition("#")[0]
         self.put, self.depth, self.stop = queue.put, queue.depth, queue.stop
 
     async def start(self, carry: Carry) -> None:
         async def watched(due: Sequence[Due]) -> None:
             self._world.note("due", by=self._node, txs=",".join(one.tx_id[-6:] for one in due))
+            carried = self._world.broker.carried
+            for one in due:
+                carried.setdefault((one.tx_id, one.epoch), []).append(self._process)
             await carry(due)
             for one in due:
-                consumed(self._world, self._node, one)
+                by = carried[one.tx_id, one.epoch]
+                by.remove(self._process)
+                if not any(
+                    process.alive for process in by
+                ):  # Else it came twice, and the other one is not consumed.
+                    consumed(self._world, self._node, one)
 
         await self._queue.start(watched)
 
@@ -117,7 +129,7 @@ def queue_of(world: World, process: Process, clock: Any, spawn: Any) -> Queue:
     """Some worlds have a broker."""
     broker = world.plan.seed % 2
     queue: Queue = BrokerQueue(world.broker, process) if broker else EmbeddedQueue(clock, spawn)
-    return Watched(queue, world, process.name.partition("#")[0])
+    return Watched(queue, world, process)
 
 
 def consumed(world: World, node: str, due: Due) -> None:
@@ -139,15 +151,16 @@ def consumed(world: World, node: str, due: Due) -> None:
         )
 
 
-def called(world: World, tx_id: str, branch: str) -> None:
-    """A participant is called once more: not before the log says so."""
+def called(world: World, tx: Tx, branch: str) -> None:
+    """A node calls a participant: not before the log says so."""
     if any(fault.what in _CLOCKS for fault in world.plan.faults):
         return
     found = world.log.select(
-        f"SELECT next_attempt_us FROM txcoord_branch WHERE tx_id = '{tx_id}' AND id = '{branch}'"
+        "SELECT b.next_attempt_us FROM txcoord_tx t JOIN txcoord_branch b ON b.tx_id = t.tx_id"
+        f" WHERE t.tx_id = '{tx.tx_id}' AND b.id = '{branch}' AND t.epoch = {tx.epoch}"
     )
     early_us = found[0][0] - world.log.now_us() if found else 0
     if early_us > _SLACK_US:
         world.checker.wrong(
-            f"branch {branch} of {world.checker.name_of(tx_id)} was called {early_us / 1e6:.1f} s before it was due"
+            f"branch {branch} of {world.checker.name_of(tx.tx_id)} was called {early_us / 1e6:.1f} s before it was due"
         )

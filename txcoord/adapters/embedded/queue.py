@@ -23,7 +23,7 @@ _GATHER_S = 0.02
 
 @dataclass(slots=True)
 class _Lane:
-    """What is due for one target: one that hangs holds up nobody else's."""
+    """What is due for one target in one namespace: one that hangs holds up nobody else's."""
 
     due: deque[Due] = field(default_factory=deque)
     carried: int = 0
@@ -33,7 +33,8 @@ class _Lane:
 class EmbeddedQueue:
     """``ports.Queue`` on timers. At most ``keep`` wait here: what comes beyond that is left to the log's sweep.
 
-    What is due for one target is given out ``batch`` at a time, and no more of it than ``width`` at once.
+    What is due for one target in one namespace is given out ``batch`` at a time, and no more of it than ``width`` at
+    once.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class EmbeddedQueue:
         self._carry: Carry | None = None
         self._waiting: list[tuple[int, int, Due]] = []
         self._ticket = itertools.count()
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[tuple[str, str], _Lane] = {}
         self._sooner = asyncio.Event()
         self._tasks: set[asyncio.Future[None]] = set()
         self._full = False
@@ -102,9 +103,9 @@ class EmbeddedQueue:
             now_us = self._clock.now_us()
             while self._waiting and self._waiting[0][0] <= now_us:
                 due = heapq.heappop(self._waiting)[2]
-                self._lanes.setdefault(due.target, _Lane()).due.append(due)
-            for target in list(self._lanes):
-                self._give_out(target)
+                self._lanes.setdefault((due.namespace, due.target), _Lane()).due.append(due)
+            for key in list(self._lanes):
+                self._give_out(key)
             if self._waiting:
                 await self._sleep(max(_GATHER_S, (self._waiting[0][0] - now_us) / 1_000_000))
             else:
@@ -125,27 +126,27 @@ class EmbeddedQueue:
 
     # ---- lanes ----
 
-    def _give_out(self, target: str) -> None:
-        lane = self._lanes[target]
+    def _give_out(self, key: tuple[str, str]) -> None:
+        lane = self._lanes[key]
         while lane.due and lane.carried < self._width:
             most = min(self._batch, self._width - lane.carried, len(lane.due))
             batch = [lane.due.popleft() for _ in range(most)]
             lane.carried += len(batch)
-            self._begin(self._carried(target, lane, batch), f"queue:{target}")
+            self._begin(self._carried(key, lane, batch), f"queue:{key[1]}")
         if not lane.due and not lane.carried:
-            del self._lanes[target]  # Targets come and go.
+            del self._lanes[key]  # Targets come and go.
 
-    async def _carried(self, target: str, lane: _Lane, batch: list[Due]) -> None:
+    async def _carried(self, key: tuple[str, str], lane: _Lane, batch: list[Due]) -> None:
         assert self._carry is not None
         try:
             await self._carry(batch)
         except Exception:
             # They are the sweep's now.
-            log.exception("queue.carry_failed", target=target, count=len(batch))
+            log.exception("queue.carry_failed", target=key[1], count=len(batch))
         finally:
             lane.carried -= len(batch)
-            if not self._stopped and self._lanes.get(target) is lane:
-                self._give_out(target)
+            if not self._stopped and self._lanes.get(key) is lane:
+                self._give_out(key)
 
     def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = self._spawn(work, name)
