@@ -35,6 +35,7 @@ from .loop import Process
 from .queue import called, queue_of
 from .settings import (
     BACKOFF,
+    GATE,
     HAND_OFF_US,
     HOLD_US,
     LEASE_US,
@@ -156,6 +157,7 @@ class SimNode:
                     retry=RETRY,
                     hold_us=HOLD_US,
                     finish_width=WIDTH,
+                    gate=GATE,
                     hand_off_us=HAND_OFF_US,
                     overdue_us=OVERDUE_US,
                 ),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from txcoord.core.action import Retry
 from txcoord.core.backoff import Backoff
+from txcoord.engine.gate import GateSettings
 
 LEASE_US = 3_000_000
 HOLD_US = 1_000_000
 BACKOFF = Backoff(first_us=200_000, cap_us=2_000_000)
 RETRY = Retry(1_500_000, 200_000, 2.0, 2_000_000, give_up_us=86_400_000_000)
+GATE = GateSettings(enough=2, probe_us=300_000, longest_us=2_000_000, drain_per_s=20)
 HAND_OFF_US = 50_000
 OVERDUE_US = 300_000
 SWEEP_S = 1.5
