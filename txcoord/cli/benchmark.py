@@ -116,6 +116,23 @@ def events(
     _run(lambda tell: bench.events(kafka, callers, seconds, log, tell), json, "{:.2f} of without events")
 
 
+@app.command()
+def returned(
+    backlog: Annotated[
+        int, typer.Option(min=10, help="Branches that wait for the one that is dead.")
+    ] = 10_000,
+    concurrency: Annotated[int, typer.Option(min=1, help="Callers at once.")] = 8,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Alone, and beside the dead one.")] = 10.0,
+    log: Log = "sqlite",
+    json: settings.Json = False,
+) -> None:
+    """A participant that is well: alone, beside one that is dead with a backlog, and while that is drained."""
+    from . import bench
+
+    _check_log(log)
+    _run(lambda tell: bench.returned(backlog, concurrency, seconds, log, tell), json, "p99 {:.2f} of alone")
+
+
 def _called(
     kind: str, concurrency: list[str] | None, seconds: float, log: str, profile: Path | None, json: bool
 ) -> None:

@@ -22,8 +22,9 @@ from .drivers import DATABASES, Drivers, WrongDrivers
 from .events import run as events
 from .hung import run as hung
 from .match import ACCOUNTS, Row
+from .returned import run as returned
 
-__all__ = ["DATABASES", "LOGS", "Drivers", "WrongDrivers", "called", "events", "hung", "xa"]
+__all__ = ["DATABASES", "LOGS", "Drivers", "WrongDrivers", "called", "events", "hung", "returned", "xa"]
 
 LOGS = ("sqlite", "postgresql", "mariadb")
 NAMES = ("accounts", "ledger")
