@@ -15,7 +15,7 @@ log = logs.get("txcoord.redis")
 
 _MOST = 10_000
 """Names that wait to be told, of each topic: what comes beyond them is not told."""
-_PACE_S = 0.005
+_PACE_S = 0.01
 """Between two messages: what comes meanwhile goes along with the next."""
 _AGAIN_S = 1.0
 _LONGEST = 4 * 1024 * 1024
