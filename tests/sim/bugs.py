@@ -18,7 +18,7 @@ from txcoord.adapters.sql import mapping as m
 from txcoord.core.model import WriteResult, Written
 from txcoord.ports import Finished, FinishResult, Probed
 
-from . import bugs_gate, bugs_kinds, bugs_queue
+from . import bugs_gate, bugs_kinds, bugs_messages, bugs_queue
 
 _DONE = FinishResult(Finished.DONE)
 
@@ -194,6 +194,9 @@ BUGS = (
         "_must_be",
         _tag_not_checked,
     ),
-    *(Bug(*plant) for plant in (*bugs_kinds.PLANTS, *bugs_queue.PLANTS, *bugs_gate.PLANTS)),
+    *(
+        Bug(*plant)
+        for plant in (*bugs_kinds.PLANTS, *bugs_queue.PLANTS, *bugs_gate.PLANTS, *bugs_messages.PLANTS)
+    ),
 )
 BY_NAME = {bug.name: bug for bug in BUGS}

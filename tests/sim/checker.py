@@ -328,6 +328,13 @@ class Checker:
             if row not in known:
                 self.wrong(f"{row} was done by nobody")
 
+    def missing(self, tx_id: str) -> list[str]:
+        """What of a transaction's own work is in no database."""
+        attempt = self.attempts.get(tx_id)
+        if attempt is None or tx_id in self.by_hand:
+            return []
+        return [row for row in attempt.rows if not self._world.has_row(row)]
+
     def told_of(self, tx_id: str) -> list[tuple[str, str]]:
         """Who was told what of it."""
         attempt = self.attempts.get(tx_id)

@@ -211,8 +211,10 @@ class SimClient:
                 call.answered(200 if ok else 500, vote_in_metadata(trailing))
 
     async def _take_part(self, op: Op, g: Any) -> None:
-        """Its tries, and its saga."""
+        """Its tries, its saga, and its messages."""
         places = self.world.places
+        for name in op.messages:
+            g.message(places[name].operations.told, {"op": op.gid or op.name})
 
         async def reserve(name: str) -> None:
             await g.tcc(places[name].operations.hold, call_timeout=2.5, **arguments_of(op))

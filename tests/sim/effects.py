@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 _UNDOES = {"cancel": "try", "compensate": "action"}
 _NEEDS = {"confirm": "commit", "cancel": "abort", "compensate": "abort"}
 _FIRST = ("try", "action")
+_LAST = {"tcc": "confirm", "saga": "action", "message": "message"}
+_WANTED: dict[str, set[str]] = {"tcc": {"try", "confirm"}, "saga": {"action"}, "message": {"message"}}
+_UNDONE: dict[str, set[str]] = {"tcc": {"try", "cancel"}, "saga": {"action", "compensate"}, "message": set()}
 
 
 @dataclass
@@ -52,6 +55,8 @@ class Effects:
             if b.kind in (c.KIND_TCC, c.KIND_SAGA) and b.HasField("action"):
                 kind = "tcc" if b.kind == c.KIND_TCC else "saga"
                 self._story(tx_id).asked.setdefault(b.id, Asked(kind, tuple(b.after), b.action.forward))
+            elif b.kind == c.KIND_MESSAGE and b.HasField("delivery"):
+                self._story(tx_id).asked.setdefault(b.id, Asked("message", (), True))
 
     def of(self, tx_id: str) -> bool:
         """Has anything been done for it, and not undone?"""
@@ -87,9 +92,20 @@ class Effects:
                 self._wrong(f"{name} was done, and there was nothing to undo")
             if decision != "abort":
                 self._wrong(f"{name} was done, and the log says {decision or 'nothing'}")
+        elif op == "message":
+            self._delivered(tx_id, story, name)
         elif op == "confirm" and decision != "commit":
             self._wrong(f"{name} was done, and the log says {decision or 'nothing'}")
         self._in_order(story, branch, op, name)
+
+    def _delivered(self, tx_id: str, story: Story, name: str) -> None:
+        """By the databases alone: a log may have lost a lazy word of what one of them has committed."""
+        for row in self._world.checker.missing(tx_id):
+            self._wrong(f"{name} was delivered, and {row} is not there")
+        for branch, asked in story.asked.items():
+            last = _LAST[asked.kind]
+            if asked.kind != "message" and (branch, last) not in story.done:
+                self._wrong(f"{name} was delivered, and the {last} of {branch} is not done")
 
     def _in_order(self, story: Story, branch: str, op: str, name: str) -> None:
         if op == "action":
@@ -112,8 +128,8 @@ class Effects:
         story = self._story(tx_id)
         if state == "COMMITTED":
             for branch, asked in story.asked.items():
-                last = "confirm" if asked.kind == "tcc" else "action"
-                if (branch, last) not in story.done:
+                last = _LAST[asked.kind]
+                if asked.kind != "message" and (branch, last) not in story.done:
                     self._wrong(
                         f"{who} was told COMMITTED, and the {last} of {self._name(tx_id, branch)} is not done"
                     )
@@ -130,8 +146,7 @@ class Effects:
             for branch, asked in story.asked.items():
                 name = f"branch {self._name(tx_id, branch)}"
                 ops = {op for b, op in story.done if b == branch}
-                wanted = {"try", "confirm"} if asked.kind == "tcc" else {"action"}
-                undone = ({"try", "cancel"} if asked.kind == "tcc" else {"action", "compensate"}, set())
+                wanted, undone = _WANTED[asked.kind], (_UNDONE[asked.kind], set())
                 if decision == "commit" and ops != wanted:
                     self._wrong(f"{name} was to be committed, and {_list(ops)} was done")
                 elif decision != "commit" and ops not in undone:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+from .messages import sending
 from .plan import Fault, Op, Plan, of_xa
 
 SHARE = 0.5
@@ -35,7 +36,7 @@ FAILPOINTS: dict[str, int] = {
 
 def plan(seed: int) -> Plan:
     """The plan of a seed."""
-    return mixed(of_xa(seed))
+    return sending(mixed(of_xa(seed)))
 
 
 def mixed(plan: Plan) -> Plan:

@@ -36,6 +36,7 @@ class Operations:
     hold: Any
     act: Any
     last: Any
+    told: Any
 
 
 class Connection:
@@ -211,7 +212,11 @@ def declared(participant: Participant, place: SimParticipant) -> Operations:
         # Never undone, so it is asked until it says yes: its no is one that passes.
         return await place.first(db, {**how, "fickle": True}, s1)
 
-    return Operations(Hold, act, last)
+    @participant.message
+    async def told(db: Any, *, op: str) -> None:
+        await place._write(db)
+
+    return Operations(Hold, act, last, told)
 
 
 def flow_of(op: Op, places: dict[str, SimParticipant]) -> Saga:

@@ -98,6 +98,8 @@ class Op:
     """Do they take part before its own databases?"""
     together: bool = False
     """Are its tries called side by side?"""
+    messages: tuple[str, ...] = ()
+    """Participants to which it sends one."""
 
     def __str__(self) -> str:
         where = " and ".join(self.databases) or "nothing"
@@ -111,6 +113,8 @@ class Op:
             said += {"sequence": "", "parallel": " side by side", "graph": " as a graph"}[self.shape]
             said += ", the last of which is never undone" if self.forward else ""
             said += f", each tried again {self.retries} times" if self.retries else ""
+        if self.messages:
+            said += f", sends messages to {' and '.join(self.messages)}"
         if self.no:
             said += (
                 f" ({'each try' if self.no == 'try' else self.no} says no{', once' if self.fickle else ''})"

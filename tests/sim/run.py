@@ -229,7 +229,7 @@ def _simpler(op: Op) -> Iterator[Op]:
         yield replace(op, shape="sequence")
     if op.forward:
         yield replace(op, forward=False)
-    for name, least in (("tries", 0), ("steps", 1 if op.submit else 0)):
+    for name, least in (("tries", 0), ("steps", 1 if op.submit else 0), ("messages", 0)):
         found = getattr(op, name)
         for n in range(len(found) if len(found) > least else 0):
             yield replace(op, **{name: found[:n] + found[n + 1 :]})

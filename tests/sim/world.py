@@ -92,7 +92,7 @@ class World:
                 database.prepared[xid] = Tx(self.now_us(), xid=xid)
         self.broker = Broker(self)
         self.nodes = {name: SimNode(self, name) for name in names}
-        used = {place for op in plan.ops for place in (*op.tries, *op.steps)}
+        used = {place for op in plan.ops for place in (*op.tries, *op.steps, *op.messages)}
         self.places = {
             f"p{n}": SimParticipant(self, f"p{n}", database)
             for n, database in enumerate(list(self.databases.values())[:2], 1)
@@ -167,6 +167,8 @@ class World:
                 self.checker.submit_sent(op.submit)
             elif op.HasField("enlist"):
                 self.checker.effects.expect(op.enlist.tx_id, op.enlist.branches)
+            elif op.HasField("commit"):
+                self.checker.effects.expect(op.commit.tx_id, op.commit.branches)
         process = stream._process
         before = self._used.get(process)
         self._moved += before is not None and before != stream.node_name
