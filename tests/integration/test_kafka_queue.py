@@ -98,11 +98,19 @@ async def test_poison_is_kept_and_holds_up_nothing(kafka: KafkaServer) -> None:
     topic = f"{settings.prefix}.retry.200ms"
     async with queue_node(kafka, settings) as node:
         await node.queue._topics.there.wait()
-        producer = connection_to(kafka).producer()
+        producer = connection_to(kafka).producer(max_request_size=2_000_000)
         await producer.start()
-        bad = [b"\xff\xfe garbage", b'{"v": 99, "tx_id": "x"}', b"[]", b'{"v": 1, "tx_id": 7}', None]
+        bad: list[bytes | None] = [
+            b"\xff\xfe garbage",
+            b'{"v": 99, "tx_id": "x"}',
+            b"[]",
+            b'{"v": 1, "tx_id": 7}',
+            None,
+        ]
         for value in bad:
             await producer.send_and_wait(topic, value, key=b"tx")
+        bad.append(b"x" * (1024 * 1024 - 100))  # as much as brokers take
+        await producer.send_and_wait(topic, bad[-1], key=b"tx")
         await producer.stop()
         node.put("good", 0.2)
         await until(lambda: "good" in node.carried.ids)

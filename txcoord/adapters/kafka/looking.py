@@ -14,6 +14,7 @@ from aiokafka.structs import TopicPartition
 from .connection import KafkaConnection, close
 from .queue import KafkaQueueSettings, dead_letter_topic, poison_topic, wanted_topics
 from .tiers import Tiers
+from .topics import describe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -86,10 +87,10 @@ async def status(
     kinds = {poison_topic(settings.prefix): "poison", dead_letter_topic(settings.prefix): "dead-letter"}
     async with _open(connection.admin()) as admin, _open(connection.consumer()) as consumer:
         parts: dict[str, list[TopicPartition]] = {}
-        for found in await admin.describe_topics(names):
-            if errors.for_code(found["error_code"]) is errors.NoError:
-                at = [TopicPartition(found["topic"], p["partition"]) for p in found["partitions"]]
-                parts[found["topic"]] = at
+        for found in await describe(admin, set(names) & set(await admin.list_topics())):
+            parts[found["topic"]] = [
+                TopicPartition(found["topic"], p["partition"]) for p in found["partitions"]
+            ]
         every = [at for each in parts.values() for at in each]
         first = await consumer.beginning_offsets(every) if every else {}
         last = await consumer.end_offsets(every) if every else {}
@@ -128,10 +129,10 @@ async def poison(connection: KafkaConnection, prefix: str, limit: int) -> list[P
     """The records that could not be read, the last ``limit`` of them, oldest first. Raises KafkaError, OSError."""
     topic = poison_topic(prefix)
     async with _open(connection.admin()) as admin:
-        found = (await admin.describe_topics([topic]))[0]
-    if errors.for_code(found["error_code"]) is not errors.NoError:
+        found = await describe(admin, {topic} & set(await admin.list_topics()))
+    if not found:
         return []
-    at = [TopicPartition(topic, part["partition"]) for part in found["partitions"]]
+    at = [TopicPartition(topic, part["partition"]) for part in found[0]["partitions"]]
     async with _open(connection.consumer()) as consumer:
         consumer.assign(at)
         first, last = await consumer.beginning_offsets(at), await consumer.end_offsets(at)

@@ -13,7 +13,7 @@ from .connection import Health, KafkaConnection
 from .lanes import Carry, Lanes
 from .reading import Reader
 from .records import encode
-from .sending import Sender
+from .sending import MOST_BYTES, Sender
 from .tiers import Tiers
 from .topics import Topics, TopicSettings, WantedTopic
 
@@ -171,10 +171,12 @@ def wanted_topics(prefix: str, tiers_us: Sequence[int]) -> list[WantedTopic]:
         for name, delay in Tiers(prefix, tiers_us).delay_us.items()
     ]
     kept = {"cleanup.policy": "delete", "retention.ms": str(30 * _DAY_MS)}
+    # Whatever could be put on a retry topic goes there, with what is said of it.
+    roomy = {**kept, "max.message.bytes": str(2 * MOST_BYTES)}
     return [
         *retries,
-        WantedTopic(poison_topic(prefix), kept, 1),
-        WantedTopic(dead_letter_topic(prefix), kept),
+        WantedTopic(poison_topic(prefix), roomy, 1, needed=False),
+        WantedTopic(dead_letter_topic(prefix), kept, needed=False),
     ]
 
 

@@ -207,7 +207,8 @@ class Reader:
         self._sender.put(
             self._poison,
             record.key,
-            record.value,
+            # A record of nothing at all is refused.
+            b"" if record.key is None and record.value is None else record.value,
             self._now_us(),
             headers=[
                 *record.headers,

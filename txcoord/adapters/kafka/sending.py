@@ -9,12 +9,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from aiokafka.errors import KafkaError, KafkaTimeoutError
+from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 
+from ...observe import logs
 from .connection import Health, KafkaConnection, close
+
+log = logs.get("txcoord.kafka")
 
 Headers = Sequence[tuple[str, bytes]]
 
+MOST_BYTES: Final = 1024 * 1024
+"""What brokers take of a record, where nothing else is set."""
+_THE_RECORDS_OWN: Final = (MessageSizeTooLargeError, AssertionError, TypeError, ValueError)
+"""What one record is refused for, and no other."""
 _TOGETHER: Final = 500
 _AGAIN_S: Final = 1.0
 _FLUSH_S: Final = 2.0
@@ -95,6 +102,7 @@ class Sender:
             producer = self._connection.producer(
                 # One batch of a partition is filled at a time: room for what comes while one is on its way.
                 max_batch_size=256 * 1024,
+                max_request_size=2 * MOST_BYTES,
             )
             try:
                 async with asyncio.timeout(self._bound_s):
@@ -106,6 +114,9 @@ class Sender:
             except asyncio.CancelledError:
                 await self._flush(producer)
                 raise
+            except Exception as error:
+                log.exception("queue.sender_crashed")
+                self._health.trouble(error)
             finally:
                 await close(producer)
             await asyncio.sleep(_AGAIN_S)
@@ -131,13 +142,18 @@ class Sender:
                 self._waiting.popleft()
                 self._give_up(record, "the brokers do not answer")
                 continue
-            future = await producer.send(
-                record.topic,
-                record.value,
-                key=record.key,
-                timestamp_ms=-(-record.at_us // 1000),
-                headers=list(record.headers),
-            )
+            try:
+                future = await producer.send(
+                    record.topic,
+                    record.value,
+                    key=record.key,
+                    timestamp_ms=-(-record.at_us // 1000),
+                    headers=list(record.headers),
+                )
+            except _THE_RECORDS_OWN as error:
+                self._waiting.popleft()
+                self._give_up(record, error)
+                continue
             self._waiting.popleft()
             self._under_way.add(future)
             future.add_done_callback(partial(self._heard, record))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -39,6 +39,8 @@ class WantedTopic:
     configs: Mapping[str, str] = field(default_factory=dict)
     partitions: int = 0
     """0: as the settings say."""
+    needed: bool = True
+    """Can there be no work without it?"""
 
 
 class Topics:
@@ -61,8 +63,9 @@ class Topics:
         self._every_s = every_s
         self._made = made
         self._told: set[str] = set()
+        self._seen: set[str] = set()
         self.there = asyncio.Event()
-        """All were there when they were looked at for the first time."""
+        """Those that are needed have been seen."""
 
     async def run(self) -> None:
         """Look, until it is cancelled."""
@@ -74,35 +77,37 @@ class Topics:
                         if admin is None:
                             admin = self._connection.admin()
                             await admin.start()
-                        missing = await self._missing(admin)
-                        if missing:
-                            await self._make(admin, missing)
+                        await self._look(admin)
                 except (KafkaError, OSError, TimeoutError) as error:
                     self._health.trouble(error)
                     await close(admin)
                     admin = None
                 else:
                     self._health.fine()
-                    if missing and self.there.is_set():
-                        log.warning("queue.topics_made_again", topics=missing)
-                        self._made(missing)
-                    self.there.set()
                 await asyncio.sleep(self._every_s if admin is not None else 1.0)
         finally:
             if admin is not None:
                 await close(admin)
 
-    async def _missing(self, admin: Any) -> list[str]:
-        missing = []
-        for topic in await admin.describe_topics(list(self._wanted)):
-            name, error = topic["topic"], errors.for_code(topic["error_code"])
-            if error is errors.UnknownTopicOrPartitionError:
-                missing.append(name)
-            elif error is errors.NoError:
-                self._compare(name, len(topic["partitions"]))
-            elif error is not errors.LeaderNotAvailableError:
-                raise error(name)
-        return missing
+    async def _look(self, admin: Any) -> None:
+        # Asked for by name, some brokers would make them, in their own way.
+        there = self._wanted.keys() & set(await admin.list_topics())
+        missing = sorted(self._wanted.keys() - there)
+        for topic in await describe(admin, there):
+            self._compare(topic["topic"], len(topic["partitions"]))
+        try:
+            if missing:
+                await self._make(admin, missing)
+        finally:
+            # One that is not needed, and cannot be made, holds nothing up.
+            if all(self._wanted[name].needed is False for name in missing):
+                self.there.set()
+        again = [name for name in missing if name in self._seen]
+        if again:
+            log.warning("queue.topics_made_again", topics=again)
+            self._made(again)
+        self._seen |= self._wanted.keys()
+        self.there.set()
 
     def _compare(self, name: str, partitions: int) -> None:
         """One that somebody else has made is taken as it is."""
@@ -133,3 +138,17 @@ class Topics:
             # Another node may have been quicker.
             if error not in (errors.NoError, errors.TopicAlreadyExistsError):
                 raise error(f"topic {name} cannot be made: {text[0] if text and text[0] else error.__name__}")
+
+
+async def describe(admin: Any, names: Collection[str]) -> list[Any]:
+    """Topics that are there, with their partitions. Raises KafkaError."""
+    if not names:
+        return []
+    found = []
+    for topic in await admin.describe_topics(sorted(names)):
+        error = errors.for_code(topic["error_code"])
+        if error is errors.NoError:
+            found.append(topic)
+        elif error not in (errors.UnknownTopicOrPartitionError, errors.LeaderNotAvailableError):
+            raise error(topic["topic"])
+    return found
