@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from aiokafka.admin import NewTopic
+
 from tests.support.kafka_queue import (
     committed,
     connection_to,
@@ -14,6 +16,7 @@ from tests.support.kafka_queue import (
     until_committed,
 )
 from tests.support.kafka_server import KafkaServer
+from txcoord.adapters.kafka import TopicSettings
 
 
 async def test_never_early_whatever_the_delay_and_no_later_than_its_tier(kafka: KafkaServer) -> None:
@@ -122,6 +125,27 @@ async def test_poison_is_kept_and_holds_up_nothing(kafka: KafkaServer) -> None:
     headers = dict(kept[1].headers)
     assert headers["txcoord-topic"] == topic.encode()
     assert b"version 99" in headers["txcoord-reason"]
+
+
+async def test_poison_is_not_consumed_while_its_topic_is_away(kafka: KafkaServer) -> None:
+    settings = new_settings(look_s=3600, topics=TopicSettings(partitions=1))
+    topic, poison = f"{settings.prefix}.retry.200ms", f"{settings.prefix}.poison"
+    async with queue_node(kafka, settings) as node:
+        await node.queue._topics.there.wait()
+        admin, producer = connection_to(kafka).admin(), connection_to(kafka).producer()
+        await admin.start()
+        await admin.delete_topics([poison])
+        await producer.start()
+        await producer.send_and_wait(topic, b"garbage")
+        await producer.stop()
+        for n in range(3):  # one after the other: nobody waits for the topic that is away
+            node.put(f"tx{n}", 0.2)
+            await until(lambda n=n: f"tx{n}" in node.carried.ids, 8)
+        assert await committed(kafka, settings) == 0
+        await admin.create_topics([NewTopic(poison, 1, 1)])
+        await admin.close()
+        await until_committed(kafka, settings, 4)
+    assert [record.value for record in await records_of(kafka, poison)] == [b"garbage"]
 
 
 async def test_deleted_topics_are_made_again_and_nothing_more_is_lost(kafka: KafkaServer) -> None:

@@ -55,7 +55,10 @@ class KafkaQueue:
         self._spawn = spawn
         self._tiers = Tiers(settings.prefix, settings.tiers_us)
         self._sending = Health("send", monotonic=time.monotonic)
-        self._sender = Sender(connection, self._sending, monotonic=time.monotonic, bound_s=settings.send_s)
+        topics = (*self._tiers.delay_us, poison_topic(settings.prefix))
+        self._sender = Sender(
+            connection, topics, self._sending, monotonic=time.monotonic, bound_s=settings.send_s
+        )
         self._lanes = Lanes(spawn, batch=settings.batch, width=settings.width)
         self._reader = Reader(
             connection,

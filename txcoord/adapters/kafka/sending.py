@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -25,6 +25,7 @@ _THE_RECORDS_OWN: Final = (MessageSizeTooLargeError, AssertionError, TypeError, 
 _TOGETHER: Final = 500
 _AGAIN_S: Final = 1.0
 _FLUSH_S: Final = 2.0
+_LOOK_S: Final = 0.25
 
 
 @dataclass(slots=True)
@@ -57,6 +58,7 @@ class Sender:
     def __init__(
         self,
         connection: KafkaConnection,
+        topics: Collection[str],
         health: Health,
         *,
         monotonic: Callable[[], float],
@@ -64,6 +66,7 @@ class Sender:
         keep: int = 100_000,
     ) -> None:
         self._connection = connection
+        self._topics = set(topics)
         self._health = health
         self._monotonic = monotonic
         self._bound_s = bound_s
@@ -107,6 +110,7 @@ class Sender:
             try:
                 async with asyncio.timeout(self._bound_s):
                     await producer.start()
+                    await producer.client.set_topics(self._topics)
                 await self._send_all(producer)
             except (KafkaError, OSError, TimeoutError) as error:
                 self._health.trouble(error)
@@ -136,11 +140,19 @@ class Sender:
                 self._expire("the brokers do not answer")
 
     async def _send_some(self, producer: Any) -> None:
-        for _ in range(min(len(self._waiting), _TOGETHER)):
+        away = 0
+        count = min(len(self._waiting), _TOGETHER)
+        for _ in range(count):
             record = self._waiting[0]
             if record.until < self._monotonic():
                 self._waiting.popleft()
-                self._give_up(record, "the brokers do not answer")
+                self._give_up(record, f"topic {record.topic}: the brokers do not answer")
+                continue
+            if producer.client.cluster.partitions_for_topic(record.topic) is None:
+                # Its topic is not there. The producer would wait for it, with all others behind it.
+                producer.client.add_topic(record.topic)
+                self._waiting.rotate(-1)
+                away += 1
                 continue
             try:
                 future = await producer.send(
@@ -157,6 +169,10 @@ class Sender:
             self._waiting.popleft()
             self._under_way.add(future)
             future.add_done_callback(partial(self._heard, record))
+        if away:
+            producer.client.force_metadata_update()
+            if away == count:
+                await asyncio.sleep(_LOOK_S)
 
     def _heard(self, record: _Record, future: asyncio.Future[Any]) -> None:
         self._under_way.discard(future)
