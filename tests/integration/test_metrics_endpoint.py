@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.http_api import http_node
+from tests.support.node import new_tx, xa
+from txcoord.core.events import Commit
 from txcoord.observe import metrics
 
 
@@ -38,5 +41,11 @@ async def test_prometheus_can_read_it(tmp_path: Path) -> None:
         assert found["txcoord_log_flush_seconds_count"].value >= 1
         info = found["txcoord_node_info"].labels
         assert (info["node"], info["role"]) == (node.settings.node_name, "coordinator")
+        gone = new_tx(node.clock)
+        await node.coordinator.commit(Commit(replace(gone, branches=(xa(gone, "1", "gone"),)), begun=False))
+        while 'txcoord_backlog{target="gone"} 1.0' not in (text := (await http.get("/metrics")).text):
+            await node.log.settle()
+            await node.observed.ask()
+        assert "txcoord_phase_two 1.0" in text
         assert (await http.get("/")).status_code == 404
         assert (await http.post("/metrics")).status_code == 405

@@ -59,16 +59,23 @@ class Observed:
         if server is not None:
             await server.stop()
 
+    async def ask(self) -> None:
+        """Ask the log, once. Never raises."""
+        try:
+            backlog = await self._log.backlog()
+            self.metrics.figures = await self._log.figures()
+        except LogUnavailable:
+            self.metrics.figures = None
+        except Exception:
+            log.exception("metrics.not_asked")
+            self.metrics.figures = None
+        else:
+            self.metrics.backlog = {target: (b.count, b.oldest_due_us) for target, b in backlog.items()}
+
     async def _keep_asking(self) -> None:
-        """Ask the log now and then, for ever: whoever reads the figures must not wait for it."""
+        """Now and then, for ever: whoever reads the figures must not wait for the log."""
         while True:
-            try:
-                self.metrics.figures = await self._log.figures()
-            except LogUnavailable:
-                self.metrics.figures = None
-            except Exception:
-                log.exception("metrics.not_asked")
-                self.metrics.figures = None
+            await self.ask()
             await asyncio.sleep(_EVERY_S)
 
 
