@@ -15,6 +15,7 @@ from txcoord.core.action import Answer, AnswerKind, Op, Retry
 from txcoord.core.events import Answered, Operate
 from txcoord.core.handing import first_due
 from txcoord.core.model import Audit, BranchState, Decision, Tx, TxState
+from txcoord.engine.gate import GateSettings
 from txcoord.engine.live import WaitLevel
 from txcoord.ports import Due, LogUnavailable
 
@@ -334,7 +335,8 @@ def test_a_running_plan_is_never_handed_off() -> None:
 def test_a_thousand_that_wait_are_not_live_and_all_end() -> None:
     async def main() -> None:
         async with a_place() as place:
-            node = await place.node()
+            # Each is called, though its target has not answered any.
+            node = await place.node(gate=GateSettings(enough=10_000))
             place.participants.script["1", Op.CONFIRM] = [FAILED] * 1000
             txs = [await tried(node, place.tx(), tcc("1", retry=seconds(30.0, 30.0))) for _ in range(1000)]
             await eventually(lambda: not node.coordinator.live)
