@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tests.support.acceptance import eventually
-from tests.support.acceptance_wire import refused
+from tests.support.acceptance_wire import Wire, refused
 from tests.support.databases import Databases
 from tests.support.redis_fleet import Fleet, fleet_on
 from tests.support.redis_server import RedisServer
@@ -23,6 +23,7 @@ from txcoord.testing.postgres import PostgresServer
 from txcoord.wiring import Node
 from txcoord_client import Coordinator, Participant, Rejected, Saga, State, saga
 from txcoord_client import sync as sync_client
+from txcoord_client._pb import admin_pb2, admin_pb2_grpc
 from txcoord_client._pb import coordinator_pb2 as pb
 
 
@@ -92,7 +93,7 @@ async def done(coord: Coordinator, order: str) -> None:
 
 async def test_by_name_and_another_one_where_one_is_gone(tmp_path: Path, stock: Stock) -> None:
     async with alone(tmp_path) as fleet:
-        node, _ = await fleet.node("n1", redis=False, backoff={"first": "20ms", "cap": "100ms"})
+        node, wire = await fleet.node("n1", redis=False, backoff={"first": "20ms", "cap": "100ms"})
         async with Coordinator(node.address) as coord:
             with pytest.raises(Rejected, match="stock"):
                 await coord.submit(plan(), data={"order": "0"})
@@ -109,6 +110,11 @@ async def test_by_name_and_another_one_where_one_is_gone(tmp_path: Path, stock: 
                     assert {name for name, order in stock.packed if order[0] == "b"} == {"other"}
                 assert node._shared is not None
                 assert [i.version for i, _ in node._shared.registry.instances()] == ["1.2"]
+                (listed,) = (await admin(wire).ListTargets(admin_pb2.ListTargetsRequest())).targets
+                assert (listed.name, [(i.address, i.version) for i in listed.instances]) == (
+                    "stock",
+                    [(at_one, "1.2")],
+                )
             assert node._shared.registry.instances() == []
             assert sorted(order for _, order in stock.packed) == [f"{x}{n}" for x in "ab" for n in range(4)]
 
@@ -172,6 +178,10 @@ async def test_the_settings_win(tmp_path: Path, stock: Stock) -> None:
             for number in range(3):
                 await done(coord, f"{number}")
         assert {name for name, _ in stock.packed} == {"one"}
+
+
+def admin(wire: Wire) -> Any:
+    return admin_pb2_grpc.AdminServiceStub(wire.channel)
 
 
 async def _known(node: Node) -> bool:

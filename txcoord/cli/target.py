@@ -29,7 +29,8 @@ def list_(
 ) -> None:
     """List the participants that this coordinator calls, those in trouble first.
 
-    BACKLOG: branches that wait, in the whole log. IN FLIGHT: calls of this coordinator.
+    BACKLOG: branches that wait, in the whole log. IN FLIGHT: calls of this coordinator. LIVE: instances that have
+    registered themselves, of those that are known; --json names them.
     """
     from txcoord_client._pb import admin_pb2 as pb
 
@@ -57,12 +58,14 @@ def list_(
             str(t.backlog),
             console.since(t.oldest_due_us, now_us) or "-",
             _limits(t),
+            _live(t, now_us),
             t.message or "-",
         )
         for t in found
     ]
     console.table(
-        ("TARGET", "STATE", "IN FLIGHT", "BACKLOG", "OLDEST DUE", "LIMITS", "WHY, OR LAST ERROR"), rows
+        ("TARGET", "STATE", "IN FLIGHT", "BACKLOG", "OLDEST DUE", "LIMITS", "LIVE", "WHY, OR LAST ERROR"),
+        rows,
     )
 
 
@@ -165,6 +168,12 @@ def _limits(target: Any, none: str = "-") -> str:
     return ", ".join(said) or none
 
 
+def _live(target: Any, now_us: int) -> str:
+    if not target.instances:
+        return "-"
+    return f"{sum(one.expires_us > now_us for one in target.instances)} of {len(target.instances)}"
+
+
 def _as_dict(target: Any) -> dict[str, Any]:
     return {
         "name": target.name,
@@ -176,6 +185,15 @@ def _as_dict(target: Any) -> dict[str, Any]:
         "rate_per_s": target.limits.rate_per_s,
         "at_once": target.limits.max_in_flight,
         "message": target.message,
+        "instances": [
+            {
+                "instance": one.instance,
+                "address": one.address,
+                "version": one.version,
+                "live_until": console.moment(one.expires_us),
+            }
+            for one in target.instances
+        ],
     }
 
 

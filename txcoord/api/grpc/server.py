@@ -92,7 +92,7 @@ class GrpcServer:
             operations,
             resources,
             now_us=now_us,
-            targets=TargetDesk(coordinator, targets, now_us),
+            targets=TargetDesk(coordinator, targets, now_us, registry),
             fleet=fleet,
             replayer=replayer,
             look=look,

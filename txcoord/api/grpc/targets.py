@@ -16,7 +16,7 @@ from ...core.targets import Target, is_name
 from ...core.words import storable
 from ...engine.coordinator import Coordinator
 from ...engine.gate import TargetSeen
-from ...ports import Backlog, TargetRules
+from ...ports import Backlog, Registry, TargetRules
 from .mapping import bad
 
 _PAGE = 100
@@ -32,7 +32,14 @@ _STATES = {
 class TargetDesk:
     """Lists targets and changes their rules."""
 
-    def __init__(self, coordinator: Coordinator, rules: TargetRules, now_us: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        rules: TargetRules,
+        now_us: Callable[[], int],
+        registry: Registry | None = None,
+    ) -> None:
+        self._registry = registry
         self._c = coordinator
         self._rules = rules
         self._now_us = now_us
@@ -43,8 +50,11 @@ class TargetDesk:
             raise bad(reasons.NOT_SUPPORTED, "targets are listed without a filter", "UNIMPLEMENTED")
         await self._c.log.settle()
         seen, backlog = self._seen(await self._rules.all()), await self._backlog()
-        names = {*seen, *backlog} - self._c.finishers.keys()
+        live = self._instances(request.namespace or "default")
+        names = {*seen, *backlog, *live} - self._c.finishers.keys()
         found = [self._target(name, seen.get(name), backlog.get(name)) for name in names]
+        for target in found:
+            target.instances.extend(live.get(target.name, ()))
         found.sort(key=lambda t: (_STATES[t.state], -t.backlog, t.name))
         start = int(request.page_token) if request.page_token.isdecimal() else 0
         size = min(request.page_size or _PAGE, 1_000)
@@ -121,6 +131,18 @@ class TargetDesk:
         # Here it holds from now on; other nodes look once a second.
         self._c.gate.rules_are([rule for rule in await self._rules.all() if rule.target != name] + [after])
         return self._target(name, self._of(name), (await self._backlog()).get(name))
+
+    def _instances(self, namespace: str) -> dict[str, list[pb.TargetInstance]]:
+        """Those that have registered themselves, by participant."""
+        found: dict[str, list[pb.TargetInstance]] = {}
+        for one, until_us in self._registry.instances() if self._registry is not None else ():
+            if one.namespace == namespace:
+                found.setdefault(one.participant, []).append(
+                    pb.TargetInstance(
+                        instance=one.instance, address=one.address, version=one.version, expires_us=until_us
+                    )
+                )
+        return found
 
     def _of(self, name: str) -> TargetSeen:
         return self._c.gate.seen().get(name) or TargetSeen(name, self._c.gate.rule(name))
