@@ -96,12 +96,17 @@ class RedisLink:
             if now < self._next:
                 raise SharedLost("Redis is away")
             self._next = now + _AGAIN_S
+        before = cancelled()
         try:
             async with asyncio.timeout(self.timeout_s):
                 result = await command()
         except TROUBLE as error:
+            if cancelled() > before:
+                raise asyncio.CancelledError from error
             self.lost(error)
             raise SharedLost(f"Redis is away: {told(error)}") from error
+        if cancelled() > before:
+            raise asyncio.CancelledError
         self._well()
         return result
 
@@ -129,6 +134,12 @@ class RedisLink:
                     await client.aclose(close_connection_pool=True)
             except TROUBLE:
                 continue  # It is away: there is nothing to take leave of.
+
+
+def cancelled() -> int:
+    """How often this task was told to end. The client may swallow that while it connects or disconnects."""
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
 
 
 def told(error: BaseException) -> str:

@@ -34,6 +34,7 @@ class RedisWakeups:
         self._news: dict[str, dict[str, None]] = {}
         self._some = asyncio.Event()
         self._tasks: list[Task] = []
+        self._stopped = False
         self.subscribed = asyncio.Event()
         """Set while others are heard."""
 
@@ -46,6 +47,8 @@ class RedisWakeups:
 
     def stop(self) -> None:
         """Tell and hear nothing more."""
+        self._stopped = True
+        self._some.set()
         for task in self._tasks:
             task.cancel()
 
@@ -61,7 +64,7 @@ class RedisWakeups:
             self._some.set()
 
     async def _publish(self) -> None:
-        while True:
+        while not self._stopped:
             await self._some.wait()
             self._some.clear()
             news, self._news = self._news, {}
@@ -74,14 +77,14 @@ class RedisWakeups:
 
     async def _listen(self) -> None:
         said = False
-        while True:
+        while not self._stopped:
             try:
                 async with self._link.listening.pubsub(ignore_subscribe_messages=True) as subscription:
                     await subscription.subscribe(self._channel)
                     self.subscribed.set()
                     said = False
                     # A time-out shorter than the checks of its health: a connection that is dead is found so.
-                    while True:
+                    while not self._stopped:
                         message = await subscription.get_message(timeout=2.0)
                         if message is not None:
                             self._heard(message["data"])
