@@ -19,7 +19,7 @@ log = logs.get("txcoord.kafka")
 
 REQUEST_S: Final = 15.0
 """Of one request. Longer than a group's session, since joining one waits for its other members."""
-_CLOSE_S = 3.0
+_CLOSE_S = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +83,30 @@ def quiet() -> None:
 async def close(client: Any) -> None:
     """Close a consumer, producer or admin client, whatever state it is in; within a few seconds."""
     end = client.close if hasattr(client, "close") else client.stop
+    inner = getattr(client, "_client", None) or client.client
+    parts = [inner, *(getattr(client, name, None) for name in ("_sender", "_coordinator", "_fetcher"))]
+    tasks = {task for part in parts if part is not None for task in _tasks_of(part)}
     with contextlib.suppress(Exception):
         async with asyncio.timeout(_CLOSE_S):
+            if hasattr(client, "flush"):
+                # A producer's own end waits for what it cannot send, and cannot be cancelled.
+                await client.flush()
             await end()
-            return
-    # It waits for brokers that are away: leave them alone.
-    for part in ("_sender", "_coordinator", "_fetcher"):
-        inner = getattr(client, part, None)
-        if inner is not None:
-            with contextlib.suppress(Exception, asyncio.CancelledError):
-                async with asyncio.timeout(_CLOSE_S):
-                    await inner.close()
+    client._closed = True
+    # It waits for brokers that are away, and would for ever; and some of it forgets that it was cancelled.
+    for _ in range(3):
+        tasks = {task for task in tasks if not task.done()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_CLOSE_S / 3)
     with contextlib.suppress(Exception):
         async with asyncio.timeout(_CLOSE_S):
-            await (getattr(client, "_client", None) or client.client).close()
+            await inner.close()
+
+
+def _tasks_of(part: Any) -> list[asyncio.Task[Any]]:
+    return [value for value in vars(part).values() if isinstance(value, asyncio.Task)]
 
 
 class Health:
@@ -128,7 +138,7 @@ class Health:
         self._said = now
         more = {"dropped": self.dropped - self._told} if self.dropped > self._told else {}
         self._told = self.dropped
-        text = str(reason) or type(reason).__name__
+        text = str(reason) or ("no answer" if isinstance(reason, TimeoutError) else type(reason).__name__)
         log.warning("queue.unavailable", part=self._part, reason=text[:300], **more)
 
     def fine(self) -> None:

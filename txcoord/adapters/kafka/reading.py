@@ -34,6 +34,8 @@ _LOW: Final = 200
 """More of a partition is read when fewer wait here."""
 _COMMIT_S: Final = 0.5
 _PATIENCE_S: Final = 5.0
+_LAST_S: Final = 1.0
+"""For what is said at the end."""
 _JOIN_S: Final = 60.0
 _AGAIN_S: Final = 1.0
 
@@ -153,7 +155,7 @@ class Reader:
             self._consumer = None
             if committing is not None:
                 committing.cancel()
-            await self._commit(consumer)
+            await self._commit(consumer, _LAST_S)
             self._drop()
             await close(consumer)
 
@@ -308,13 +310,13 @@ class Reader:
             if self._consumer is not None:
                 await self._commit(self._consumer)
 
-    async def _commit(self, consumer: Any) -> None:
+    async def _commit(self, consumer: Any, patience_s: float = _PATIENCE_S) -> None:
         parts = [part for part in self._partitions.values() if part.mark > max(part.committed, 0)]
         if not parts:
             return
         marks = {part.at: part.mark for part in parts}
         try:
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(patience_s):
                 await consumer.commit({at: OffsetAndMetadata(mark, "") for at, mark in marks.items()})
         except (CommitFailedError, IllegalStateError):
             return  # They are somebody else's by now.

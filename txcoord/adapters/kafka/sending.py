@@ -24,7 +24,7 @@ _THE_RECORDS_OWN: Final = (MessageSizeTooLargeError, AssertionError, TypeError, 
 """What one record is refused for, and no other."""
 _TOGETHER: Final = 500
 _AGAIN_S: Final = 1.0
-_FLUSH_S: Final = 2.0
+_FLUSH_S: Final = 1.0
 _LOOK_S: Final = 0.25
 
 
@@ -200,4 +200,4 @@ class Sender:
                     await self._send_some(producer)
                 await producer.flush()
         except (KafkaError, OSError, TimeoutError) as error:
-            self._health.trouble(error, dropped=len(self._waiting))
+            self._health.trouble(error, dropped=self.depth)
