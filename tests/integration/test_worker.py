@@ -77,6 +77,11 @@ def say(env: dict[str, str], *arguments: str) -> Result:
     return CliRunner().invoke(app, arguments, env={**dict.fromkeys(os.environ), **clean_environment(env)})
 
 
+def objects(said: Result) -> list[Any]:
+    """What a command printed as JSON. Nodes of this process may log between its lines."""
+    return [json.loads(line) for line in said.stdout.splitlines() if line.startswith("{")]
+
+
 @pytest.mark.timeout(120)
 async def test_a_worker_carries_out_what_was_handed_off_and_nothing_is_lost_with_the_topics(
     kafka: KafkaServer, pg18: PostgresServer, new_database: Databases, tmp_path: Path
@@ -113,7 +118,7 @@ async def test_a_worker_carries_out_what_was_handed_off_and_nothing_is_lost_with
                     assert outcome["outcome"]["state"] == "STATE_COMMITTED"
             there = ("--address", node.address)
             listed = await asyncio.to_thread(say, {}, "node", "list", "--json", *there)
-            roles = {n["name"]: n["role"] for n in map(json.loads, listed.stdout.splitlines())}
+            roles = {n["name"]: n["role"] for n in objects(listed)}
             assert roles == {"two": "coordinator", "one": "worker"}
             order = ("node", "drain", "one", "--reason", "new disk", "--yes", *there)
             assert "one: takes nothing new" in (await asyncio.to_thread(say, {}, *order)).stdout
@@ -139,7 +144,7 @@ async def test_poison_is_shown(kafka: KafkaServer) -> None:
         await until(lambda: node.queue.poisoned == 1)
         await until(lambda: node.queue.depth()["sending"] == 0)
 
-    (found,) = [json.loads((await asyncio.to_thread(say, env, "queue", "poison", "--json")).stdout)]
+    (found,) = objects(await asyncio.to_thread(say, env, "queue", "poison", "--json"))
     assert (found["topic"], found["reason"]) == ("shown.retry.200ms", "no JSON")
     assert base64.b64decode(found["value_base64"]) == b"\xffgarbage"
     shown = (await asyncio.to_thread(say, env, "queue", "poison")).stdout
