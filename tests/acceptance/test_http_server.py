@@ -115,7 +115,7 @@ WRONG: dict[str, tuple[str, str, dict[str, str], bytes, int, str]] = {
         "POST",
         "/v1/plans",
         {"Content-Type": "application/json"},
-        b'{"gid": "p", "branches": [{"id": "1", "kind": "KIND_MESSAGE"}]}',
+        b'{"gid": "p", "branches": [{"id": "1", "kind": "KIND_XA"}]}',
         501,
         "NOT_SUPPORTED",
     ),

@@ -24,6 +24,7 @@ from txcoord.testing.postgres import PostgresServer
 from txcoord_client import Aborted, Attached, Coordinator, Rejected, UnknownResource
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client._pb import coordinator_pb2 as pb
+from txcoord_client.protocol import marker, postgresql
 
 
 @pytest.fixture(scope="module")
@@ -270,6 +271,40 @@ async def test_one_that_nobody_could_ask_about_is_refused_at_its_start(mail: Mai
         async with mail.coord.local(engine, resource="elsewhere"):
             pytest.fail("it began")
     await engine.dispose()
+
+
+@pytest.mark.parametrize("submitted", [True, False], ids=["submitted", "asked about"])
+async def test_by_the_wire_itself(mail: Mail, shared: Site, submitted: bool) -> None:
+    """As a sender in another language does it: prepare, the local transaction with its marker, submit."""
+    body = new_gid()
+    async with wire_to(shared.address) as wire:
+        tx = wire.tx(seconds=30 if submitted else 1)
+        part = c.DeliveryPart(
+            target=mail.shop.address, operation="stock.told", payload=f'{{"body": "{body}"}}'.encode()
+        )
+        prepare = pb.PrepareMessageRequest(
+            tx_id=tx.tx_id,
+            deadline_us=tx.deadline_us,
+            branches=[c.Branch(id="1", kind=c.KIND_MESSAGE, delivery=part)],
+            check=pb.MessageCheck(resource="accounts"),
+        )
+        for _ in range(2):
+            assert (await wire.call("PrepareMessage", prepare)).outcome.state == c.STATE_ACTIVE
+        limit_us = tx.deadline_us + wire.hello.limits.grace_us
+        insert = postgresql.insert_marker(tx.tx_id, marker.ONE_BRANCH, marker.ONE, limit_us)
+        shared.accounts.sql(f"BEGIN; INSERT INTO note VALUES ('{body}'); {insert}; COMMIT")
+        submit = pb.SubmitMessageRequest(
+            tx_id=tx.tx_id, deadline_us=tx.deadline_us, wait=c.WAIT_LEVEL_DELIVERED
+        )
+        for _ in range(2 if submitted else 0):
+            outcome = (await wire.call("SubmitMessage", submit)).outcome
+            assert (outcome.state, outcome.delivered) == (c.STATE_COMMITTED, True)
+        await eventually(lambda: mail.came(body) == (1, 0))
+        prepare.check.target = "grpc://shop:1"
+        with refused("UNIMPLEMENTED", "NOT_SUPPORTED"):
+            await wire.call("PrepareMessage", prepare)
+        with refused("NOT_FOUND", "NOT_FOUND"):
+            await wire.call("SubmitMessage", pb.SubmitMessageRequest(tx_id=wire.tx().tx_id))
 
 
 async def test_what_is_not_carried_out_is_refused_at_the_edge(mail: Mail, shared: Site) -> None:

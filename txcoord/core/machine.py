@@ -293,7 +293,12 @@ def _commit(tx: Tx | None, event: Commit, now_us: int, windows: Windows) -> Verd
     for b in asked.branches:
         if only_named(b) and (tx is None or tx.branch(b.id) is None):
             if not lost:
-                text = f"branch {b.id}: a {b.kind} branch is enlisted before anything is done for it"
+                what = (
+                    "says where it goes"
+                    if b.kind.is_delivery
+                    else "is enlisted before anything is done for it"
+                )
+                text = f"branch {b.id}: a {b.kind} branch {what}"
                 return refuse(base, "INVALID_ARGUMENT", "BAD_BRANCH", text)
             base = replace(base, branches=tuple(x for x in base.branches if x.id != b.id))
     if now_us > asked.deadline_us:

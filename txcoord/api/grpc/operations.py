@@ -7,7 +7,7 @@ from typing import Any
 
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client._pb import coordinator_pb2 as pb
-from txcoord_client.protocol import identifiers, reasons
+from txcoord_client.protocol import identifiers, marker, reasons
 
 from ... import __version__
 from ...core.branches import filled, is_called
@@ -70,6 +70,8 @@ class Operations:
             "wait": self._waits.wait,
             "get": self.get,
             "submit": self.submit,
+            "prepare_message": self.prepare_message,
+            "submit_message": self.submit_message,
         }
 
     def leave(self) -> None:
@@ -202,6 +204,42 @@ class Operations:
         done = await self._waited(done, request.wait, request.wait_us, most_s)
         out = mapping.outcome(done, pending=not reached(done, LEVEL[request.wait]), named=True)
         return pb.SubmitResponse(outcome=out)
+
+    async def prepare_message(
+        self, request: pb.PrepareMessageRequest, namespace: str, most_s: float
+    ) -> pb.PrepareMessageResponse:
+        """Make messages durable that leave when the sender's local transaction has committed."""
+        check = request.check
+        if check.target or not check.resource:
+            text = "check.resource names the database that is asked: this version asks no services"
+            raise bad(reasons.NOT_SUPPORTED, text, "UNIMPLEMENTED")
+        if check.branch not in ("", marker.ONE_BRANCH):
+            text = f"check.branch: the marker's key is op {marker.ONE!r}, branch {marker.ONE_BRANCH!r}"
+            raise bad(reasons.BAD_BRANCH, text)
+        tx = self._read.tx(namespace, request.tx_id, request.gid, request.deadline_us, request.spec)
+        branches = self._read.branches(request.tx_id, request.deadline_us, request.branches)
+        if not branches or not all(b.kind.is_delivery and b.action is not None for b in branches):
+            raise bad(reasons.BAD_BRANCH, "messages and notifications are needed here, and nothing else")
+        tx = replace(tx, one_phase_resource=self._read.resource(check.resource))
+        branches += self._read.callbacks(request.spec, request.branches)
+        done = await self._c.enlist(Enlist(tx, branches), begun=False)
+        return pb.PrepareMessageResponse(outcome=mapping.outcome(done))
+
+    async def submit_message(
+        self, request: pb.SubmitMessageRequest, namespace: str, most_s: float
+    ) -> pb.SubmitMessageResponse:
+        """The sender's local transaction has committed, with its marker."""
+        row = await self.find(namespace, request.tx_id, request.gid)
+        if not row.one_phase_resource or not all(b.kind.is_delivery for b in row.branches):
+            raise bad(
+                reasons.NOT_SUPPORTED, "only what was prepared by PrepareMessage", "FAILED_PRECONDITION"
+            )
+        tx = self._read.tx(
+            namespace, row.tx_id, row.gid, row.deadline_us, None, result=request.result, may_have_none=True
+        )
+        done = await self._c.one_phase_done(OnePhaseDone(tx)) if row.decision is None else row
+        done = await self._waited(done, request.wait, request.wait_us, most_s)
+        return pb.SubmitMessageResponse(outcome=self._outcome(done, request.wait))
 
     async def vote(self, request: pb.VoteRequest, namespace: str, most_s: float) -> pb.VoteResponse:
         """Report votes: an enlist of what is known already, with its vote."""

@@ -80,6 +80,12 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
     async def Submit(self, request: pb.SubmitRequest, context: Any) -> Any:
         return await self._unary("submit", request, context)
 
+    async def PrepareMessage(self, request: pb.PrepareMessageRequest, context: Any) -> Any:
+        return await self._unary("prepare_message", request, context)
+
+    async def SubmitMessage(self, request: pb.SubmitMessageRequest, context: Any) -> Any:
+        return await self._unary("submit_message", request, context)
+
     async def Rollback(self, request: pb.RollbackRequest, context: Any) -> Any:
         return await self._unary("rollback", request, context)
 
