@@ -5,15 +5,18 @@ any other one, and taken by participants on either."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session
 
+import txcoord_client.sync as sync
 from tests.acceptance.mariadb.conftest import site_on
 from tests.support.acceptance import INSERT, Db, Site, eventually, new_gid
 from tests.support.acceptance_participants import Shop, fail, refuse, shop_on
@@ -260,6 +263,33 @@ async def test_a_connection_of_ones_own_by_one_call(mail: Mail, database: str) -
         await connection.commit()
     assert (await tx.settle()).committed
     await eventually(lambda: mail.came(body) == (1, 0))
+
+
+async def test_from_threads(mail: Mail, shared: Site) -> None:
+    bodies = [new_gid() for _ in range(3)]
+
+    def work() -> None:
+        engine = create_engine(shared.accounts.url.replace("+asyncpg", "+psycopg"))
+        places = {"stock": mail.shop.address}
+        with sync.Coordinator(shared.address, resources={"accounts": engine}, participants=places) as coord:
+            with coord.local(engine, wait="delivered") as tx:
+                tx.db.execute(text(INSERT), {"body": bodies[0]})
+                tx.message("stock", {"body": bodies[0]}, operation="stock.told")
+            with Session(engine) as session:
+                for body in bodies[1:]:
+                    session.execute(text(INSERT), {"body": body})
+                    with coord.attach(session) as attached:
+                        attached.message("stock", {"body": body}, operation="stock.told")
+                    if body == bodies[1]:
+                        session.commit()
+                session.rollback()
+        engine.dispose()
+
+    await asyncio.to_thread(work)
+    assert mail.came(bodies[0]) == (1, 0)
+    await eventually(lambda: mail.came(bodies[1]) == (1, 0))
+    assert [shared.accounts.count(body) for body in bodies] == [1, 1, 0]
+    assert mail.came(bodies[2]) == (0, 0)
 
 
 async def test_one_that_nobody_could_ask_about_is_refused_at_its_start(mail: Mail) -> None:
