@@ -32,7 +32,7 @@ from txcoord.wiring.node import Node
 
 from .log import new_log
 from .loop import Process
-from .queue import called, queue_of
+from .queue import called, queue_of, watch_claims
 from .settings import (
     BACKOFF,
     GATE,
@@ -145,6 +145,7 @@ class SimNode:
             clock.observe(await log.now_us())
             finishers = {d.name: self._finisher(d) for d in world.databases.values()}
             caller = _Caller(world, self.name, identity.log_id)
+            watch_claims(world, process, log)
             queue = queue_of(world, process, clock, tasks.spawn)
             coordinator = Coordinator(
                 log,

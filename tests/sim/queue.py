@@ -30,6 +30,8 @@ class Broker:
         self.consumers: dict[Process, Carry] = {}
         self.carried: dict[tuple[str, int], list[Process]] = {}
         """Who is at a record, by tx id and epoch."""
+        self.claimed: set[tuple[str, int, Process]] = set()
+        """Which records have made somebody's claim good."""
         self.records = 0
         self.lost = 0
         self._rng = world.rng("queue")
@@ -117,12 +119,24 @@ class Watched:
             for one in due:
                 by = carried[one.tx_id, one.epoch]
                 by.remove(self._process)
-                if not any(
-                    process.alive for process in by
-                ):  # Else it came twice, and the other one is not consumed.
+                # Else it was overtaken, perhaps by the sweep; or it came twice, and the other one is not consumed.
+                mine = (one.tx_id, one.epoch, self._process) in self._world.broker.claimed
+                if mine and not any(process.alive for process in by):
                     consumed(self._world, self._node, one)
 
         await self._queue.start(watched)
+
+
+def watch_claims(world: World, process: Process, log: Any) -> None:
+    """Notice which records a node has claimed."""
+    real = log.claim_due
+
+    async def claim_due(owner: str, lease_us: int, due: Sequence[tuple[str, int]]) -> list[Tx]:
+        rows: list[Tx] = await real(owner, lease_us, due)
+        world.broker.claimed.update((tx.tx_id, tx.epoch - 1, process) for tx in rows)
+        return rows
+
+    log.claim_due = claim_due
 
 
 def queue_of(world: World, process: Process, clock: Any, spawn: Any) -> Queue:
@@ -153,8 +167,8 @@ def consumed(world: World, node: str, due: Due) -> None:
 
 def called(world: World, tx: Tx, branch: str) -> None:
     """A node calls a participant: not before the log says so."""
-    if any(fault.what in _CLOCKS for fault in world.plan.faults):
-        return
+    if tx.decision is None or any(fault.what in _CLOCKS for fault in world.plan.faults):
+        return  # A running plan is never handed off: whoever has lost it may still be at it.
     found = world.log.select(
         "SELECT b.next_attempt_us FROM txcoord_tx t JOIN txcoord_branch b ON b.tx_id = t.tx_id"
         f" WHERE t.tx_id = '{tx.tx_id}' AND b.id = '{branch}' AND t.epoch = {tx.epoch}"
