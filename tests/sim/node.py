@@ -68,6 +68,7 @@ class _House(Node):
         self.resources: Any = SimpleNamespace(by_name=coordinator.finishers)
         self.log, self.clock = log, clock
         self._coordinator, self._recovery, self._leases = coordinator, recovery, recovery._leases
+        self._replayer = None
 
 
 class _Caller(GrpcCaller):

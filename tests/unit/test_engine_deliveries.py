@@ -13,7 +13,7 @@ from tests.support.node import Node
 from tests.support.virtual import eventually, run
 from txcoord.core.action import Action, Answer, AnswerKind, Delivery, Op, Retry
 from txcoord.core.events import Operate
-from txcoord.core.model import Audit, Branch, BranchState, ChangeKind, DecidedBy, Kind, Tx, TxState
+from txcoord.core.model import Audit, Branch, BranchState, ChangeKind, DecidedBy, Kind, TargetRule, Tx, TxState
 from txcoord.engine.carrier import RETRY
 from txcoord.engine.live import WaitLevel
 
@@ -274,5 +274,23 @@ def test_a_plan_with_deliveries_is_forced_when_it_commits() -> None:
             done = await node.ended(await submit(node, other, step("1"), message("2")))
             assert done.state is TxState.ABORTED
             assert len(sent(place)) == 2
+
+    run(main())
+
+
+def test_one_that_is_put_off_is_not_forgotten() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            paused = TargetRule("grpc://mail", paused=True, actor="ann", reason="works")
+            node.coordinator.gate.rules_are([paused])
+            tx = place.tx()
+            assert (await committed(node, tx, message("1"))).state is TxState.COMMITTED
+            await asyncio.sleep(300)
+            assert not sent(place)
+            node.coordinator.gate.rules_are([])
+            done = await delivered(node, tx, 60)
+            assert done.branches[0].state is BranchState.DONE
+            assert place.effects(tx) == {"1": [Op.MESSAGE]}
 
     run(main())

@@ -81,7 +81,7 @@ def deferred(tx: Tx, event: Deferred, now_us: int) -> Verdict:
     put off often.
     """
     branch = tx.branch(event.branch_id)
-    if branch is None or op_of(branch) is not event.op or (tx.ended and event.op is not Op.CALLBACK):
+    if branch is None or op_of(branch) is not event.op or (tx.ended and not branch.kind.is_delivery):
         return Verdict(tx)
     if event.attempt <= branch.attempts:
         return Verdict(tx)  # Late: that attempt has ended, or was forgotten.
