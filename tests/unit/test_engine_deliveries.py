@@ -13,7 +13,17 @@ from tests.support.node import Node
 from tests.support.virtual import eventually, run
 from txcoord.core.action import Action, Answer, AnswerKind, Delivery, Op, Retry
 from txcoord.core.events import Operate
-from txcoord.core.model import Audit, Branch, BranchState, ChangeKind, DecidedBy, Kind, TargetRule, Tx, TxState
+from txcoord.core.model import (
+    Audit,
+    Branch,
+    BranchState,
+    ChangeKind,
+    DecidedBy,
+    Kind,
+    TargetRule,
+    Tx,
+    TxState,
+)
 from txcoord.engine.carrier import RETRY
 from txcoord.engine.live import WaitLevel
 
