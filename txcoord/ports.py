@@ -15,6 +15,7 @@ from .core.instances import Instance
 from .core.model import (
     Audit,
     Branch,
+    BranchState,
     Change,
     HistoryEntry,
     Kind,
@@ -24,7 +25,7 @@ from .core.model import (
     TxState,
     WriteResult,
 )
-from .core.replaying import ItemState, JobState, ParkedBranch, Replay, ReplayItem
+from .core.replaying import AuditQuery, AuditRow, ItemState, JobState, ParkedBranch, Replay, ReplayItem
 from .core.room import Room
 from .core.targets import Target
 
@@ -104,6 +105,21 @@ class Backlog:
     """When the first of them is due, or was."""
 
 
+@dataclass(frozen=True, slots=True)
+class DeliveryQuery:
+    """Which messages and notifications to list, in the order in which their transactions began."""
+
+    namespace: str
+    target: str = ""
+    """Empty: any."""
+    since_us: int = 0
+    """Of transactions that began since."""
+    states: tuple[BranchState, ...] = ()
+    after: tuple[str, str] = ("", "")
+    """Page on from this tx id and branch (exclusive)."""
+    limit: int = 100
+
+
 class Log(Protocol):
     """The durable truth.
 
@@ -157,6 +173,10 @@ class Log(Protocol):
 
     async def query(self, query: Query) -> list[Tx]:
         """A page of transactions, newest first, with their branches."""
+        ...
+
+    async def deliveries(self, query: DeliveryQuery) -> list[tuple[Tx, Branch]]:
+        """A page of deliveries, each with its transaction."""
         ...
 
     async def overdue(self, limit: int) -> list[Tx]:
@@ -577,30 +597,6 @@ class Nodes(Protocol):
     async def orders(self, name: str) -> list[NodeOrder]:
         """What operators did to it, oldest first."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class AuditQuery:
-    """Which rows of the audit trail, newest first. What is empty is left open."""
-
-    namespace: str
-    tx_id: str = ""
-    actor: str = ""
-    action: str = ""
-    replay: str = ""
-    before: tuple[int, int] | None = None
-    """Page on from the row with this time and ordinal (exclusive)."""
-    limit: int = 100
-
-
-@dataclass(frozen=True, slots=True)
-class AuditRow:
-    """A row of the audit trail."""
-
-    tx_id: str
-    """Of an order about a job: the job's id."""
-    ordinal: int
-    audit: Audit
 
 
 class Replays(Protocol):

@@ -23,6 +23,7 @@ MODULES = (
     "_db/hands",
     "_db/redis_",
     "_db/sources",
+    "_delivered",
     "_deliveries",
     "_finish",
     "_joining",

@@ -22,8 +22,8 @@ from txcoord.core.model import (
     Tx,
     Written,
 )
-from txcoord.core.replaying import ItemState, JobState, Order, Replay, ReplayItem
-from txcoord.ports import AuditQuery, Query
+from txcoord.core.replaying import AuditQuery, ItemState, JobState, Order, Replay, ReplayItem
+from txcoord.ports import Query
 
 LEASE = 10 * S
 I = ItemState  # noqa: E741

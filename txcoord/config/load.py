@@ -144,7 +144,7 @@ def _nearest(
 
 def variable_name(path: tuple[str, ...]) -> str:
     """The variable of a setting."""
-    if path[0] in ("resources", "participants") and len(path) == 3:
+    if path[0] in ("resources", "participants", "webhook_secrets") and len(path) == 3:
         return f"{PREFIX}{path[0].upper()}__{path[1]}__{path[2].upper()}"
     return PREFIX + "__".join(path).upper()
 

@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ..core.targets import Targets
+from ..core.webhooks import WebhookTargets
 from .events import EventsSettings
 from .kafka import KafkaSettings
 from .values import (
@@ -174,6 +175,41 @@ class ParticipantSettings(_Part):
         return value
 
 
+class WebhookSettings(_Part):
+    """Notifications over HTTP, to whoever has asked for them."""
+
+    allow: CommaList = Field(
+        "",
+        description="Private addresses that are sent to all the same, with commas, as in targets.allow. Public ones "
+        "always are; link-local and metadata addresses never.",
+    )
+
+    @field_validator("allow")
+    @classmethod
+    def _entries(cls, value: str) -> str:
+        Targets(items(value))
+        return value
+
+
+class WebhookSecretSettings(_Part):
+    """Secrets that sign what is sent to some hosts."""
+
+    hosts: CommaList = Field(
+        description="With commas: partner.example, partner.example:8443, *.partner.example."
+    )
+    file: FilePath = Field(
+        description="Secrets, one a line, the newest first, such as whsec_…: all of them sign. May be written anew."
+    )
+
+    @field_validator("hosts")
+    @classmethod
+    def _hosts(cls, value: str) -> str:
+        if not items(value):
+            raise ValueError("at least one host is needed")
+        Targets(items(value))
+        return value
+
+
 class DeadlineSettings(_Part):
     """Deadlines of transactions."""
 
@@ -301,6 +337,10 @@ class Settings(BaseSettings):
         default_factory=dict
     )
     targets: TargetSettings = TargetSettings()
+    webhooks: WebhookSettings = WebhookSettings()
+    webhook_secrets: dict[Annotated[str, AfterValidator(participant_name)], WebhookSecretSettings] = Field(
+        default_factory=dict
+    )
     deadline: DeadlineSettings = DeadlineSettings()
     recovery: RecoverySettings = RecoverySettings()
     backoff: BackoffSettings = BackoffSettings()
@@ -407,6 +447,10 @@ class Settings(BaseSettings):
             allow = "loopback" if here else ""
         named = {name: items(p.addresses) for name, p in self.participants.items()}
         return Targets(items(allow), named, items(self.targets.reserved_headers))
+
+    def notified(self, called: Targets) -> Targets:
+        """Whom notifications are sent to, beside the participants that are called."""
+        return WebhookTargets(called, items(self.webhooks.allow))
 
     @property
     def node_name(self) -> str:

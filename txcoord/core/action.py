@@ -74,6 +74,20 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
+class Event:
+    """Attributes of a CloudEvent; id, time and datacontenttype come from the delivery."""
+
+    type: str
+    source: str = ""
+    """Empty: the namespace's."""
+    subject: str = ""
+    data_schema: str = ""
+    structured: bool = False
+    """One JSON body; else the attributes are headers."""
+    extensions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """What only deliveries have."""
 
@@ -81,6 +95,8 @@ class Delivery:
     """The receiver's key to drop repeats; empty: the tx id and the branch."""
     deliver_at_us: int = 0
     """Not before; 0: as soon as the whole is COMMITTED."""
+    event: Event | None = None
+    """It is sent as this CloudEvent."""
 
 
 @dataclass(frozen=True, slots=True)

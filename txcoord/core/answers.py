@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import plans, settle
 from .action import Answer, AnswerKind, Op, Retry
-from .calling import call_of, calls_of, op_of, pause_us, spent, stuck
+from .calling import call_of, calls_of, op_of, own_retry, pause_us, spent, stuck
 from .events import Alarm, Answered, Call, Deferred, Effect, Settled, Verdict
 from .evolve import replace
 from .lifecycle import BranchEvent, next_branch
@@ -174,7 +174,7 @@ def _pause_us(branch: Branch, answer: Answer, defaults: Retry, draw: float) -> i
     asked_us = min(answer.retry_after_us, _LONGEST_PAUSE_US)
     if answer.kind is AnswerKind.PENDING:
         return asked_us or _ASK_AGAIN_US
-    own = branch.action.retry if branch.action is not None else Retry()
+    own = own_retry(branch)
     return max(asked_us, pause_us(own, defaults, branch.failures, draw))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .action import Op, Retry
 from .backoff import Backoff
 from .events import Call
+from .evolve import replace
 from .model import Branch, BranchState, Kind, Tx, held_back
 
 _OPS = {
@@ -39,6 +40,20 @@ def calls_of(tx: Tx) -> tuple[Call, ...]:
     return tuple(call for call in found if call is not None)
 
 
+NOTIFY_SCHEDULE_US = tuple(
+    seconds * 1_000_000 for seconds in (15, 30, 180, 600, 1_800, 3_600, 7_200, 21_600, 54_000)
+)
+"""Pauses after the attempts of a notification whose sender chose nothing else: ten attempts within about a day."""
+
+
+def own_retry(branch: Branch) -> Retry:
+    """What the branch says of when it is tried again; of a notification that says nothing, the usual."""
+    own = branch.action.retry if branch.action is not None else Retry()
+    if branch.kind is not Kind.NOTIFY or replace(own, call_timeout_us=0) != Retry():
+        return own
+    return replace(own, schedule_us=NOTIFY_SCHEDULE_US)
+
+
 def pause_us(own: Retry, defaults: Retry, failures: int, draw: float) -> int:
     """How long to wait after so many failures in a row; ``draw`` is uniform in [0, 1)."""
     if own.schedule_us:
@@ -59,12 +74,13 @@ def spent(branch: Branch, defaults: Retry, now_us: int) -> bool:
 
 def stuck(branch: Branch, defaults: Retry, now_us: int) -> bool:
     """Has it failed for as long as anything else is tried?"""
-    own = branch.action.retry if branch.action is not None else Retry()
+    own = own_retry(branch)
     if branch.state is not BranchState.RUNNING and branch.action is not None and branch.action.run_first:
         # Where the coordinator runs the action, a short budget is for that: what undoes it must come to its end.
         own = Retry()
     most = own.max_attempts or defaults.max_attempts
-    until = own.give_up_us or defaults.give_up_us
+    # A schedule ends by itself: the usual time could cut it off.
+    until = own.give_up_us or (0 if own.schedule_us else defaults.give_up_us)
     if most and branch.failures >= most:
         return True
     if own.schedule_us and branch.failures > len(own.schedule_us):

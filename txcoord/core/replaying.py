@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from .model import Branch, BranchState
+from .model import Audit, Branch, BranchState
 
 
 class JobState(StrEnum):
@@ -146,6 +146,30 @@ class ParkedBranch:
     """When it was parked last; 0: not known any more."""
     again: bool = False
     """An operator had retried it before."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditQuery:
+    """Which rows of the audit trail, newest first. What is empty is left open."""
+
+    namespace: str
+    tx_id: str = ""
+    actor: str = ""
+    action: str = ""
+    replay: str = ""
+    before: tuple[int, int] | None = None
+    """Page on from the row with this time and ordinal (exclusive)."""
+    limit: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """A row of the audit trail."""
+
+    tx_id: str
+    """Of an order about a job: the job's id."""
+    ordinal: int
+    audit: Audit
 
 
 _MOST_OPEN = 500

@@ -226,7 +226,7 @@ class Targets:
         address = meant(target.host)
         if address is not None:
             return self.why_not_dialled(target.host, target.port, str(address))
-        if self._by_host(target.host, target.port) or self._networks:
+        if self.by_host(target.host, target.port) or self._networks:
             return None
         return self._refused(target.host, target.port)
 
@@ -248,13 +248,20 @@ class Targets:
                 NOT_ALLOWED,
                 f"{host}:{port} is {address}: link-local, multicast and metadata addresses are never called",
             )
-        if own or self._by_host(host, port):
+        if own or self.by_host(host, port):
             return None
         if any(found in network for network in self._networks) or (self._loopback and is_loopback(found)):
             return None
         return self._refused(host, port, address)
 
-    def _by_host(self, host: str, port: int) -> bool:
+    def names(self, host: str, port: int) -> bool:
+        """Is it among them, without being looked up?"""
+        return self.by_host(host, port) or (
+            meant(host) is not None and self.why_not_dialled(host, port, host) is None
+        )
+
+    def by_host(self, host: str, port: int) -> bool:
+        """Is it allowed by its name?"""
         if self._all or (self._loopback and (host == "localhost" or host.endswith(".localhost"))):
             return True
         return any(

@@ -15,6 +15,7 @@ from txcoord.core.model import (
     ChangeKind,
     Decision,
     HistoryEntry,
+    Kind,
     TargetAudit,
     TargetRule,
     Tx,
@@ -25,7 +26,7 @@ from txcoord.core.model import (
 )
 from txcoord.core.settle import read_back
 from txcoord.outgoing import Outgoing
-from txcoord.ports import Backlog, Figures, LogIdentity, LogUnavailable, Query
+from txcoord.ports import Backlog, DeliveryQuery, Figures, LogIdentity, LogUnavailable, Query
 
 LOG_ID = "0123456789"
 Done = Callable[[WriteResult], None]
@@ -258,6 +259,22 @@ class MemoryLog:
 
     async def history(self, tx_id: str) -> list[HistoryEntry]:
         return list(self.storage.histories.get(tx_id, []))
+
+    async def deliveries(self, query: DeliveryQuery) -> list[tuple[Tx, Branch]]:
+        self.storage.check()
+        q = query
+        found = [
+            (row, b)
+            for row in map(read_back, self.storage.rows.values())
+            for b in row.branches
+            if b.kind in (Kind.MESSAGE, Kind.NOTIFY)
+            and row.namespace == q.namespace
+            and row.created_us >= q.since_us
+            and q.target in ("", b.resource)
+            and (not q.states or b.state in q.states)
+            and (row.tx_id, b.id) > q.after
+        ]
+        return sorted(found, key=lambda pair: (pair[0].tx_id, pair[1].id))[: q.limit]
 
     async def audits(self, tx_id: str) -> list[Audit]:
         return list(self.storage.audit_rows.get(tx_id, []))

@@ -19,6 +19,7 @@ from ..engine import failpoints
 from ..ports import Failpoints, LogIdentity, LogUnavailable, SchemaMismatch
 from .errors import ExitCode, StartError
 from .resources import AnyFinisher
+from .webhooks import webhooks
 
 
 def windows(settings: Settings) -> Windows:
@@ -89,6 +90,7 @@ def caller(settings: Settings, called: Targets) -> AnyCaller:
             for name, participant in settings.participants.items()
             if participant.token_file is not None
         },
+        webhooks=webhooks(settings, called),
     )
 
 
@@ -110,6 +112,7 @@ def api_settings(settings: Settings, called: Targets) -> ApiSettings:
             deadline_default_us=microseconds(settings.deadline.default),
             deadline_max_us=microseconds(settings.deadline.max),
             targets=called,
+            webhooks=settings.notified(called),
         ),
         reflection=settings.reflection,
     )

@@ -14,6 +14,7 @@ async with coord.begin("transfer", gid="order-42") as g:
 from ._answers import Call, Ended
 from ._attached import Attached
 from ._block import Scope
+from ._delivered import Delivered
 from ._local import Local
 from ._places import ParticipantAt
 from ._runs import Run
@@ -46,6 +47,7 @@ from .participant import Participant
 from .retries import Retry
 from .sagas import Saga, saga
 from .transaction import Transaction, XaBlock
+from .webhooks import CloudEvent
 
 __all__ = [
     "TLS",
@@ -55,7 +57,9 @@ __all__ = [
     "Attached",
     "Call",
     "ClientInterceptor",
+    "CloudEvent",
     "Coordinator",
+    "Delivered",
     "Ended",
     "ForkedAfterUse",
     "Heuristic",

@@ -14,6 +14,7 @@ from .errors import Rejected
 from .participant import OPERATION, Operation
 from .protocol import reasons
 from .retries import Retry
+from .webhooks import CloudEvent
 
 MOST_TOGETHER = 3 * 1024 * 1024
 """Bytes of all payloads of one transaction: they travel in one message."""
@@ -31,6 +32,7 @@ class Wish:
     content_type: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     retry: Retry | None = None
+    event: CloudEvent | None = None
 
 
 def part_of(
@@ -59,6 +61,7 @@ def part_of(
         headers=dict(wish.headers),
         deliver_at_us=_due_us(wish, now_us),
         message_id=wish.message_id,
+        cloud_event=_event(wish.event),
     )
 
 
@@ -95,6 +98,19 @@ def _address(target: str, operation: str, place: Callable[[str], str]) -> tuple[
     if not path and scheme not in ("http", "https"):
         raise Rejected(f"{target!r}: its method is missing, such as /package.Service/Method, or operation=")
     return f"{scheme}://{host}", f"/{path}"
+
+
+def _event(event: CloudEvent | None) -> c.CloudEvent | None:
+    if event is None:
+        return None
+    return c.CloudEvent(
+        type=event.type,
+        source=event.source,
+        subject=event.subject,
+        data_schema=event.data_schema,
+        structured=event.structured,
+        extensions=dict(event.extensions or {}),
+    )
 
 
 def _due_us(wish: Wish, now_us: int) -> int:

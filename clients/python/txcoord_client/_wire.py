@@ -21,6 +21,7 @@ import grpc
 
 from . import _refusals
 from ._aio import Task, Tasks
+from ._asking import ask
 from ._clock import LogClock
 from ._nodes import Node, Nodes
 from ._pb import common_pb2 as c
@@ -74,6 +75,7 @@ class Wire:
         self._nodes = Nodes(address, access or Access(), lambda: random.random())
         self._registrations = told = Registrations(self._nodes)
         self.register, self.deregister = told.add, told.remove
+        self.ask: Callable[[str, Any, float], Awaitable[Any]] = lambda *what: ask(self, *what)
         self._hello: pb.HelloResponse | None = None
         self._saying_hello: asyncio.Task[pb.HelloResponse] | None = None
         self._numbers = itertools.count(1)

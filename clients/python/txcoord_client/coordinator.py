@@ -18,6 +18,7 @@ from . import outcome as outcomes
 from ._attached import Attached
 from ._block import Scope
 from ._carrying import Targets
+from ._delivered import Listing
 from ._local import Local
 from ._nodes import joined
 from ._pb import coordinator_pb2 as pb
@@ -51,7 +52,7 @@ R = TypeVar("R")
 Seconds = float | timedelta
 
 
-class Coordinator(Services):
+class Coordinator(Services, Listing):
     """A txcoord coordinator, as a service uses it.
 
     ``address`` is a gRPC target such as ``127.0.0.1:7070``, or several of them that share a log, in a list or in one

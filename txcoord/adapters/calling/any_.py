@@ -15,6 +15,7 @@ from ...ports import CallRequest, Registry
 from .credentials import Credentials, Tls, TokenFile
 from .dialling import Dialling
 from .grpc_ import GrpcCaller
+from .webhooks import Webhooks
 
 if TYPE_CHECKING:
     from .http_ import HttpCaller
@@ -35,7 +36,10 @@ class AnyCaller:
         targets: Targets = ANYBODY,
         tls: Tls = Tls(),  # noqa: B008 - it is frozen
         tokens: Mapping[str, TokenFile] | None = None,
+        webhooks: Webhooks | None = None,
     ) -> None:
+        self._webhooks = webhooks or Webhooks(targets)
+        self._dialling_hooks = Dialling(self._webhooks.targets)
         self._targets = targets
         self._dialling = Dialling(targets)
         self._credentials = credentials = Credentials(targets, tls, tokens or {})
@@ -56,6 +60,7 @@ class AnyCaller:
     def check(self) -> None:
         """Can its certificates and tokens be used? Raises OSError, ValueError."""
         self._credentials.check()
+        self._webhooks.check()
 
     @property
     def messages(self) -> int:
@@ -96,7 +101,11 @@ class AnyCaller:
             if self._http is None:
                 found = await asyncio.to_thread(importlib.import_module, f"{__package__}.http_")
                 self._http = found.HttpCaller(
-                    node=self._node, credentials=self._credentials, dialling=self._dialling
+                    node=self._node,
+                    credentials=self._credentials,
+                    dialling=self._dialling,
+                    webhooks=self._webhooks,
+                    dialling_hooks=self._dialling_hooks,
                 )
                 self._http.log_id = self.grpc.log_id
         async for item in self._http.call(target, requests, timeout_s):
@@ -145,6 +154,7 @@ class AnyCaller:
         if self._http is not None:
             await self._http.close()
         self._dialling.close()
+        self._dialling_hooks.close()
 
 
 async def _nobody(reason: str, requests: Sequence[CallRequest]) -> AsyncIterator[tuple[CallRequest, Answer]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import socket
+import ssl
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +22,10 @@ from txcoord_client.protocol import over_http
 from ...core.action import Answer, AnswerKind, Op
 from ...core.targets import Target
 from ...ports import CallRequest
-from . import execute, http_plain, plain
+from . import execute, http_plain, plain, webhooks
 from .credentials import Credentials
 from .dialling import Dialling, DiallingRefused, NotFound
+from .webhooks import Webhooks
 
 _IDLE_S = 4.0
 """How long a connection is kept that nobody uses: usual servers keep them for 5 s."""
@@ -44,7 +47,18 @@ class _To:
 class HttpCaller:
     """``ports.Caller`` for targets ``http://host:port/path`` and ``https://…``."""
 
-    def __init__(self, *, node: str, credentials: Credentials, dialling: Dialling) -> None:
+    def __init__(
+        self,
+        *,
+        node: str,
+        credentials: Credentials,
+        dialling: Dialling,
+        webhooks: Webhooks | None = None,
+        dialling_hooks: Dialling | None = None,
+    ) -> None:
+        self._webhooks = webhooks or Webhooks(dialling.targets)
+        self._dialling_hooks = dialling_hooks or dialling
+        self._hooks: aiohttp.ClientSession | None = None
         self._node = node
         self._credentials = credentials
         self._dialling = dialling
@@ -56,25 +70,31 @@ class HttpCaller:
     async def call(
         self, target: str, requests: Sequence[CallRequest], timeout_s: float
     ) -> AsyncIterator[tuple[CallRequest, Answer]]:
-        """One POST for all; for paths of their own, one for each branch."""
+        """One POST for all; for paths of their own, and for notifications, one for each branch."""
         found = Target.parse(target)
+        hooks = [r for r in requests if found is not None and webhooks.is_one(r, found)]
+        asked = [r for r in requests if r not in hooks] if hooks else requests
+        answered: Queue = asyncio.Queue()
+        tasks = [
+            asyncio.ensure_future(self._notify(found, target, r, timeout_s, answered)) for r in hooks if found
+        ]
         try:
             if found is None:
                 raise aiohttp.InvalidURL(target[:200])
-            await self._dialling.to(found)
-            authorization = self._credentials.authorization(found)
+            if asked:
+                await self._dialling.to(found)
+            authorization = self._credentials.authorization(found) if asked else ""
             session = self._session or self._open()
         except Exception as error:
-            for request in requests:
-                yield request, Answer(AnswerKind.FAILED, reason=failure_of(error, timeout_s))
-            return
-        to = _To(session, target.rstrip("/"), timeout_s, authorization)
-        answered: Queue = asyncio.Queue()
-        own = [r for r in requests if plain.method_of(r)]
-        others = [r for r in requests if not plain.method_of(r)]
-        tasks = [asyncio.ensure_future(self._post(to, r, answered)) for r in own]
-        if others:
-            tasks.append(asyncio.ensure_future(self._execute(to, others, answered)))
+            for request in asked:
+                answered.put_nowait((request, Answer(AnswerKind.FAILED, reason=failure_of(error, timeout_s))))
+        else:
+            to = _To(session, target.rstrip("/"), timeout_s, authorization)
+            own = [r for r in asked if plain.method_of(r)]
+            others = [r for r in asked if not plain.method_of(r)]
+            tasks.extend(asyncio.ensure_future(self._post(to, r, answered)) for r in own)
+            if others:
+                tasks.append(asyncio.ensure_future(self._execute(to, others, answered)))
         try:
             for _ in requests:
                 yield await answered.get()
@@ -153,6 +173,28 @@ class HttpCaller:
             answer = Answer(AnswerKind.FAILED, reason=failure_of(error, to.timeout_s))
         answered.put_nowait((request, answer))
 
+    async def _notify(
+        self, target: Target, base: str, request: CallRequest, timeout_s: float, answered: Queue
+    ) -> None:
+        """To whoever it may be, who is shown nothing but what was asked for."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._dialling_hooks.to(target)
+                headers, body = webhooks.prepared(request, target, self._webhooks, time.time())
+                if self._hooks is None:
+                    self._hooks = self._session_of(self._dialling_hooks, ssl.create_default_context())
+                to = _To(self._hooks, base.rstrip("/"), timeout_s, "")
+                reply = await self._send(to, plain.method_of(request), headers, body, True)
+                try:
+                    said = await _start_of(reply, _MOST_OF_A_FAILURE)
+                finally:
+                    reply.release()
+                self.messages += 1
+                answer = webhooks.answer_of(reply.status, reply.headers, said)
+        except Exception as error:
+            answer = Answer(AnswerKind.FAILED, reason=failure_of(error, timeout_s))
+        answered.put_nowait((request, answer))
+
     # ---- the wire ----
 
     async def _send(
@@ -174,14 +216,18 @@ class HttpCaller:
                 again = False
 
     def _open(self) -> aiohttp.ClientSession:
-        self._session = aiohttp.ClientSession(
+        self._session = self._session_of(self._dialling, self._credentials.tls.context())
+        return self._session
+
+    def _session_of(self, dialling: Dialling, tls: ssl.SSLContext) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=0,
                 limit_per_host=_MOST_CONNECTIONS,
                 keepalive_timeout=_IDLE_S,
-                resolver=_Resolver(self._dialling),
+                resolver=_Resolver(dialling),
                 use_dns_cache=False,
-                ssl=self._credentials.tls.context(),
+                ssl=tls,
             ),
             # Who calls limits the time. What is compressed could be larger than anything.
             timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None),
@@ -190,13 +236,13 @@ class HttpCaller:
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
         )
-        return self._session
 
     async def close(self) -> None:
         """Disconnect."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        sessions, self._session, self._hooks = (self._session, self._hooks), None, None
+        for session in sessions:
+            if session is not None:
+                await session.close()
 
 
 class _Resolver(AbstractResolver):

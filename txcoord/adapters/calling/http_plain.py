@@ -15,14 +15,14 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from txcoord_client.protocol import reasons
-from txcoord_client.protocol.over_http import media_type
+from txcoord_client.protocol.over_http import media_type as media_type
 
 from ...core.action import Answer, AnswerKind
 from ...core.targets import Targets
 from ...ports import CallRequest
 from . import plain
 
-_RESERVED = (
+RESERVED = (
     "accept-encoding", "connection", "content-", "expect", "host", "http2-settings", "keep-alive", "proxy-", "te",
     "trailer", "transfer-encoding", "upgrade",
 )  # fmt: skip
@@ -34,7 +34,7 @@ _RETRY_AFTER = (425, 429, 503)
 
 def headers_of(request: CallRequest, targets: Targets) -> dict[str, str]:
     """Of whom and what it is called for. Headers that are not the transaction's to give stay behind."""
-    out = plain.carried(request, _RESERVED, targets)
+    out = plain.carried(request, RESERVED, targets)
     action = request.branch.action
     out["content-type"] = (action.content_type if action is not None else "") or "application/json"
     result = plain.result_of(request)

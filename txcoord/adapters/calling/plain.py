@@ -32,7 +32,7 @@ def carried(request: CallRequest, reserved: Iterable[str], targets: Targets) -> 
     out = {
         key.lower(): value
         for key, value in headers.items()
-        if _is_carried(key.lower(), value, tuple(reserved)) and not targets.reserves(key)
+        if is_carried(key.lower(), value, tuple(reserved)) and not targets.reserves(key)
     }
     out |= {
         "txcoord-namespace": tx.namespace,
@@ -63,7 +63,8 @@ def result_of(request: CallRequest) -> bytes:
     return request.branch.result if request.op in (Op.CONFIRM, Op.CANCEL, Op.COMPENSATE) else b""
 
 
-def _is_carried(key: str, value: str, reserved: tuple[str, ...]) -> bool:
+def is_carried(key: str, value: str, reserved: tuple[str, ...]) -> bool:
+    """May a header of this lower-case name be sent? ``reserved``: names, and beginnings that end in a dash."""
     fine = key.replace("-", "").replace("_", "").replace(".", "").isalnum() and key.isascii()
     name = plain_name(key)
     kept = name.startswith(("txcoord-", *(r for r in reserved if r.endswith("-")))) or name in reserved

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
-from ...core.action import Action, Delivery, Retry
+from ...core.action import Action, Delivery, Event, Retry
 from ...core.model import Branch
 
 _ACTION = {f.name: f.default for f in fields(Action)}
@@ -32,6 +32,8 @@ def to_text(branch: Branch) -> str:
         out["headers"] = dict(action.headers)
     for part, defaults in _PARTS.items():
         said = {n: value for n, d in defaults.items() if (value := getattr(getattr(action, part), n)) != d}
+        if isinstance(event := said.get("event"), Event):
+            said["event"] = asdict(event)
         if said:
             out[part] = said
     out.update({name: value for name in _BESIDE if (value := getattr(branch, name))})
@@ -51,7 +53,10 @@ def from_text(text: str) -> dict[str, Any]:
     retry = found.pop("retry", {})
     if "schedule_us" in retry:
         retry["schedule_us"] = tuple(retry["schedule_us"])
-    delivery = Delivery(**found.pop("delivery", {}))
+    delivered = found.pop("delivery", {})
+    if "event" in delivered:
+        delivered["event"] = Event(**delivered["event"])
+    delivery = Delivery(**delivered)
     for name in ("after", "results_of"):
         if name in found:
             found[name] = tuple(found[name])

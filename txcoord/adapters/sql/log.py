@@ -14,9 +14,9 @@ from sqlalchemy import Connection
 from txcoord_client.protocol.identifiers import is_tx_id
 
 from ...coalesce import Gate
-from ...core.model import Audit, Change, ChangeKind, HistoryEntry, Tx, Windows, WriteResult, Written
+from ...core.model import Audit, Branch, Change, ChangeKind, HistoryEntry, Tx, Windows, WriteResult, Written
 from ...observe import logs
-from ...ports import Backlog, Figures, LogIdentity, LogUnavailable, Query
+from ...ports import Backlog, DeliveryQuery, Figures, LogIdentity, LogUnavailable, Query
 from . import figures, mapping, reading, schema, upkeep, waiting
 from .batch import Flushed, Item, Round, halves, rounds_of
 from .mariadb import MariaDBStore
@@ -310,6 +310,10 @@ class SqlLog:
     async def query(self, query: Query) -> list[Tx]:
         """A page, newest first."""
         return await self._reading(lambda c: reading.query(c, query))
+
+    async def deliveries(self, query: DeliveryQuery) -> list[tuple[Tx, Branch]]:
+        """A page of deliveries, each with its transaction."""
+        return await self._reading(lambda c: reading.deliveries(c, query))
 
     async def overdue(self, limit: int) -> list[Tx]:
         """Undecided and past their deadline, oldest first."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ARRAY, ColumnElement, Connection, Select, any_, exists, literal, or_, select
+from sqlalchemy import ARRAY, ColumnElement, Connection, Select, and_, any_, exists, literal, or_, select
 
 from txcoord_client.protocol.identifiers import is_tx_id, parse_tx_id
 
-from ...core.model import ENDED, Audit, Branch, HistoryEntry, Tx
-from ...ports import LogIdentity, Query
+from ...core.model import ENDED, Audit, Branch, HistoryEntry, Kind, Tx
+from ...ports import DeliveryQuery, LogIdentity, Query
 from . import mapping, tables
 from .tables import branch, tx
 
@@ -100,6 +100,33 @@ def query(conn: Connection, q: Query) -> list[Tx]:
     """A page, newest first."""
     statement = select(tx).where(*filters(conn, q)).order_by(tx.c.tx_id.desc()).limit(q.limit)
     return _whole(conn, statement)
+
+
+def deliveries(conn: Connection, q: DeliveryQuery) -> list[tuple[Tx, Branch]]:
+    """A page, in the order of their tx ids, which is that of their beginning."""
+    b = branch.c
+    wanted: list[ColumnElement[bool]] = [
+        b.kind.in_([str(Kind.MESSAGE), str(Kind.NOTIFY)]),
+        exists().where(tx.c.tx_id == b.tx_id, tx.c.namespace == q.namespace),
+    ]
+    if q.after[0]:
+        wanted.append(or_(b.tx_id > q.after[0], and_(b.tx_id == q.after[0], b.id > q.after[1])))
+    elif q.since_us:
+        # A tx id begins with its time. Whoever made it may have been a little behind.
+        wanted.append(b.tx_id >= f"{max(0, q.since_us // 1000 - _BEHIND_MS):012x}{'0' * 20}")
+    if q.since_us:
+        wanted.append(exists().where(tx.c.tx_id == b.tx_id, tx.c.created_us >= q.since_us))
+    if q.target:
+        wanted.append(b.resource == q.target)
+    if q.states:
+        wanted.append(b.state.in_([str(state) for state in q.states]))
+    rows = conn.execute(select(b.tx_id, b.id).where(*wanted).order_by(b.tx_id, b.id).limit(q.limit)).all()
+    found = read(conn, (row.tx_id for row in rows))
+    pairs = ((found[row.tx_id], found[row.tx_id].branch(row.id)) for row in rows if row.tx_id in found)
+    return [(t, one) for t, one in pairs if one is not None]
+
+
+_BEHIND_MS = 60_000
 
 
 def filters(conn: Connection, q: Query) -> Iterator[ColumnElement[bool]]:

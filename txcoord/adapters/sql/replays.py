@@ -11,8 +11,18 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, exists, func, insert, or_, select, update
 
 from ...core.model import Audit, BranchState
-from ...core.replaying import Base, ItemState, JobState, Order, ParkedBranch, Replay, ReplayItem
-from ...ports import AuditQuery, AuditRow, Query
+from ...core.replaying import (
+    AuditQuery,
+    AuditRow,
+    Base,
+    ItemState,
+    JobState,
+    Order,
+    ParkedBranch,
+    Replay,
+    ReplayItem,
+)
+from ...ports import Query
 from . import mapping, reading
 from .log import SqlLog
 from .tables import audit, branch, history, replay_item, tx

@@ -10,7 +10,7 @@ from functools import partial
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client.protocol import reasons
 
-from ...core.action import Action, Delivery
+from ...core.action import Action, Delivery, Event
 from ...core.errors import Refusal, Refused
 from ...core.model import Branch, Kind
 from ...core.targets import Targets
@@ -28,7 +28,7 @@ from .actions import (
 _CALLBACK_ID = re.compile(r"[A-Za-z0-9_.-]{1,48}")
 _MESSAGE_ID = re.compile(r"[!-~]{1,128}")
 _TOLD = frozenset({"target", "operation", "payload", "content_type", "headers"})
-_DELIVERED = _TOLD | {"deliver_at_us", "message_id", "aborted_means_refused", "http_method"}
+_DELIVERED = _TOLD | {"deliver_at_us", "message_id", "aborted_means_refused", "http_method", "cloud_event"}
 MOST_DELAY_US = 30 * 86_400_000_000
 """Of a delivery: its receiver's barrier remembers for 90 days what was done."""
 
@@ -87,9 +87,33 @@ def delivery(
         headers=dict(part.headers),
         aborted_means_refused=part.aborted_means_refused,
         retry=read_retry(item.retry, wrong) if item.HasField("retry") else NO_RETRY,
-        delivery=Delivery(part.message_id, part.deliver_at_us),
+        delivery=Delivery(part.message_id, part.deliver_at_us, _event(part, wrong, kind)),
     )
     return Branch(item.id, kind, resource=part.target, payload=part.payload, action=action)
+
+
+def _event(part: c.DeliveryPart, wrong: Wrong, kind: Kind) -> Event | None:
+    if not part.HasField("cloud_event"):
+        return None
+    e = part.cloud_event
+    if kind is not Kind.NOTIFY or not part.operation.startswith("/") or not part.target.startswith("http"):
+        raise wrong("a CloudEvent is a notification over HTTP", reasons.NOT_SUPPORTED, "UNIMPLEMENTED")
+    if not e.type:
+        raise wrong("a CloudEvent has a type")
+    texts = (e.type, e.source, e.subject, e.data_schema, *e.extensions.values())
+    if any(len(text) > 1000 or not text.isprintable() for text in texts) or len(e.extensions) > 20:
+        raise wrong(
+            "attributes of a CloudEvent are printable, at most 1,000 characters each, at most 20 extensions"
+        )
+    if not all(_EXTENSION.fullmatch(name) and name not in _ATTRIBUTES for name in e.extensions):
+        raise wrong("extensions of a CloudEvent have names of 1 to 20 lower-case letters and digits")
+    return Event(e.type, e.source, e.subject, e.data_schema, e.structured, dict(e.extensions))
+
+
+_EXTENSION = re.compile(r"[a-z0-9]{1,20}")
+_ATTRIBUTES = frozenset(
+    {"specversion", "id", "type", "source", "time", "subject", "dataschema", "datacontenttype", "data"}
+)
 
 
 def _check_known(wrong: Wrong, part: c.DeliveryPart, known: frozenset[str]) -> None:

@@ -7,7 +7,8 @@ import re
 from txcoord_client.protocol import reasons
 
 from ...core.model import Kind, TxState
-from ...ports import AuditQuery, Query
+from ...core.replaying import AuditQuery
+from ...ports import Query
 from .mapping import bad
 
 _TERM = re.compile(

@@ -42,6 +42,8 @@ class Limits:
     deadline_max_us: int = 86_400_000_000
     wait_max_us: int = 60_000_000
     targets: Targets = ANYBODY
+    webhooks: Targets = ANYBODY
+    """Of notifications."""
     """Which participants."""
 
 
@@ -262,7 +264,8 @@ class Reader:
     def _delivery(self, item: c.Branch, kind: Kind) -> Branch:
         if not item.HasField("delivery"):
             return Branch(item.id, kind)  # One that is enlisted already is named by its id and kind.
-        return deliveries.delivery(item, kind, self._sized, self._limits.targets, self._now_us())
+        targets = self._limits.webhooks if kind is Kind.NOTIFY else self._limits.targets
+        return deliveries.delivery(item, kind, self._sized, targets, self._now_us())
 
     def callbacks(self, spec: c.TransactionSpec, items: Iterable[c.Branch] = ()) -> tuple[Branch, ...]:
         """Who asks to be told of the end: the transaction, or any of its branches."""
@@ -473,15 +476,19 @@ def transaction(tx: Tx, *, results: bool = True) -> c.Transaction:
         lease_until_us=tx.lease_until_us,
         epoch=tx.epoch,
     )
-    for b in tx.branches:
-        spec = c.Branch(id=b.id, kind=KIND.get(b.kind, c.KIND_UNSPECIFIED))
-        if b.kind is Kind.XA:
-            spec.xa.CopyFrom(xa_part(b))
-        if b.action is not None:
-            actions.write(spec, b.kind, b.action, b.resource)
-        told = branch_status(b, results=results and not _has_result(b))
-        original = b.payload if b.edited is not None and results else b""
-        out.branches.append(c.BranchDetail(spec=spec, status=told, original_payload=original))
+    out.branches.extend(detail(b, results=results) for b in tx.branches)
     if not results:
         out.outcome.result = b""
     return out
+
+
+def detail(b: Branch, *, results: bool) -> c.BranchDetail:
+    """A branch as the wire shows it."""
+    spec = c.Branch(id=b.id, kind=KIND.get(b.kind, c.KIND_UNSPECIFIED))
+    if b.kind is Kind.XA:
+        spec.xa.CopyFrom(xa_part(b))
+    if b.action is not None:
+        actions.write(spec, b.kind, b.action, b.resource)
+    told = branch_status(b, results=results and not _has_result(b))
+    original = b.payload if b.edited is not None and results else b""
+    return c.BranchDetail(spec=spec, status=told, original_payload=original)

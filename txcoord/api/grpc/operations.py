@@ -20,7 +20,7 @@ from ...engine.coordinator import Coordinator, expired
 from ...engine.live import reached
 from ...ports import ResourceStatus
 from .. import tokens
-from . import actions, filters, mapping, repeats
+from . import actions, delivered, filters, mapping, repeats
 from .mapping import Limits, Reader, bad
 from .waits import LEVEL, Waits, not_found
 
@@ -428,6 +428,15 @@ class Operations:
             transactions=[mapping.transaction(tx, results=False) for tx in page],
             next_page_token=page[-1].tx_id if more else "",
         )
+
+    async def deliveries(
+        self, request: pb.ListDeliveriesRequest, namespace: str
+    ) -> pb.ListDeliveriesResponse:
+        """A page of messages and notifications: what became of them, or what a receiver has missed."""
+        query = delivered.query_of(request, namespace)
+        await self._c.log.settle()
+        found = await self._c.log.deliveries(query)
+        return delivered.page(found, query, payloads=request.payloads)
 
     # ---- helpers ----
 

@@ -13,11 +13,11 @@ from txcoord_client._pb import common_pb2 as c
 from txcoord_client.protocol import identifiers, reasons
 
 from ...core.model import Audit
-from ...core.replaying import ItemState, JobState, Order, ParkedBranch, Replay, ReplayItem
+from ...core.replaying import AuditRow, ItemState, JobState, Order, ParkedBranch, Replay, ReplayItem
 from ...core.words import storable
 from ...engine.coordinator import Coordinator
 from ...engine.replays import Replayer
-from ...ports import AuditRow, Query
+from ...ports import Query
 from .. import tokens
 from . import filters, mapping, status
 from .mapping import bad

@@ -122,6 +122,12 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
             raise bad(reasons.NOT_SUPPORTED, "participants do not register here", "UNIMPLEMENTED")
         return self._participants
 
+    async def ListDeliveries(self, request: pb.ListDeliveriesRequest, context: Any) -> Any:
+        async def run() -> pb.ListDeliveriesResponse:
+            return await self._ops.deliveries(request, self._ops.namespace(request.namespace))
+
+        return await self._guarded(run(), context)
+
     async def _unary(self, name: str, request: Any, context: Any) -> Any:
         self.messages += 1
         left = context.time_remaining()

@@ -92,6 +92,15 @@ class Wire:
 
         return self._run(send(), until)
 
+    def ask(self, method: str, request: Any, until: float) -> Any:
+        """A unary call that changes nothing."""
+        wire = self._started()
+
+        async def send() -> Any:
+            return await wire.ask(method, request, _loops(until))
+
+        return self._run(send(), until)
+
     def tell(
         self, name: str, request: Any, until: float, unheard: str, *, tx_id: str = "", gid: str = ""
     ) -> Told[Any]:

@@ -37,6 +37,7 @@ from ..retries import Retry
 from . import _aio
 from ._attached import Attached
 from ._block import Scope
+from ._delivered import Listing
 from ._local import Local
 from ._runs import Run, submitted
 from ._runtime import Runtime
@@ -53,7 +54,7 @@ R = TypeVar("R")
 Seconds = float | timedelta
 
 
-class Coordinator(Services):
+class Coordinator(Services, Listing):
     """A txcoord coordinator, as a service uses it.
 
     ``address`` is a gRPC target such as ``127.0.0.1:7070``, or several of them that share a log, in a list or in one

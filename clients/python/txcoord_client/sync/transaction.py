@@ -17,6 +17,7 @@ from ..outcome import Outcome
 from ..protocol import identifiers, reasons
 from ..protocol.xid import Xid
 from ..retries import Retry
+from ..webhooks import CloudEvent
 from . import _aio, _deliveries, _tries
 from ._enlisting import Enlister
 from ._runtime import Runtime
@@ -206,11 +207,13 @@ class Transaction:
         content_type: str = "",
         headers: Mapping[str, str] | None = None,
         retry: Retry | None = None,
+        event: CloudEvent | None = None,
     ) -> str:
         """Something that is only tried: as :meth:`message`, but at most so many times as ``retry`` says, then it is
-        parked."""
+        parked; by default ten times within a day. An address over HTTP is a webhook: of anybody who is public, signed
+        where the coordinator has a secret for it. ``event``: it is sent as that CloudEvent."""
         wish = _deliveries.Wish(
-            operation, deliver_at, delay, message_id, content_type, dict(headers or {}), retry
+            operation, deliver_at, delay, message_id, content_type, dict(headers or {}), retry, event
         )
         return self._deliver(c.KIND_NOTIFY, target, body, wish)
 

@@ -1,0 +1,220 @@
+"""*Notify*, as *Behaviours* lists it: webhooks, from a coordinator process."""
+
+# ruff: noqa: PT012 - what raises is the end of a whole transaction
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from tests.support.acceptance import eventually, new_gid
+from txcoord.testing.processes import Managed, coordinator, run_txcoord
+from txcoord_client import Coordinator, Delivered, Rejected, Retry
+from txcoord_client.webhooks import CloudEvent, NotVerified, Webhook
+
+OLD, NEW = (f"whsec_{base64.b64encode(bytes([n]) * 24).decode()}" for n in (1, 2))
+THRICE = Retry(schedule=(0.05, 0.05))
+
+
+@dataclass
+class Partner:
+    """An endpoint of somebody else."""
+
+    url: str = ""
+    script: dict[str, list[web.Response]] = field(default_factory=lambda: defaultdict(list))
+    """By path: what is answered before 204."""
+    got: dict[str, list[tuple[dict[str, str], bytes]]] = field(default_factory=lambda: defaultdict(list))
+
+    async def take(self, request: web.Request) -> web.Response:
+        self.got[request.path].append((dict(request.headers), await request.read()))
+        steps = self.script[request.path]
+        return steps.pop(0) if steps else web.Response(status=204)
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Managed]:
+    folder = tmp_path_factory.mktemp("notify")
+    secrets = folder / "secrets"
+    secrets.write_text(f"{NEW}\n{OLD}\n")
+    settings = {
+        "WEBHOOK_SECRETS__partner__HOSTS": "127.0.0.1",
+        "WEBHOOK_SECRETS__partner__FILE": str(secrets),
+    }
+    made = coordinator(folder, resources={}, settings=settings)
+    run_txcoord("migrate", env=made.env, cwd=folder)
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+async def coord(node: Managed) -> AsyncIterator[Coordinator]:
+    async with Coordinator(node.address) as coord:
+        yield coord
+
+
+@pytest.fixture
+async def partner() -> AsyncIterator[Partner]:
+    partner = Partner()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", partner.take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    partner.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield partner
+    await runner.cleanup()
+
+
+def txcoord(node: Managed, folder: Path, *arguments: str) -> str:
+    env = {**node.env, "TXCOORD_ADDRESS": node.address, "TXCOORD_ACTOR": "ann"}
+    return run_txcoord(*arguments, env=env, cwd=folder)
+
+
+async def parked(coord: Coordinator, gid: str) -> str:
+    """Until its delivery is parked; why it is. The whole stays COMMITTED."""
+
+    async def look() -> str:
+        found = await coord.get(gid=gid)
+        assert found is not None
+        assert found.state == "COMMITTED"
+        listed = await coord.deliveries(parked=True)
+        return next((d.reason for d in listed if d.gid == gid), "")
+
+    return str(await eventually(look, what=f"{gid} has a parked delivery"))
+
+
+async def test_it_is_signed_and_the_receiver_verifies_it(coord: Coordinator, partner: Partner) -> None:
+    async with coord.begin("order") as g:
+        message_id = g.notify(f"{partner.url}/hook", {"order": 7}, headers={"x-shop": "berlin"})
+    await eventually(lambda: partner.got["/hook"], what="it has arrived")
+    headers, body = partner.got["/hook"][0]
+    for secret in (OLD, NEW):
+        told = Webhook(secret).verify(body, headers)
+        assert (told.id, told.json()) == (message_id, {"order": 7})
+    with pytest.raises(NotVerified):
+        Webhook("whsec_" + base64.b64encode(b"somebody else's secret").decode()).verify(body, headers)
+    names = {name.lower() for name in headers}
+    assert "x-shop" in names
+    assert not {n for n in names if n.startswith("txcoord-")} - {"txcoord-attempt"}
+
+
+async def test_nothing_is_sent_for_what_was_aborted(coord: Coordinator, partner: Partner) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with coord.begin("order") as g:
+            g.notify(f"{partner.url}/never", {})
+            raise ZeroDivisionError
+    async with coord.begin("order") as g:
+        g.notify(f"{partner.url}/then", {})
+    await eventually(lambda: partner.got["/then"])
+    assert not partner.got["/never"]
+
+
+async def test_so_many_attempts_then_it_is_parked_and_replay_by_hand_delivers(
+    coord: Coordinator, partner: Partner, node: Managed, tmp_path: Path
+) -> None:
+    gid = new_gid("parks")
+    partner.script["/down"] = [web.Response(status=500, text="no") for _ in range(3)]
+    async with coord.begin("order", gid=gid) as g:
+        g.notify(f"{partner.url}/down", {"order": 1}, retry=THRICE)
+    assert "HTTP_500" in await parked(coord, gid)
+    assert [h["txcoord-attempt"] for h, _ in partner.got["/down"]] == ["1", "2", "3"]
+    ids = {h["webhook-id"] for h, _ in partner.got["/down"]}
+    assert len(ids) == 1
+    (tmp_path / "mended").write_text('{"order":"one"}')
+    await asyncio.to_thread(
+        txcoord,
+        node,
+        tmp_path,
+        "tx",
+        "retry",
+        gid,
+        "--payload",
+        "mended",
+        "--reason",
+        "their schema",
+        "--yes",
+    )
+    await eventually(lambda: len(partner.got["/down"]) == 4, what="it was sent again")
+    headers, body = partner.got["/down"][3]
+    assert body == b'{"order":"one"}'
+    assert Webhook(NEW).verify(body, headers).id in ids
+
+
+async def test_what_is_no_success(coord: Coordinator, partner: Partner) -> None:
+    elsewhere = web.Response(status=302, headers={"Location": f"{partner.url}/elsewhere"})
+    partner.script["/moved"] = [elsewhere, *(web.Response(status=302) for _ in range(2))]
+    partner.script["/gone"] = [web.Response(status=410)]
+    gids = {path: new_gid("no") for path in ("/moved", "/gone")}
+    for path, gid in gids.items():
+        async with coord.begin("order", gid=gid) as g:
+            g.notify(partner.url + path, {}, retry=THRICE)
+    assert "HTTP_302" in await parked(coord, gids["/moved"])
+    assert "GONE" in await parked(coord, gids["/gone"])
+    assert (len(partner.got["/moved"]), len(partner.got["/gone"])) == (3, 1)
+    assert not partner.got["/elsewhere"]
+
+
+async def test_retry_after_is_kept_to(coord: Coordinator, partner: Partner) -> None:
+    partner.script["/busy"] = [web.Response(status=429, headers={"Retry-After": "1"})]
+    loop = asyncio.get_running_loop()
+    async with coord.begin("order") as g:
+        g.notify(f"{partner.url}/busy", {}, retry=THRICE)
+    await eventually(lambda: partner.got["/busy"])
+    began = loop.time()
+    await eventually(lambda: len(partner.got["/busy"]) == 2)
+    assert loop.time() - began > 0.8
+
+
+async def test_a_cloud_event(coord: Coordinator, partner: Partner) -> None:
+    event = CloudEvent("shop.order.paid", subject="7", structured=True)
+    async with coord.begin("order") as g:
+        message_id = g.notify(f"{partner.url}/event", {"order": 7}, event=event)
+    await eventually(lambda: partner.got["/event"])
+    headers, body = partner.got["/event"][0]
+    read = Webhook(NEW).verify(body, headers).json()
+    assert headers["Content-Type"] == "application/cloudevents+json"
+    assert (read["id"], read["type"], read["source"]) == (message_id, "shop.order.paid", "txcoord:default")
+    assert read["data"] == {"order": 7}
+
+
+@pytest.mark.parametrize(
+    "address", ["http://169.254.169.254/latest", "http://10.0.0.1/hook", "http://[fd00::1]/"]
+)
+async def test_private_and_metadata_addresses_are_refused(coord: Coordinator, address: str) -> None:
+    with pytest.raises(Rejected, match=r"TARGET_NOT_ALLOWED|private|never called"):
+        async with coord.begin("order") as g:
+            g.notify(address, {})
+
+
+async def test_what_became_of_it_and_what_was_missed(coord: Coordinator, partner: Partner) -> None:
+    partner.script["/away"] = [web.Response(status=503) for _ in range(3)]
+    begun = []
+    for path in ("/here", "/away"):
+        async with coord.begin("order", gid=new_gid("list")) as g:
+            begun.append(g.notify(partner.url + path, {"path": path}, retry=THRICE))
+    await eventually(lambda: len(partner.got["/away"]) == 3)
+
+    async def settled() -> dict[str, Delivered]:
+        listed = await coord.deliveries(partner.url, since=timedelta(minutes=5), bodies=True)
+        found = {d.message_id: d for d in listed}
+        return found if [d.state for d in listed] == ["done", "parked"] else {}
+
+    found = await eventually(settled, what="one is delivered, one parked")
+    here, away = (found[message_id] for message_id in begun)
+    assert (here.reason, away.attempts) == ("", 3)
+    assert "HTTP_503" in away.reason
+    assert away.body == b'{"path":"/away"}'
+    first = (await coord.deliveries(partner.url, limit=1))[0]
+    rest = await coord.deliveries(partner.url, after=first.token)
+    assert [d.message_id for d in (first, *rest)] == begun
+    assert (await coord.deliveries("http://nobody.example"), first.body) == ([], b"")
