@@ -106,6 +106,13 @@ class ResourceSettings(_Part):
     url: ResourceUrl = Field(description="postgresql://user:password@host:5432/database")
     width: int = Field(8, ge=1, le=100, description="Connections at most.")
     timeout: Duration = Field(timedelta(seconds=5), description="Of one statement on it.")
+    execute_url: ResourceUrl | None = Field(
+        None,
+        description="The same database under a role of its own, for best-effort SQL. Without it none is run here.",
+    )
+    execute_namespaces: CommaList = Field(
+        "default", description="For which namespaces it is run, with commas; * for all."
+    )
 
 
 class TargetSettings(_Part):

@@ -79,7 +79,7 @@ class Node:
             [finisher(settings, name) for name in settings.resources], self.log, self.clock, self._look_at
         )
         self.targets = settings.called
-        self.caller = caller(settings, self.targets)
+        self.caller = caller(settings, self.targets, self.resources)
         self.observed = Observed(self.log, self.clock, node=settings.node_name, role=role)
         self.events = Events(settings)
         self.entrance = Entrance(settings)

@@ -18,7 +18,8 @@ from ..core.targets import Targets
 from ..engine import failpoints
 from ..ports import Failpoints, LogIdentity, LogUnavailable, SchemaMismatch
 from .errors import ExitCode, StartError
-from .resources import AnyFinisher
+from .resources import AnyFinisher, Resources
+from .sql import executes, sql
 from .webhooks import webhooks
 
 
@@ -78,7 +79,7 @@ def finisher(settings: Settings, name: str) -> AnyFinisher:
     )
 
 
-def caller(settings: Settings, called: Targets) -> AnyCaller:
+def caller(settings: Settings, called: Targets, resources: Resources) -> AnyCaller:
     """What calls participants."""
     targets = settings.targets
     return AnyCaller(
@@ -91,6 +92,7 @@ def caller(settings: Settings, called: Targets) -> AnyCaller:
             if participant.token_file is not None
         },
         webhooks=webhooks(settings, called),
+        sql=sql(settings, resources),
     )
 
 
@@ -113,6 +115,7 @@ def api_settings(settings: Settings, called: Targets) -> ApiSettings:
             deadline_max_us=microseconds(settings.deadline.max),
             targets=called,
             webhooks=settings.notified(called),
+            executes=executes(settings),
         ),
         reflection=settings.reflection,
     )

@@ -59,7 +59,7 @@ def part_of(
         payload=payload,
         content_type=wish.content_type or kind,
         headers=dict(wish.headers),
-        deliver_at_us=_due_us(wish, now_us),
+        deliver_at_us=due_us(wish, now_us),
         message_id=wish.message_id,
         cloud_event=_event(wish.event),
     )
@@ -113,7 +113,8 @@ def _event(event: CloudEvent | None) -> c.CloudEvent | None:
     )
 
 
-def _due_us(wish: Wish, now_us: int) -> int:
+def due_us(wish: Wish, now_us: int) -> int:
+    """Not before this time; 0: at once. Raises Rejected."""
     if wish.deliver_at is not None and wish.delay is not None:
         raise Rejected("deliver_at and delay are two ways to say one thing")
     if wish.deliver_at is not None:

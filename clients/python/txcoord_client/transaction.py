@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any
 
-from . import _aio, _deliveries, _forks, _tries
+from . import _aio, _deliveries, _forks, _statements, _tries
 from ._enlisting import Enlister
 from ._pb import common_pb2 as c
 from ._runtime import Runtime
@@ -215,6 +215,30 @@ class Transaction:
         )
         return self._deliver(c.KIND_NOTIFY, target, body, wish)
 
+    def sql(
+        self,
+        resource: Any,
+        statement: str | Sequence[tuple[str, Mapping[str, Any]]],
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        deliver_at: datetime | None = None,
+        delay: float | timedelta | None = None,
+        retry: Retry | None = None,
+    ) -> str:
+        """Statements that the coordinator runs on one of its resources once the whole is COMMITTED, in one local
+        transaction, once in effect: at once, and for some time again where the database is down; then it is parked.
+
+        ``resource``: its name, or an engine or pool that is one. ``statement``: an INSERT, UPDATE or DELETE with
+        ``:name`` for each of ``parameters``, or several with theirs. A no of the database (a key that is there already)
+        parks it at once.
+        """
+        name = resource if isinstance(resource, str) else self._runtime.source(resource, "").resource
+        both = [(statement, parameters or {})] if isinstance(statement, str) else list(statement)
+        part = _statements.part_of(name, both)
+        wish = _deliveries.Wish(deliver_at=deliver_at, delay=delay, retry=retry)
+        part.deliver_at_us = _deliveries.due_us(wish, self._runtime.wire.clock.now_us())
+        return self._put(c.KIND_NOTIFY, part, wish)
+
     def _deliver(self, kind: c.Kind, target: Any, body: Any, wish: _deliveries.Wish) -> str:
         self._must_be_active()
         part = _deliveries.part_of(
@@ -225,6 +249,10 @@ class Transaction:
             place=self._runtime.participants.target,
             most=self._runtime.limits.max_payload_bytes,
         )
+        return self._put(kind, part, wish)
+
+    def _put(self, kind: c.Kind, part: c.DeliveryPart, wish: _deliveries.Wish) -> str:
+        self._must_be_active()
         number = self._next_number()
         branch = c.Branch(id=number, kind=kind, delivery=part)
         if wish.retry is not None:

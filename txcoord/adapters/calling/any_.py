@@ -10,6 +10,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from ...core.action import Answer, AnswerKind, Op
+from ...core.statements import PREFIX
 from ...core.targets import ANYBODY, Target, Targets
 from ...ports import CallRequest, Registry
 from .credentials import Credentials, Tls, TokenFile
@@ -19,6 +20,7 @@ from .webhooks import Webhooks
 
 if TYPE_CHECKING:
     from .http_ import HttpCaller
+    from .sql_ import SqlCaller
 
 _REST_S = 5.0
 """How long an address that did not answer comes after the others."""
@@ -37,7 +39,9 @@ class AnyCaller:
         tls: Tls = Tls(),  # noqa: B008 - it is frozen
         tokens: Mapping[str, TokenFile] | None = None,
         webhooks: Webhooks | None = None,
+        sql: SqlCaller | None = None,
     ) -> None:
+        self._sql = sql
         self._webhooks = webhooks or Webhooks(targets)
         self._dialling_hooks = Dialling(self._webhooks.targets)
         self._targets = targets
@@ -71,6 +75,8 @@ class AnyCaller:
         self, target: str, requests: Sequence[CallRequest], timeout_s: float
     ) -> AsyncIterator[tuple[CallRequest, Answer]]:
         """Over what its address begins with; a name is called at the first of its addresses that is well."""
+        if self._sql is not None and target.startswith(PREFIX):
+            return self._sql.call(target, requests, timeout_s)
         if target in self._targets.named:
             return self._by_name(self._targets.named[target], requests, timeout_s)
         if "://" not in target and self.registry is not None and requests:
@@ -155,6 +161,8 @@ class AnyCaller:
             await self._http.close()
         self._dialling.close()
         self._dialling_hooks.close()
+        if self._sql is not None:
+            await self._sql.close()
 
 
 async def _nobody(reason: str, requests: Sequence[CallRequest]) -> AsyncIterator[tuple[CallRequest, Answer]]:

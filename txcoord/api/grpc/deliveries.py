@@ -4,12 +4,13 @@ completion callbacks."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client.protocol import reasons
 
+from ...core import statements
 from ...core.action import Action, Delivery, Event
 from ...core.errors import Refusal, Refused
 from ...core.model import Branch, Kind
@@ -62,7 +63,7 @@ def delivery(
     wrong, part = partial(bad, item), item.delivery
     if item.vote or item.after:
         raise wrong("a delivery has no first phase to vote for, and comes after the end of the whole")
-    for scheme in ("topic:", "sql:"):
+    for scheme in ("topic:",):
         if part.target.startswith(scheme):
             raise wrong(
                 f"target {part.target[:80]!r}: this version delivers over gRPC and HTTP",
@@ -90,6 +91,51 @@ def delivery(
         delivery=Delivery(part.message_id, part.deliver_at_us, _event(part, wrong, kind)),
     )
     return Branch(item.id, kind, resource=part.target, payload=part.payload, action=action)
+
+
+def may_run(items: Iterable[c.Branch], namespace: str, executes: Mapping[str, frozenset[str]]) -> None:
+    """Refuse statements for a resource on which none are run for this namespace. Raises Refused."""
+    for item in items:
+        if item.HasField("delivery") and item.delivery.target.startswith(statements.PREFIX):
+            name = item.delivery.target.removeprefix(statements.PREFIX)
+            if not executes.get(name, frozenset()) & {namespace, "*"}:
+                raise bad(
+                    item,
+                    f"no statements are run on {name[:80]!r} for namespace {namespace!r}: set "
+                    "resources.<name>.execute_url and execute_namespaces",
+                    reasons.TARGET_NOT_ALLOWED,
+                    "PERMISSION_DENIED",
+                )
+
+
+def sql(item: c.Branch, kind: Kind, sized: Callable[[bytes, str], None]) -> Branch:
+    """Statements for a resource, run at best effort. Raises Refused."""
+    wrong, part = partial(bad, item), item.delivery
+    if kind is not Kind.NOTIFY:
+        raise wrong(
+            "statements are run at best effort: as a notification", reasons.NOT_SUPPORTED, "UNIMPLEMENTED"
+        )
+    if item.vote or item.after:
+        raise wrong("a delivery has no first phase to vote for, and comes after the end of the whole")
+    _check_known(wrong, part, frozenset({"target", "sql", "deliver_at_us"}))
+    if not 1 <= len(part.sql.statements) <= _MOST_STATEMENTS:
+        raise wrong(f"between 1 and {_MOST_STATEMENTS} statements")
+    for statement in part.sql.statements:
+        if why := statements.why_not(statement.text):
+            raise wrong(why)
+    payload = part.sql.SerializeToString(deterministic=True)
+    sized(payload, f"statements of branch {item.id}")
+    action = Action(
+        statements.OPERATION,
+        item.name[:200],
+        statements.CONTENT_TYPE,
+        retry=read_retry(item.retry, wrong) if item.HasField("retry") else NO_RETRY,
+        delivery=Delivery("", part.deliver_at_us),
+    )
+    return Branch(item.id, kind, resource=part.target, payload=payload, action=action)
+
+
+_MOST_STATEMENTS = 100
 
 
 def _event(part: c.DeliveryPart, wrong: Wrong, kind: Kind) -> Event | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client.protocol import identifiers, reasons
 from txcoord_client.protocol import xid as xids
 
+from ...core import statements
 from ...core.action import Retry
 from ...core.errors import Refusal, Refused
 from ...core.evolve import replace
@@ -42,9 +43,11 @@ class Limits:
     deadline_max_us: int = 86_400_000_000
     wait_max_us: int = 60_000_000
     targets: Targets = ANYBODY
+    """Which participants."""
     webhooks: Targets = ANYBODY
     """Of notifications."""
-    """Which participants."""
+    executes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Resources on which statements are run, and for which namespaces; ``*`` for all."""
 
 
 STATE: Mapping[TxState, c.State] = {
@@ -264,6 +267,8 @@ class Reader:
     def _delivery(self, item: c.Branch, kind: Kind) -> Branch:
         if not item.HasField("delivery"):
             return Branch(item.id, kind)  # One that is enlisted already is named by its id and kind.
+        if item.delivery.target.startswith(statements.PREFIX):
+            return deliveries.sql(item, kind, self._sized)
         targets = self._limits.webhooks if kind is Kind.NOTIFY else self._limits.targets
         return deliveries.delivery(item, kind, self._sized, targets, self._now_us())
 

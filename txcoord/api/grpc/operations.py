@@ -20,7 +20,7 @@ from ...engine.coordinator import Coordinator, expired
 from ...engine.live import reached
 from ...ports import ResourceStatus
 from .. import tokens
-from . import actions, delivered, filters, mapping, repeats
+from . import actions, delivered, deliveries, filters, mapping, repeats
 from .mapping import Limits, Reader, bad
 from .waits import LEVEL, Waits, not_found
 
@@ -158,6 +158,7 @@ class Operations:
         tx = self._read.tx(
             namespace, request.tx_id, request.gid, request.deadline_us, request.spec, names_branches=True
         )
+        deliveries.may_run(request.branches, namespace, self._limits.executes)
         steps = self._read.steps(request.branches) if request.run else ()
         ids = {b.id for b in steps}
         rest = [b for b in request.branches if b.id not in ids]
@@ -191,6 +192,7 @@ class Operations:
         tx = self._read.tx(
             namespace, tx_id, request.gid, deadline_us, request.spec, may_have_none=True, names_branches=True
         )
+        deliveries.may_run(request.branches, namespace, self._limits.executes)
         branches = self._read.with_retry(self._read.plan(request.branches), request.spec)
         branches += self._read.callbacks(request.spec, request.branches)
         plan = replace(tx, branches=branches, one_phase_resource="")
@@ -268,6 +270,7 @@ class Operations:
 
     async def commit(self, request: pb.CommitRequest, namespace: str, most_s: float) -> pb.CommitResponse:
         """Ask for commit."""
+        deliveries.may_run(request.branches, namespace, self._limits.executes)
         tx = self._read.tx(
             namespace,
             request.tx_id,

@@ -18,7 +18,9 @@ XA = "xa"
 """A two-phase branch; the key's branch is the branch's own id."""
 ONE = "one"
 """A one-phase branch. Whoever probes for it does not know the branch's number, so the key has a fixed one."""
-XA_OPS = (XA, ONE)
+SQL = "sql"
+"""Statements that the coordinator has run once the whole was COMMITTED."""
+XA_OPS = (XA, ONE, SQL)
 """The ops of a coordinator's resources. Those of participants (``protocol.barrier``) may be another coordinator's in
 the same database, and have rules of their own for how long they are needed."""
 ONE_BRANCH = "0"
