@@ -43,6 +43,7 @@ MODULES = (
     "_xa/raw",
     "_xa/sqlalchemy_",
     "coordinator",
+    "inbox",
     "participant",
     "sagas",
     "transaction",
