@@ -148,13 +148,17 @@ def queue_of(world: World, process: Process, clock: Any, spawn: Any) -> Queue:
 
 def consumed(world: World, node: str, due: Due) -> None:
     """It counts as done: what became of the attempt must be in the log."""
+    if any(fault.what in _CLOCKS for fault in world.plan.faults):
+        return  # It was due, and is not any more.
     found = world.log.select(
-        "SELECT t.owner, t.epoch, b.attempts, b.next_attempt_us, b.state FROM txcoord_tx t JOIN txcoord_branch b"
+        "SELECT t.owner, t.epoch, b.attempts, b.xid, b.state FROM txcoord_tx t JOIN txcoord_branch b"
         f" ON b.tx_id = t.tx_id WHERE t.tx_id = '{due.tx_id}' AND b.id = '{due.branch}' AND t.ended_us = 0"
     )
     if not found:
         return
-    owner, epoch, attempts, _next_us, state = found[0]
+    owner, epoch, attempts, xid, state = found[0]
+    if "@" in xid:
+        return  # The session that holds it may have said something of it meanwhile.
     if (owner, epoch, attempts) == (node, due.epoch + 1, due.attempt - 1) and state in (
         "finishing",
         "undoing",
