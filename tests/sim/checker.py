@@ -15,7 +15,9 @@ from .effects import Effects
 if TYPE_CHECKING:
     from .world import World
 
-QUIET_ALARMS = frozenset({"in_limbo"})
+QUIET_ALARMS = frozenset(
+    {"in_limbo", "step_stuck"}
+)  # The second: of a plan that was taken over, and is in doubt.
 """These tell of what the world itself has done; any other is a mistake of the code."""
 CRASHES = frozenset(
     {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from txcoord.adapters.embedded import EmbeddedQueue
 from txcoord.core.model import Tx
+from txcoord.engine.coordinator import Coordinator
 from txcoord.ports import Due, Queue
 
 from .loop import Process
@@ -146,10 +147,18 @@ def queue_of(world: World, process: Process, clock: Any, spawn: Any) -> Queue:
     return Watched(queue, world, process)
 
 
+def _was_dead(coordinator: Coordinator, target: str) -> bool:
+    seen = coordinator.gate.seen().get(target)
+    return seen is not None and seen.since_us > 0
+
+
 def consumed(world: World, node: str, due: Due) -> None:
     """It counts as done: what became of the attempt must be in the log."""
     if any(fault.what in _CLOCKS for fault in world.plan.faults):
         return  # It was due, and is not any more.
+    coordinator = world.nodes[node].coordinator
+    if coordinator is not None and _was_dead(coordinator, due.target):
+        return  # It was put off: that is not written each time.
     found = world.log.select(
         "SELECT t.owner, t.epoch, b.attempts, b.xid, b.state FROM txcoord_tx t JOIN txcoord_branch b"
         f" ON b.tx_id = t.tx_id WHERE t.tx_id = '{due.tx_id}' AND b.id = '{due.branch}' AND t.ended_us = 0"
