@@ -9,6 +9,7 @@ from txcoord.adapters.sql.log import SqlLog
 from txcoord.core.action import Action
 from txcoord.core.model import (
     FOREVER_US,
+    TAKEN,
     Branch,
     BranchState,
     Change,
@@ -53,7 +54,7 @@ class TestPlans(LogContract):
         tx = plan(await log.now_us(), lease_until_us=1)
         await put(log, tx)
         (claimed,) = await log.claim("n2", LEASE, 10)
-        assert (claimed.owner, claimed.epoch, claimed.version) == ("n2", tx.epoch + 1, tx.version + 1)
+        assert (claimed.owner, claimed.epoch, claimed.version) == ("n2", tx.epoch + TAKEN, tx.version + 1)
         old = [progress(tx, replace(STEP, state=B.READY)), decide(tx, Decision.ABORT)]
         assert await written(log, *old) == [Written.CONFLICT, Written.CONFLICT]
         assert await written(log, decide(claimed, Decision.COMMIT)) == [Written.OK]

@@ -39,7 +39,16 @@ from tests.support.logs import (
 )
 from txcoord.adapters.sql.log import SqlLog
 from txcoord.adapters.sql.migrate import migrate
-from txcoord.core.model import BranchState, Change, ChangeKind, Decision, HistoryEntry, TxState, Written
+from txcoord.core.model import (
+    TAKEN,
+    BranchState,
+    Change,
+    ChangeKind,
+    Decision,
+    HistoryEntry,
+    TxState,
+    Written,
+)
 from txcoord.ports import LogUnavailable
 from txcoord.testing.postgres import PostgresServer
 
@@ -112,7 +121,7 @@ class TestLostReply(LogContract):
         # The lazy one is looked for before it is written again.
         await log.settle()
         assert operated.result().written is OK
-        assert (await get(log, running.tx_id)).epoch == 2
+        assert (await get(log, running.tx_id)).epoch == 1 + TAKEN
 
 
 @asynccontextmanager

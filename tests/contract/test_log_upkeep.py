@@ -24,7 +24,7 @@ from tests.support.logs import (
     xa,
 )
 from txcoord.adapters.sql.log import SqlLog
-from txcoord.core.model import FOREVER_US, Branch, BranchState, DecidedBy, Kind, Tx, TxState, Written
+from txcoord.core.model import FOREVER_US, TAKEN, Branch, BranchState, DecidedBy, Kind, Tx, TxState, Written
 
 B = BranchState
 LEASE = 10 * S
@@ -43,7 +43,7 @@ class TestClaim(LogContract):
         lapsed_first = [aborting, half_stuck, free[1], free[2], free[0]]
         assert [t.tx_id for t in claimed] == [t.tx_id for t in lapsed_first]
         for tx, was in zip(claimed, lapsed_first, strict=True):
-            assert tx == replace(was, owner="n2", epoch=was.epoch + 1, lease_until_us=tx.lease_until_us)
+            assert tx == replace(was, owner="n2", epoch=was.epoch + TAKEN, lease_until_us=tx.lease_until_us)
             assert tx.lease_until_us >= now + LEASE
             assert await get(log, tx.tx_id) == tx
         assert await log.claim("n3", LEASE, 100) == []
@@ -78,7 +78,7 @@ class TestClaim(LogContract):
             while rows := await logs[number].claim(f"n{number}", LEASE, 3):
                 for tx in rows:
                     assert tx.tx_id not in taken
-                    assert tx.epoch == 2
+                    assert tx.epoch == 1 + TAKEN
                     taken[tx.tx_id] = tx.owner
 
         await asyncio.gather(*(take(n) for n in range(3)))

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.support.logs import LogContract, Place, S, active, committing, end, get, put, written, xa
 from txcoord.adapters.sql.log import SqlLog
-from txcoord.core.model import Branch, BranchState, Change, ChangeKind, Tx, TxState, Written
+from txcoord.core.model import TAKEN, Branch, BranchState, Change, ChangeKind, Tx, TxState, Written
 from txcoord.ports import Backlog
 
 B = BranchState
@@ -46,11 +46,11 @@ class TestHandedOff(LogContract):
             change = Change(ChangeKind.PROGRESS, off, off.branches, tx.epoch, tx.epoch, forced=False)
             assert await written(log, change) == [Written.OK]
             assert await get(log, tx.tx_id) == off
-        # Taken back by whoever had it, it has a lease as before.
+        # Taken back by whoever had it: when it would have been overdue is nobody's lease.
         back = replace(tx, lease_until_us=now + 5 * S)
         assert await written(log, Change(ChangeKind.PROGRESS, back, (), tx.epoch, tx.epoch)) == [Written.OK]
         row = await get(log, tx.tx_id)
-        assert (row.owner, row.lease_until_us) == ("n1", now + 90 * S)
+        assert (row.owner, row.lease_until_us) == ("n1", now + 5 * S)
 
     async def test_nobody_takes_it_over_before_it_is_overdue(self, log: SqlLog) -> None:
         now = await log.now_us()
@@ -74,7 +74,7 @@ class TestClaimDue(LogContract):
         assert ids(claimed) == ids(due)
         for tx in claimed:
             was = next(t for t in due if t.tx_id == tx.tx_id)
-            assert tx == replace(was, owner="n2", epoch=5, lease_until_us=tx.lease_until_us)
+            assert tx == replace(was, owner="n2", epoch=4 + TAKEN, lease_until_us=tx.lease_until_us)
             assert tx.lease_until_us >= now + LEASE
             assert await get(log, tx.tx_id) == tx
         assert await log.claim_due("n3", LEASE, asked) == []
@@ -118,7 +118,7 @@ class TestPulledForward(LogContract):
         assert await log.claim_waiting("n2", LEASE, "accounts", 100) == []
         assert await log.claim_waiting("n2", LEASE, "nobody", 100) == []
         for tx in (await get(log, both.tx_id), next(t for t in rest if t.tx_id == both.tx_id)):
-            assert (tx.owner, tx.epoch) == ("n2", 5)
+            assert (tx.owner, tx.epoch) == ("n2", 4 + TAKEN)
             assert [b.next_attempt_us for b in tx.branches] == [0, now + 20 * S]
             assert [b.attempts for b in tx.branches] == [3, 3]
         assert await log.claim_due("n3", LEASE, claims(both, sooner, aborting)) == []

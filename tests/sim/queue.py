@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from txcoord.adapters.embedded import EmbeddedQueue
-from txcoord.core.model import Tx
+from txcoord.core.model import TAKEN, Tx
 from txcoord.engine.coordinator import Coordinator
 from txcoord.ports import Due, Queue
 
@@ -134,7 +134,7 @@ def watch_claims(world: World, process: Process, log: Any) -> None:
 
     async def claim_due(owner: str, lease_us: int, due: Sequence[tuple[str, int]]) -> list[Tx]:
         rows: list[Tx] = await real(owner, lease_us, due)
-        world.broker.claimed.update((tx.tx_id, tx.epoch - 1, process) for tx in rows)
+        world.broker.claimed.update((tx.tx_id, tx.epoch - TAKEN, process) for tx in rows)
         return rows
 
     log.claim_due = claim_due
@@ -168,7 +168,7 @@ def consumed(world: World, node: str, due: Due) -> None:
     owner, epoch, attempts, xid, state = found[0]
     if "@" in xid:
         return  # The session that holds it may have said something of it meanwhile.
-    if (owner, epoch, attempts) == (node, due.epoch + 1, due.attempt - 1) and state in (
+    if (owner, epoch, attempts) == (node, due.epoch + TAKEN, due.attempt - 1) and state in (
         "finishing",
         "undoing",
     ):

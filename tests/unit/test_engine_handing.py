@@ -14,7 +14,7 @@ from tests.support.virtual import eventually, run
 from txcoord.core.action import Answer, AnswerKind, Op, Retry
 from txcoord.core.events import Answered, Operate
 from txcoord.core.handing import first_due
-from txcoord.core.model import Audit, BranchState, Decision, Tx, TxState
+from txcoord.core.model import TAKEN, Audit, BranchState, Decision, Tx, TxState
 from txcoord.engine.gate import GateSettings
 from txcoord.engine.live import WaitLevel
 from txcoord.ports import Due, LogUnavailable
@@ -123,7 +123,7 @@ def test_what_comes_too_early_is_handed_off_again() -> None:
             tx, due = await waiting(place, node, hand)
             await hand.carry([due])
             (again,) = hand.taken
-            assert (again.due_us, again.epoch) == (due.due_us, due.epoch + 1)
+            assert (again.due_us, again.epoch) == (due.due_us, due.epoch + TAKEN)
             assert len(place.participants.calls) == 1
             assert place.storage.row(tx.tx_id).owner == ""
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.virtual import eventually, run
 from txcoord.core.errors import Refused
-from txcoord.core.model import Decision, TxState
+from txcoord.core.model import TAKEN, Decision, TxState
 from txcoord.engine.live import WaitLevel
 from txcoord.ports import LogUnavailable
 
@@ -156,7 +156,7 @@ def test_a_node_that_was_stopped_drops_what_was_taken_over() -> None:
             await asyncio.sleep(3)  # Its loops do not run: it does not renew its lease.
             assert await other.recovery.take_over() == 1
             taken = shop.storage.row(tx.tx_id)
-            assert (taken.owner, taken.epoch) == ("n2", decided.epoch + 1)
+            assert (taken.owner, taken.epoch) == ("n2", decided.epoch + TAKEN)
             await stopped.recovery.take_over()
             assert stopped.coordinator.live.get(tx.tx_id) is None
             assert shop.storage.row(tx.tx_id) == taken

@@ -26,7 +26,7 @@ from txcoord.core.events import (
     Verdict,
 )
 from txcoord.core.machine import decide, expired, resume
-from txcoord.core.model import Branch, BranchState, ChangeKind, DecidedBy, Decision, Tx, TxState
+from txcoord.core.model import TAKEN, Branch, BranchState, ChangeKind, DecidedBy, Decision, Tx, TxState
 
 from .core_support import AUDIT, DEADLINE, TX, WINDOWS, B, H, P, W, branch, tx_of
 
@@ -330,7 +330,7 @@ def test_a_heuristic_outcome_is_forced_parked_and_alarmed(row: Tx) -> None:
 @pytest.mark.parametrize("row", [COMMITTING, ABORTING])
 def test_orders_take_the_row_over_and_are_audited(row: Tx) -> None:
     parked = row_of(Operate("park", "1", AUDIT), row)
-    assert parked.epoch == row.epoch + 1
+    assert parked.epoch == row.epoch + TAKEN
     verdict = ask(parked, Operate("retry", "1", AUDIT))
     assert verdict.change is not None
     assert (verdict.change.kind, verdict.change.expected_epoch) == (ChangeKind.OPERATE, parked.epoch)

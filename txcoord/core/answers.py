@@ -67,10 +67,12 @@ def answered(tx: Tx, event: Answered, now_us: int) -> Verdict:
         return Verdict(new, change if tx.state is TxState.RUNNING else None, effects)
     effects = (*effects, *_next_calls(tx, new, moved))
     if new.ended and not tx.ended:
-        new = replace(new, epoch=tx.epoch + 1)  # As for the other kinds: see settle.progress.
         effects = (*effects, *settle.effects_of(new))
     elif new.rests:
         effects = (*effects, Settled())
+    if (new.ended and not tx.ended) or (new.ended_us and not tx.ended_us):
+        # As for the other kinds, see settle.progress; the same when the last delivery has ended.
+        new = replace(new, epoch=tx.epoch + 1)
     return Verdict(new, settle.lazy(tx, new, moved, history), effects)
 
 

@@ -40,6 +40,7 @@ from .kinds import RULES
 from .known import already_decided, content_of, gid_names, gid_taken, same_plan
 from .lifecycle import TxEvent, next_tx
 from .model import (
+    TAKEN,
     Branch,
     BranchState,
     Change,
@@ -368,7 +369,7 @@ def _find_out(tx: Tx, event: Rollback) -> Verdict:
     if tx.unwanted is not None:
         return Verdict(tx)
     new = plans.unwanted(tx, event.by, event.reason)
-    new = replace(new, version=tx.version + 1, epoch=tx.epoch + 1)
+    new = replace(new, version=tx.version + 1, epoch=tx.epoch + TAKEN)
     return Verdict(new, Change(ChangeKind.AMEND, new, expected_version=tx.version), plans.effects_of(new))
 
 

@@ -110,6 +110,10 @@ FOREVER_US = 253_370_764_800_000_000
 """The deadline of a plan that has none: the first day of the year 9999."""
 _MANY = 8
 ENDED = frozenset({TxState.COMMITTED, TxState.ABORTED})
+TAKEN = 10
+"""What taking a row over adds to its epoch, and an operator's order too. Whoever carries it out adds one with its
+decision, its end and the end of its deliveries, and may do all three before the first is written: no two writers ever
+mean the same state by one number, whatever the one who was cut off still writes."""
 
 
 def held_back(reason: str) -> str:

@@ -10,6 +10,7 @@ from .kinds import RULES
 from .lifecycle import BranchEvent, next_branch
 from .model import (
     FOREVER_US,
+    TAKEN,
     Branch,
     BranchState,
     Change,
@@ -75,7 +76,7 @@ def operate(tx: Tx, event: Operate, now_us: int, windows: Windows) -> Verdict:
         )
     else:
         return settle.no(tx, "INVALID_ARGUMENT", "BAD_REQUEST", f"no such order: {event.action!r}")
-    new = replace(settle.close(settle.with_branch(tx, moved), now_us), epoch=tx.epoch + 1)
+    new = replace(settle.close(settle.with_branch(tx, moved), now_us), epoch=tx.epoch + TAKEN)
     entry = HistoryEntry(now_us, f"operator.{event.action}", branch.id, event.audit.actor, event.audit.reason)
     change = Change(
         ChangeKind.OPERATE,
@@ -150,7 +151,7 @@ def _on_running(tx: Tx, branch: Branch, event: Operate, now_us: int) -> Verdict:
         state = next_branch(branch.kind, branch.state, _GIVEN_UP[event.action])
         moved = replace(branch, state=state, reason=event.audit.reason, heuristic=True, next_attempt_us=0)
     new = replace(tx, branches=tuple(moved if b.id == moved.id else b for b in tx.branches))
-    new = replace(plans.started(new), version=tx.version + 1, epoch=tx.epoch + 1)
+    new = replace(plans.started(new), version=tx.version + 1, epoch=tx.epoch + TAKEN)
     entry = HistoryEntry(now_us, f"operator.{event.action}", branch.id, event.audit.actor, event.audit.reason)
     changed = tuple(b for b, old in zip(new.branches, tx.branches, strict=True) if b is not old)
     change = Change(
@@ -177,7 +178,7 @@ def _not_done(tx: Tx, branch: Branch, event: Operate, now_us: int) -> Verdict:
     entry = HistoryEntry(now_us, "operator.not_done", branch.id, event.audit.actor, event.audit.reason)
     if tx.in_doubt and (tx.unwanted is None or tx.unwanted[0] is not DecidedBy.OPERATOR):
         new = plans.unwanted(tx, DecidedBy.OPERATOR, _ABORTED)
-        new = replace(new, version=tx.version + 1, epoch=tx.epoch + 1)
+        new = replace(new, version=tx.version + 1, epoch=tx.epoch + TAKEN)
         change = Change(
             ChangeKind.AMEND, new, expected_version=tx.version, history=(entry,), audit=event.audit
         )

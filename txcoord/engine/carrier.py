@@ -94,6 +94,8 @@ class EngineSettings:
     """Are parkings?"""
     overdue_share: float = 0.0
     """And so much of the time that it was to wait: some queues may be that late."""
+    overdue_most_us: int = 0
+    """But no more than that for the time that it was to wait."""
 
 
 @dataclass(slots=True)
@@ -350,7 +352,8 @@ class Carrier:
         if first is None or self.writes.any_forced(tx.tx_id) or self._busy(tx):
             return None
         live.tells_all = True
-        spare_us = self.settings.overdue_us + int((first.at_us - now_us) * self.settings.overdue_share)
+        late_us = int((first.at_us - now_us) * self.settings.overdue_share)
+        spare_us = self.settings.overdue_us + min(late_us, self.settings.overdue_most_us)
         return replace(tx, owner="", lease_until_us=first.at_us + spare_us)
 
     def _busy(self, tx: Tx) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..core.events import Call, Finish
 from ..core.machine import resume
-from ..core.model import Tx
+from ..core.model import TAKEN, Tx
 from ..observe import logs
 from ..ports import Due, Failpoints, LogUnavailable
 from .carrier import Carrier
@@ -86,7 +86,7 @@ class Carrying:
     async def _claimed_before(self, due: Sequence[Due], known: set[str]) -> list[Tx]:
         """What a claim whose reply was lost has made ours."""
         c = self._c
-        epochs = {one.tx_id: one.epoch + 1 for one in due if one.tx_id not in known}
+        epochs = {one.tx_id: one.epoch + TAKEN for one in due if one.tx_id not in known}
         rows = await c.log.read(list(epochs))
         return [
             tx

@@ -56,7 +56,9 @@ class Prober:
                     )
                 )
             await self._failpoints.reach("probe.before")
-            answer = await self._ask_one(finisher, tx.tx_id, not_after_us)
+            # The sweep comes back: one whose local transaction is still open must not keep it from all others.
+            times = 1 if isinstance(event, DeadlinePassed) else _ASKED_AT_MOST
+            answer = await self._ask_one(finisher, tx.tx_id, not_after_us, times)
             await self._failpoints.reach("probe.after")
             if answer is Probed.COMMITTED:
                 return False, OnePhaseDone(tx)
@@ -66,8 +68,10 @@ class Prober:
                 )
         return True, None
 
-    async def _ask_one(self, finisher: Finisher, tx_id: str, not_after_us: int) -> Probed:
-        for _ in range(_ASKED_AT_MOST):
+    async def _ask_one(self, finisher: Finisher, tx_id: str, not_after_us: int, times: int) -> Probed:
+        for asked in range(times):
+            if asked:
+                await self._clock.sleep(self._interval_s)
             try:
                 answer = await finisher.probe_one_phase(tx_id, not_after_us)
             except ResourceTrouble as trouble:
@@ -83,7 +87,6 @@ class Prober:
                 ) from trouble
             if answer is not Probed.OPEN:
                 return answer
-            await self._clock.sleep(self._interval_s)
         raise Refused(
             Refusal(
                 "UNAVAILABLE",

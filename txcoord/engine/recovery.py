@@ -192,7 +192,21 @@ class Recovery:
             if live.logged and live.lease_until_us < soon_us and live.tx.state is not TxState.ACTIVE
         ]
         await self._renew(old)
+        await self._let_go_of_decided()
         return await self._take_over(all_of_owner=False)
+
+    async def _let_go_of_decided(self) -> None:
+        """Drop what was run here for a client that is gone, and was decided by another node."""
+        c = self._c
+        late_us = c.clock.now_us() - c.settings.windows.grace_us
+        over = [live for live in c.live if live.tx.state is TxState.ACTIVE and live.tx.deadline_us < late_us][
+            : self._s.batch
+        ]
+        rows = await c.log.read([live.tx.tx_id for live in over]) if over else {}
+        for live in over:
+            row = rows.get(live.tx.tx_id)
+            if row is not None and row.decision is not None and c.live.get(row.tx_id) is live:
+                c.live.drop(row.tx_id)
 
     async def _renew(self, lives: list[Live]) -> None:
         """Keep what is ours; drop what another node has taken over meanwhile: we were stopped, or too slow."""
@@ -310,7 +324,9 @@ class Recovery:
 
     def _row(self, rows: Mapping[str, Tx], x: xids.Xid) -> Tx | None:
         live = self._c.live.get(x.tx_id)
-        return live.tx if live is not None and live.logged else rows.get(x.tx_id)
+        # One whose steps are run here for its client is decided anywhere: only the log knows that.
+        ahead = live is not None and live.logged and live.tx.state is not TxState.ACTIVE
+        return live.tx if ahead and live is not None else rows.get(x.tx_id)
 
     def _judge(self, finisher: Finisher, xid: str, x: xids.Xid, tx: Tx | None) -> Judgement:
         """What a prepared branch is, by the row of its transaction."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from txcoord.core.model import (
+    TAKEN,
     Audit,
     Branch,
     BranchState,
@@ -122,8 +123,10 @@ class Storage:
                     ended_us=new.ended_us,
                     epoch=new.epoch,
                     owner=new.owner,
-                    # Handed off it says when it is overdue.
-                    lease_until_us=max(old.lease_until_us if new.owner else 0, new.lease_until_us),
+                    # Handed off it says when it is overdue, and that is nobody's lease.
+                    lease_until_us=max(
+                        old.lease_until_us if new.owner and old.owner else 0, new.lease_until_us
+                    ),
                 )
             case ChangeKind.RELEASE_GID:
                 if (
@@ -320,7 +323,7 @@ class MemoryLog:
                 row,
                 owner=owner,
                 lease_until_us=now_us + lease_us,
-                epoch=row.epoch + 1,
+                epoch=row.epoch + TAKEN,
                 version=row.version + (row.decision is None),
             )
         self.storage.sync()
@@ -339,7 +342,7 @@ class MemoryLog:
             row = self.storage.rows.get(tx_id)
             if row is None or not _in_phase_two(row) or (row.owner, row.epoch) != ("", epoch):
                 continue
-            self.storage.rows[tx_id] = replace(row, owner=owner, lease_until_us=until_us, epoch=epoch + 1)
+            self.storage.rows[tx_id] = replace(row, owner=owner, lease_until_us=until_us, epoch=epoch + TAKEN)
             taken.append(tx_id)
         self.storage.sync()
         return [self.storage.row(tx_id) for tx_id in taken]

@@ -202,6 +202,7 @@ class Node:
                 shared=self._claim is None,
                 overdue_us=self.queue.overdue_us,
                 overdue_share=self.queue.overdue_share,
+                overdue_most_us=self.queue.overdue_most_us,
                 events=s.events.enabled,
                 dead_letters=s.events.dead_letters or s.events.enabled,
                 gate=GateSettings(longest_us=microseconds(s.backoff.cap), drain_per_s=s.targets.drain_rate),

@@ -23,6 +23,8 @@ class Chosen:
     """What is not carried out so long after it was due has been lost by the queue: any node may take it over."""
     overdue_share: float = 0.0
     """And so much of the time that it was to wait: the queue may be that late."""
+    overdue_most_us: int = 0
+    """But no more than that for the time that it was to wait."""
 
 
 def choose(settings: Settings, clock: Clock, spawn: Spawn) -> Chosen:
@@ -32,9 +34,11 @@ def choose(settings: Settings, clock: Clock, spawn: Spawn) -> Chosen:
     connection = kafka_connection(settings.kafka, settings.node_name)
     from ..adapters.kafka import KafkaQueue
 
-    queue = KafkaQueue(connection, kafka_queue(settings.kafka), clock, spawn)
-    # A tier may be a quarter longer than the delay that was asked for.
-    return Chosen(queue, overdue_us=1_000_000, overdue_share=0.25)
+    tiers = kafka_queue(settings.kafka)
+    queue = KafkaQueue(connection, tiers, clock, spawn)
+    # A tier may be a quarter longer than the delay that was asked for, or than what is left of it after longer ones.
+    longest_us = max(tiers.tiers_us)
+    return Chosen(queue, overdue_us=1_000_000, overdue_share=0.25, overdue_most_us=longest_us // 4)
 
 
 def kafka_connection(settings: KafkaSettings, client_id: str) -> KafkaConnection:

@@ -132,11 +132,14 @@ def _insert() -> str:
 
 def _update(columns: Sequence[m.Col], where: str) -> str:
     sets = ", ".join(
-        # Of the claim whose epoch it names: it was renewed since, perhaps. Handed off it says when it is overdue.
-        f"t.{c.name} = CASE i.owner WHEN '' THEN i.{c.name} ELSE GREATEST(t.{c.name}, i.{c.name}) END"
+        # Of the claim whose epoch it names: it was renewed since, perhaps. Handed off it says when it is overdue, and
+        # that is nobody's lease.
+        f"t.{c.name} = CASE WHEN i.owner = '' OR t.owner = '' THEN i.{c.name}"
+        f" ELSE GREATEST(t.{c.name}, i.{c.name}) END"
         if c.name == "lease_until_us"
         else f"t.{c.name} = {_value(c)}"
-        for c in columns[1:]
+        # From left to right, and what is set is read so from then on: the lease needs the owner as it was.
+        for c in sorted(columns[1:], key=lambda c: c.name != "lease_until_us")
     )
     return (
         "UPDATE {rows} STRAIGHT_JOIN txcoord_tx t ON t.tx_id = UNHEX(i.tx_id)"

@@ -382,8 +382,10 @@ def _statement(present: tuple[bool, ...], relaxed: bool) -> str:
 
     def update(columns: Sequence[m.Col], conditions: Sequence[m.Col], where: str) -> str:
         sets = ", ".join(
-            # Of the claim whose epoch it names: it was renewed since, perhaps. Handed off it says when it is overdue.
-            f"{c.name} = CASE i.owner WHEN '' THEN i.{c.name} ELSE greatest(t.{c.name}, i.{c.name}) END"
+            # Of the claim whose epoch it names: it was renewed since, perhaps. Handed off it says when it is overdue,
+            # and that is nobody's lease.
+            f"{c.name} = CASE WHEN i.owner = '' OR t.owner = '' THEN i.{c.name}"
+            f" ELSE greatest(t.{c.name}, i.{c.name}) END"
             if c.name == "lease_until_us"
             else f"{c.name} = i.{c.name}"
             for c in columns[1:]

@@ -347,8 +347,9 @@ def _insert(count: int) -> str:
 def _update(columns: Sequence[m.Col], conditions: Sequence[m.Col], count: int, where: str) -> str:
     every = (*columns, *conditions)
     sets = ", ".join(
-        # Of the claim whose epoch it names: it was renewed since, perhaps. Handed off it says when it is overdue.
-        f"{c.name} = CASE i.{_at(every, 'owner')} WHEN '' THEN i.{_at(every, c.name)}"
+        # Of the claim whose epoch it names: it was renewed since, perhaps. Handed off it says when it is overdue, and
+        # that is nobody's lease.
+        f"{c.name} = CASE WHEN i.{_at(every, 'owner')} = '' OR txcoord_tx.owner = '' THEN i.{_at(every, c.name)}"
         f" ELSE max(txcoord_tx.{c.name}, i.{_at(every, c.name)}) END"
         if c.name == "lease_until_us"
         else f"{c.name} = i.{_at(every, c.name)}"

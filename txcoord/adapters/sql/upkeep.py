@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from txcoord_client.protocol.identifiers import is_tx_id
 
 from ...core.kinds import RULES
-from ...core.model import FOREVER_US, SETTLED_BRANCH, Kind, Tx, Windows
+from ...core.model import FOREVER_US, SETTLED_BRANCH, TAKEN, Kind, Tx, Windows
 from . import reading, tables
 from .tables import branch, lease, resource, tx
 
@@ -69,7 +69,7 @@ def taken(conn: Connection, now_us: int, owner: str, lease_us: int, ids: Sequenc
             .values(
                 owner=owner,
                 lease_until_us=now_us + lease_us,
-                epoch=tx.c.epoch + 1,
+                epoch=tx.c.epoch + TAKEN,
                 # Who read an undecided plan before cannot decide it now.
                 version=case((tx.c.decision.is_(None), tx.c.version + 1), else_=tx.c.version),
             )
