@@ -87,6 +87,9 @@ class Clients:
                 for number, name in enumerate(asked.parts, 1):
                     hold = self._declared[name].hold
                     await g.tcc(hold, gid=asked.gid, branch=str(number), how=asked.how)
+                if asked.told:
+                    body = {"gid": asked.gid, "branch": "3", "how": asked.how}
+                    g.message(self._declared[asked.told].told, body)
                 await asyncio.sleep(began + asked.think - time.monotonic())
                 if asked.gives_up:
                     raise GaveUp
@@ -134,10 +137,20 @@ async def outage(form: Form, seed: int, place: Place) -> Found:
         place.mark("the first transaction")
         faults = [_at(began, when, do) for when, do in _faults(form, place)]
         chaos = asyncio.gather(*faults, *([_storms(place)] if form.storms else []))
+        clock = asyncio.create_task(_own_lateness(place.lateness_s))
         await clients.all(asked, began)
         place.mark("all clients are told")
         await chaos
+        clock.cancel()
     return await check(form, asked, clients.answers, place)
+
+
+async def _own_lateness(found: list[float]) -> None:
+    """How late this process is woken: what that is, the machine owes to all of them."""
+    while True:
+        due = time.monotonic() + 0.1
+        await asyncio.sleep(0.1)
+        found.append(time.monotonic() - due)
 
 
 Do = Callable[[], Awaitable[object]]

@@ -32,7 +32,7 @@ PATIENCE_S: Final = 120.0
 _DONE: Final = 1
 _CLOCKS_US: Final = 20_000
 """A node knows the log's clock this well."""
-_REPEATED: Final = ("confirm", "cancel", "action", "compensate")
+_REPEATED: Final = ("confirm", "cancel", "action", "compensate", "message")
 
 
 @dataclass
@@ -204,6 +204,12 @@ def effects(asked: Sequence[Asked], rows: Rows, found: Found) -> None:
                 found.wrong.append(
                     f"{one.gid} branch {number}: {did}, {'committed' if committed else 'aborted'}"
                 )
+        if one.told:
+            did, wanted = dict(branches.pop("3", {})), {"message": 1} if committed else {}
+            if did != wanted:
+                found.wrong.append(
+                    f"{one.gid}: its message is {did}, {'committed' if committed else 'aborted'}"
+                )
         if branches:
             found.wrong.append(f"{one.gid}: nobody asked for branches {sorted(branches)}")
     if by_gid:
@@ -268,6 +274,7 @@ def times(tiers: Sequence[int], marks: Mapping[str, int], gone: str, rows: Rows,
     f["repeated calls whose due time was in the log"] = waited
     f["early"] = len(early)
     f["pulled forward when the participant was back"] = pulled
+    f["nearest to its time, s after it (min)"] = round(min(late_all, default=0) / 1e6, 6)
     f["late, all, s (p50 p99 max)"] = _spread(late_all)
     f["late after all was back, s (p50 p99 max)"] = _spread(late_after)
     f["of that beyond its tier, s (max)"] = round(max(beyond, default=0) / 1e6, 3)
@@ -350,4 +357,7 @@ def _figures(place: Place, rows: Rows, answers: Mapping[str, str], found: Found)
     f["repetitions that the barrier took"] = sum(bool(call.get("repeated")) for call in rows.calls)
     f["attempts that failed, by the log"] = rows.history["branch.failed"]
     f["attempts that were pending, by the log"] = rows.history["branch.pending"]
+    f["late, timers of the clients' process, s (p50 p99 max)"] = _spread(
+        [round(late * 1e6) for late in place.lateness_s]
+    )
     f["wall time, s"] = round((now_us() - place.marks["the first transaction"]) / 1e6, 1)

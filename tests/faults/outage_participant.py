@@ -70,7 +70,9 @@ class Declared:
     hold: Any
     """A reservation."""
     act: Any
-    """A step that can be undone."""
+    """Steps that can be undone, by their number."""
+    told: Any
+    """Takes messages."""
 
 
 def declared(name: str, kind: type[Participant] = Participant, **options: Any) -> Declared:
@@ -119,7 +121,11 @@ def declared(name: str, kind: type[Participant] = Participant, **options: Any) -
 
         return action
 
-    return Declared(participant, Hold, {number: step(number) for number in "123"})
+    @participant.message
+    async def told(db: Any, *, gid: str, branch: str, how: How) -> None:
+        await do(db, Held(gid, branch, how), "message")
+
+    return Declared(participant, Hold, {number: step(number) for number in "123"}, told)
 
 
 async def serve(name: str, port: str, database: str, calls: str) -> None:

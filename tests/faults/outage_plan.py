@@ -71,6 +71,8 @@ class Asked:
     how: How
     gives_up: bool = False
     """TCC: its client rolls back."""
+    told: str = ""
+    """TCC: who is sent a message when it is committed, as branch 3."""
 
 
 def drawn(form: Form, seed: int) -> list[Asked]:
@@ -100,7 +102,9 @@ def _tcc(form: Form, rng: random.Random, gid: str) -> Asked:
         parts = ("payment", "stock" if well else "payment")
     if rng.random() < 0.03:
         how["2 try"] = ["no"]
-    return Asked("tcc", gid, start, think, parts, how, rng.random() < 0.1)
+    _troubled(form, rng, how, "3 message")
+    told = rng.choice(["", "", "stock", "payment"])
+    return Asked("tcc", gid, start, think, parts, how, rng.random() < 0.1, told)
 
 
 def _saga(form: Form, rng: random.Random, gid: str) -> Asked:

@@ -64,6 +64,8 @@ class Place:
     """When what happened, in µs."""
     say: Callable[[str], None] = print
     began: float = 0.0
+    lateness_s: list[float] = field(default_factory=list)
+    """Of timers in the process of the clients."""
 
     def mark(self, what: str) -> None:
         """It happens now."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.integration.cli_support import Desk
+from tests.support.redis_server import RedisServer
 from txcoord.cli import bench
 from txcoord.cli.bench.drivers import Drivers, WrongDrivers
 
@@ -61,6 +62,16 @@ def test_beside_participants_that_hang_nothing_fails() -> None:
     assert [(row["kind"], row["errors"]) for row in rows] == [("beside-hung", 0), ("alone", 0)]
     assert (rows[0]["hung"], rows[0]["waiting"]) == (4, 200)
     assert rows[0]["ratio"] > 0
+
+
+def test_beside_the_same_without_kafka_and_redis(redis_server: RedisServer) -> None:
+    rows: list[Any] = []
+    nobody = "127.0.0.1:1"  # Kafka may be away: nothing needs it here.
+    tell = rows.append
+    assert bench.shared(nobody, redis_server.url, False, [16], 0.5, "sqlite", tell) == 0
+    found = [json.loads(row) for row in rows]
+    assert [(row["kind"], row["errors"]) for row in found] == [("shared", 0), ("alone", 0)]
+    assert all(row["ratio"] > 0 and row["cpu_ms"].keys() == {"coordinator"} for row in found)
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,26 @@ def returned(
     _run(lambda tell: bench.returned(backlog, concurrency, seconds, log, tell), json, "p99 {:.2f} of alone")
 
 
+@app.command()
+def shared(
+    kafka: Annotated[str, typer.Option(help="host:port of a Kafka; topics bench-* are made there.")],
+    redis: Annotated[str, typer.Option(help="redis://host:port of a Redis or Valkey.")],
+    events: Annotated[bool, typer.Option("--events", help="With the event topic on, too.")] = False,
+    concurrency: Callers = None,
+    seconds: Annotated[float, typer.Option(min=0.5, help="For each contender.")] = 6.0,
+    log: Log = "sqlite",
+    json: settings.Json = False,
+) -> None:
+    """TCC transactions that all go well, with Kafka and Redis, against the same without them."""
+    callers = _numbers(concurrency or ["16"])
+    from . import bench
+
+    _check_log(log)
+    _run(
+        lambda tell: bench.shared(kafka, redis, events, callers, seconds, log, tell), json, "{:.2f} of alone"
+    )
+
+
 def _called(
     kind: str, concurrency: list[str] | None, seconds: float, log: str, profile: Path | None, json: bool
 ) -> None:

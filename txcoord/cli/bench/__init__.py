@@ -23,8 +23,20 @@ from .events import run as events
 from .hung import run as hung
 from .match import ACCOUNTS, Row
 from .returned import run as returned
+from .shared import run as shared
 
-__all__ = ["DATABASES", "LOGS", "Drivers", "WrongDrivers", "called", "events", "hung", "returned", "xa"]
+__all__ = [
+    "DATABASES",
+    "LOGS",
+    "Drivers",
+    "WrongDrivers",
+    "called",
+    "events",
+    "hung",
+    "returned",
+    "shared",
+    "xa",
+]
 
 LOGS = ("sqlite", "postgresql", "mariadb")
 NAMES = ("accounts", "ledger")

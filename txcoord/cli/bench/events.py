@@ -25,7 +25,7 @@ from .match import Match, Row
 
 ON: Final = "events-on"
 OFF: Final = "events-off"
-_EACH: Final = 2
+EACH: Final = 2
 """Events of a transaction: decided, and at its end."""
 _SENT: Final = re.compile(r'^txcoord_events_total\{outcome="sent",topic="events"\} (\S+)$', re.MULTILINE)
 
@@ -57,7 +57,7 @@ def run(kafka: str, concurrency: Sequence[int], seconds: float, log: str, emit: 
                     kind: await coordinators.enter_async_context(Coordinator(node.address, participants=at))
                     for kind, node in ((ON, on), (OFF, off))
                 }
-                topic = _Topic(metrics)
+                topic = Topic(metrics)
                 for callers in concurrency:
                     pids = {ON: {"coordinator": on.pid}, OFF: {"coordinator": off.pid}}
                     for row in await _compare(once, topic, pids, callers, seconds):
@@ -68,7 +68,7 @@ def run(kafka: str, concurrency: Sequence[int], seconds: float, log: str, emit: 
         return asyncio.run(compare())
 
 
-class _Topic:
+class Topic:
     """How many events are on the topic, by the coordinator's metrics."""
 
     def __init__(self, address: str) -> None:
@@ -88,7 +88,7 @@ class _Topic:
 
 async def _compare(
     coordinators: Mapping[str, Coordinator],
-    topic: _Topic,
+    topic: Topic,
     pids: Mapping[str, Mapping[str, int]],
     callers: int,
     seconds: float,
@@ -103,7 +103,7 @@ async def _compare(
         with used[turn.kind].counted(counts):
             await measure(once[turn.kind], callers, turn)
             if turn.kind == ON:
-                topic.expected += _EACH * (len(turn.sample.durations) - before)
+                topic.expected += EACH * (len(turn.sample.durations) - before)
                 begun = time.monotonic()
                 await topic.has_all()
                 late_s += (time.monotonic() - begun) * counts
@@ -117,5 +117,5 @@ async def _compare(
     rows[0]["late_s"] = round(late_s, 2)
     if all(cpu_ms.values()):
         more = cpu_ms[ON]["coordinator"] - cpu_ms[OFF]["coordinator"]
-        rows[0]["cpu_ms_of_event"] = round(more / _EACH, 4)
+        rows[0]["cpu_ms_of_event"] = round(more / EACH, 4)
     return rows
