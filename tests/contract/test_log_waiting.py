@@ -9,7 +9,8 @@ from typing import Any
 
 from tests.support.logs import LogContract, Place, S, active, committing, end, get, put, written, xa
 from txcoord.adapters.sql.log import SqlLog
-from txcoord.core.model import TAKEN, Branch, BranchState, Change, ChangeKind, Tx, TxState, Written
+from txcoord.core.action import Action
+from txcoord.core.model import TAKEN, Branch, BranchState, Change, ChangeKind, Kind, Tx, TxState, Written
 from txcoord.ports import Backlog
 
 B = BranchState
@@ -122,6 +123,21 @@ class TestPulledForward(LogContract):
             assert [b.next_attempt_us for b in tx.branches] == [0, now + 20 * S]
             assert [b.attempts for b in tx.branches] == [3, 3]
         assert await log.claim_due("n3", LEASE, claims(both, sooner, aborting)) == []
+
+    async def test_what_has_a_time_of_its_own_keeps_it(self, log: SqlLog) -> None:
+        """Its participant has asked for it, or it is not to be delivered before."""
+        now = await log.now_us()
+        at = now + 60 * S
+        action = Action("Do", headers={"failures": "1", "said": '"failures":1'})
+        call = replace(branch("1", at), kind=Kind.TCC, xid="", action=action)
+        failed = replace(call, failures=12)
+        held = replace(call, id="2", reason="BREAKER_OPEN: since 12:00")
+        later = replace(call, id="3", kind=Kind.MESSAGE, attempts=0, reason="")
+        pending = replace(call, id="4", reason="PENDING")
+        both = handed_off(now, failed, held, later, pending)
+        await put(log, both, handed_off(now, pending, replace(later, id="5")))
+        assert ids(await log.claim_waiting("n2", LEASE, "accounts", 100)) == {both.tx_id}
+        assert [b.next_attempt_us for b in (await get(log, both.tx_id)).branches] == [0, 0, at, at]
 
     async def test_two_at_once_take_disjoint_rows(self, place: Place, log: SqlLog) -> None:
         now = await log.now_us()

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
+from txcoord.core.calling import waits_for_target
 from txcoord.core.model import (
     TAKEN,
     Audit,
@@ -48,6 +49,10 @@ def _waits(branch: Branch, target: str) -> bool:
         and branch.next_attempt_us > 0
         and branch.state in (BranchState.FINISHING, BranchState.UNDOING)
     )
+
+
+def _for_target(branch: Branch, target: str) -> bool:
+    return _waits(branch, target) and (branch.action is None or waits_for_target(branch))
 
 
 @dataclass
@@ -351,13 +356,15 @@ class MemoryLog:
         await asyncio.sleep(0)
         self.storage.check()
         found = [
-            (min(b.next_attempt_us for b in row.branches if _waits(b, target)), row)
+            (min(b.next_attempt_us for b in row.branches if _for_target(b, target)), row)
             for row in self.storage.rows.values()
-            if not row.owner and _in_phase_two(row) and any(_waits(b, target) for b in row.branches)
+            if not row.owner and _in_phase_two(row) and any(_for_target(b, target) for b in row.branches)
         ]
         due = [row for _, row in sorted(found, key=lambda item: item[0])[:limit]]
         for row in due:
-            branches = tuple(replace(b, next_attempt_us=0) if _waits(b, target) else b for b in row.branches)
+            branches = tuple(
+                replace(b, next_attempt_us=0) if _for_target(b, target) else b for b in row.branches
+            )
             self.storage.rows[row.tx_id] = replace(row, branches=branches)
         return self._claim_due(owner, lease_us, [(row.tx_id, row.epoch) for row in due])
 

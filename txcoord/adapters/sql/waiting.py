@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select, text, update
+from sqlalchemy import ColumnElement, Connection, Select, func, or_, select, text, update
 
-from ...core.model import BranchState, Tx
+from ...core.model import HELD_BACK, BranchState, Tx
 from ...ports import Backlog
 from . import reading, tables, upkeep
 from .tables import branch, tx
@@ -18,6 +18,15 @@ _STATES = sorted([str(BranchState.FINISHING), str(BranchState.UNDOING)])
 def _waits() -> tuple[Any, ...]:
     # Literal: an engine uses a partial index only for what it can prove when it plans.
     return (text("txcoord_branch.next_attempt_us > 0"), branch.c.state.in_(_STATES))
+
+
+def _for_target() -> ColumnElement[bool]:
+    """As ``core.calling.waits_for_target`` has it: it waits since it has failed or was held back. What its participant
+    has asked for, or what is not to be delivered before, keeps its time."""
+    # So JSON of a number is written there; within any text of a user's the quotes would have backslashes.
+    failed = [branch.c.action.contains(f'"failures":{digit}') for digit in range(1, 10)]
+    held = [branch.c.reason.startswith(code) for code in HELD_BACK]
+    return or_(branch.c.action == "", *failed, *held)
 
 
 def _decided(conn: Connection, *more: ColumnElement[bool]) -> Select[Any]:
@@ -35,12 +44,17 @@ def backlog(conn: Connection) -> dict[str, Backlog]:
 
 
 def handed_off(conn: Connection, target: str, limit: int) -> list[tuple[str, int]]:
-    """Transactions that wait for this target and that no node has, by their epoch; those that are due first come
-    first."""
+    """Transactions that wait since this target has failed or was held back, and that no node has, by their epoch;
+    those that are due first come first."""
     found = conn.execute(
         select(tx.c.tx_id, tx.c.epoch)
         .join(branch, branch.c.tx_id == tx.c.tx_id)
-        .where(*_waits(), branch.c.resource == target, tx.c.tx_id.in_(_decided(conn, tx.c.owner == "")))
+        .where(
+            *_waits(),
+            _for_target(),
+            branch.c.resource == target,
+            tx.c.tx_id.in_(_decided(conn, tx.c.owner == "")),
+        )
         .group_by(tx.c.tx_id, tx.c.epoch)
         .order_by(func.min(branch.c.next_attempt_us))
         .limit(limit)
@@ -56,7 +70,7 @@ def claim(
     for some in reading.chunks(ids):
         conn.execute(
             update(branch)
-            .where(branch.c.tx_id.in_(some), *_waits(), branch.c.resource == target)
+            .where(branch.c.tx_id.in_(some), *_waits(), _for_target(), branch.c.resource == target)
             .values(next_attempt_us=0)
         )
     return upkeep.taken(conn, now_us, owner, lease_us, ids)
