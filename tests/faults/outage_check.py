@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tests.faults.outage_participant import NAMES
 from tests.faults.outage_plan import Asked, Form
@@ -25,6 +25,7 @@ from tests.faults.outage_site import (
 )
 from tests.support.events import replay, told
 from tests.support.kafka_queue import records_of
+from txcoord.core.model import held_back
 from txcoord_client.protocol.barrier import FIRST
 
 PATIENCE_S: Final = 120.0
@@ -59,6 +60,16 @@ class Row:
     ended_us: int
 
 
+class Wait(NamedTuple):
+    """Of a branch, as the log was told."""
+
+    at_us: int
+    attempts: int
+    due_us: int
+    own: bool = False
+    """Its time is its own: its participant asked for it. Else it failed, or was held back."""
+
+
 @dataclass
 class Rows:
     """All that is read."""
@@ -70,8 +81,8 @@ class Rows:
     markers: set[tuple[str, str, str]]
     """By tx id, branch and op: those that say that it was done."""
     parked: int
-    waits: dict[tuple[str, str], list[tuple[int, int, int]]]
-    """By tx id and branch: at µs, attempts, due µs; in order."""
+    waits: dict[tuple[str, str], list[Wait]]
+    """By tx id and branch, in order."""
     targets: dict[tuple[str, str], str]
     """By tx id and branch."""
     history: Counter[str]
@@ -85,8 +96,8 @@ class Rows:
         gids = {row.tx_id: row.gid for row in self.txs.values()}
         lines += [(row.ended_us, row.gid, f"ended {row.state}") for row in self.txs.values()]
         for (tx_id, branch), waits in self.waits.items():
-            for at, attempts, due in waits:
-                wait = f"{branch} waits after {attempts} until {(due - began) / 1e6:.3f}"
+            for at, attempts, due, own in waits:
+                wait = f"{branch} waits after {attempts} until {(due - began) / 1e6:.3f}{' as asked' * own}"
                 lines.append((at, gids.get(tx_id, tx_id), wait))
         for call in self.calls:
             what = f"{call['branch']} {call['op']} {call['attempt']}"
@@ -159,7 +170,9 @@ async def _read(place: Place) -> Rows:
             rows.markers.add((row["tx_id"].hex, row["branch"], row["op"]))
         rows.calls += [{**call, "who": name} for call in place.calls(name)]
     for row in await place.fetch(log, "SELECT * FROM outage_due ORDER BY at_us"):
-        rows.waits[row["tx_id"].hex, row["branch"]].append((row["at_us"], row["attempts"], row["due_us"]))
+        own = not row["failures"] and not held_back(row["reason"])
+        wait = Wait(row["at_us"], row["attempts"], row["due_us"], own)
+        rows.waits[row["tx_id"].hex, row["branch"]].append(wait)
     for row in await place.fetch(log, "SELECT tx_id, id, resource FROM txcoord_branch"):
         rows.targets[row["tx_id"].hex, row["id"]] = row["resource"]
     for row in await place.fetch(log, "SELECT what, count(*) AS n FROM txcoord_history GROUP BY what"):
@@ -243,14 +256,14 @@ def times(tiers: Sequence[int], marks: Mapping[str, int], gone: str, rows: Rows,
             continue
         known = rows.waits.get((call["tx"], call["branch"]), [])
         at = call["at"]
-        before = known[: bisect_right(known, (at, 1 << 62, 1 << 62))]
-        fits = [wait for wait in before if wait[1] == call["attempt"] - 1]
+        before = known[: bisect_right(known, at, key=lambda wait: wait.at_us)]
+        fits = [wait for wait in before if wait.attempts == call["attempt"] - 1]
         if not fits:
             continue  # It waited for less than the log was told.
         waited += 1
-        written_us, _, due_us = fits[-1]
+        written_us, _, due_us, own = fits[-1]
         if at < due_us - _CLOCKS_US:
-            if rows.targets.get((call["tx"], call["branch"])) == gone and at >= down:
+            if rows.targets.get((call["tx"], call["branch"])) == gone and at >= down and not own:
                 pulled += (
                     1  # It is back, or is asked whether it is: what waits for it goes on before its time.
                 )
@@ -286,8 +299,8 @@ def times(tiers: Sequence[int], marks: Mapping[str, int], gone: str, rows: Rows,
 def _attempted_early(rows: Rows, gone: str, since_us: int) -> Iterator[str]:
     """Also attempts that never came to the participant: the next one's outcome was in the log before that was due."""
     for (tx_id, branch), waits in rows.waits.items():
-        for (_, attempts, due_us), (at_us, then, _) in pairwise(waits):
-            pulled = rows.targets.get((tx_id, branch)) == gone and at_us >= since_us
+        for (_, attempts, due_us, own), (at_us, then, _, _) in pairwise(waits):
+            pulled = not own and rows.targets.get((tx_id, branch)) == gone and at_us >= since_us
             if then == attempts + 1 and at_us < due_us - _CLOCKS_US and not pulled:
                 early_s = (due_us - at_us) / 1e6
                 yield f"{tx_id} {branch} attempt {then}: its outcome was known {early_s:.3f} s early"

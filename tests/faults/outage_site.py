@@ -33,9 +33,11 @@ BROKER_BACK: Final = "the broker is back"
 POISON: Final = (b"\xffgarbage", b'{"v": 99, "tx": "later"}')
 # Who wrote when that a branch waits until when: it is written down by the log's own server.
 _RECORDER: Final = """
-CREATE TABLE outage_due (tx_id uuid, branch text, attempts int, state text, due_us bigint, at_us bigint);
+CREATE TABLE outage_due (tx_id uuid, branch text, attempts int, reason text, failures int,
+    due_us bigint, at_us bigint);
 CREATE FUNCTION outage_note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-    INSERT INTO outage_due VALUES (NEW.tx_id, NEW.id, NEW.attempts, NEW.state, NEW.next_attempt_us,
+    INSERT INTO outage_due VALUES (NEW.tx_id, NEW.id, NEW.attempts, NEW.reason,
+        coalesce(nullif(NEW.action, '')::jsonb ->> 'failures', '0')::int, NEW.next_attempt_us,
         (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
     RETURN NULL;
 END $$;

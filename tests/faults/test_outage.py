@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.outage import outage
-from tests.faults.outage_check import Found, Row, Rows, effects, outcomes, times
+from tests.faults.outage_check import Found, Row, Rows, Wait, effects, outcomes, times
 from tests.faults.outage_plan import SHORT, Asked
 from tests.faults.outage_site import BROKER_BACK, STOCK_BACK, STOCK_KILLED, placed
 from tests.support.kafka_server import KafkaServer
@@ -52,7 +52,7 @@ def good() -> Rows:
         done,
         {(ids[gid], branch, op) for gid, branch, op in done} | {("b", "2", "compensate")},
         0,
-        {("a", "1"): [(12 * S, 1, 14 * S), (15 * S, 2, 41 * S)]},
+        {("a", "1"): [Wait(12 * S, 1, 14 * S), Wait(15 * S, 2, 41 * S)]},
         {("a", "1"): "grpc://payment"},
         Counter(),
         [{"tx": "a", "branch": "1", "op": "confirm", "attempt": 3, "at": 42 * S}],
@@ -104,7 +104,13 @@ def early(rows: Rows) -> None:
 
 
 def early_and_never_there(rows: Rows) -> None:
-    rows.waits["a", "1"][1] = (13 * S, 2, 41 * S)
+    rows.waits["a", "1"][1] = Wait(13 * S, 2, 41 * S)
+
+
+def pulled_though_it_asked(rows: Rows) -> None:
+    rows.targets["a", "1"] = "grpc://stock"
+    rows.waits["a", "1"][1] = Wait(15 * S, 2, 41 * S, own=True)
+    rows.calls[0]["at"] = 40 * S
 
 
 def late(rows: Rows) -> None:
@@ -123,6 +129,7 @@ def late(rows: Rows) -> None:
         (unmarked, "rows and markers differ"),
         (early, "1.000 s early"),
         (early_and_never_there, "1.000 s early"),
+        (pulled_though_it_asked, "1.000 s early"),
         (late, "late:"),
     ],
 )
