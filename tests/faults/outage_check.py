@@ -262,12 +262,10 @@ def times(tiers: Sequence[int], marks: Mapping[str, int], gone: str, rows: Rows,
             continue  # It waited for less than the log was told.
         waited += 1
         written_us, _, due_us, own = fits[-1]
+        if at < due_us and rows.targets.get((call["tx"], call["branch"])) == gone and at >= down and not own:
+            pulled += 1  # It is back, or is asked whether it is: what waits for it goes on before its time.
+            continue
         if at < due_us - _CLOCKS_US:
-            if rows.targets.get((call["tx"], call["branch"])) == gone and at >= down and not own:
-                pulled += (
-                    1  # It is back, or is asked whether it is: what waits for it goes on before its time.
-                )
-                continue
             early.append(f"{_shown(call)}: {(due_us - at) / 1e6:.3f} s early")
             continue
         late_us = at - max(due_us, written_us)
