@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from txcoord.core.breaker import BREAKER_NEXT, Breaker, Health, Sign
+from txcoord.core.breaker import BREAKER_NEXT, Breaker, Health, Sign, means_away, not_asked
 from txcoord.core.room import Bucket
 
 B, S = Breaker, Sign
@@ -32,6 +32,16 @@ def test_the_table(state: Breaker, sign: Sign) -> None:
 
 def key(number: int) -> tuple[str, str]:
     return f"tx{number}", "1"
+
+
+def test_what_says_that_nobody_is_there() -> None:
+    for code in ("UNAVAILABLE", "TIMED_OUT", "HTTP_503", "SQLSTATE_57P03", "SQLSTATE_08006", "SQL_2013"):
+        assert means_away(code)
+        assert means_away(f"{code}: and more")
+        assert not not_asked(code)
+    for code in ("HTTP_500", "HTTP_404", "UNIMPLEMENTED", "BAD_REQUEST", "SQLSTATE_40001", "CREDENTIALS", ""):
+        assert not means_away(f"{code}: UNAVAILABLE: nobody")
+    assert not_asked("CREDENTIALS: no such file")
 
 
 def test_one_branch_that_fails_does_not_open_it_however_often() -> None:

@@ -90,6 +90,25 @@ def test_one_that_fails_beside_others_that_do_well_opens_nothing() -> None:
     run(main())
 
 
+def test_many_that_fail_for_a_reason_of_their_own_delay_nobody_else() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            poison = Answer(AnswerKind.FAILED, reason="HTTP_500: a bug for orders of this kind")
+            place.participants.script["9", Op.CONFIRM] = [poison] * 100_000
+            for _ in range(50):
+                await tried(node, place.tx(), tcc("9"))
+            for _ in range(10):
+                await asyncio.sleep(20)
+                began = place.clock.monotonic()
+                await node.ended(await tried(node, place.tx(), tcc("1")), timeout_s=1)
+                assert place.clock.monotonic() - began < 0.1
+            (seen,) = node.coordinator.gate.seen().values()
+            assert seen.last_error == poison.reason
+
+    run(main())
+
+
 def test_what_is_held_back_burns_neither_attempts_nor_its_budget() -> None:
     async def main() -> None:
         async with a_place() as place:

@@ -1,8 +1,8 @@
 """Is a target worth calling? A circuit breaker for each.
 
-A breaker belongs to an address, not to a namespace: who is dead is dead for every tenant. It opens when the last
-answers of *several branches* were failures and none since was an answer: one branch that fails for a reason of its
-own, beside others that do well, never opens it, and neither does a target that fails now and then. (A ratio over a
+A breaker belongs to an address, not to a namespace: who is dead is dead for every tenant. It opens when the calls for
+*several branches* found nobody, or heard nothing in time, and none since was answered: branches that fail for a reason
+of their own never open it, however many they are, and neither does a target that is away now and then. (A ratio over a
 window would have to know how many calls make one; here an answer is proof of life, and no number has to be tuned.)
 """
 
@@ -11,6 +11,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+_AWAY = frozenset(
+    {"UNAVAILABLE", "TLS", "TIMED_OUT", "NO_ANSWER", "HTTP_502", "HTTP_503", "HTTP_504"}
+    | {"SQL_2002", "SQL_2003", "SQL_2006", "SQL_2013"}  # MariaDB's client: no connection, or it is lost.
+)
+_AWAY_CLASSES = ("SQLSTATE_08", "SQLSTATE_57P")
+_NOT_ASKED = frozenset({"CREDENTIALS", "OTHER"})
+
+
+def means_away(reason: str) -> bool:
+    """Does this failure of a call say that its target was not reached, or did not answer in time?"""
+    code = reason.partition(":")[0]
+    return code in _AWAY or code.startswith(_AWAY_CLASSES)
+
+
+def not_asked(reason: str) -> bool:
+    """Does it say nothing of its target, since this node could not even call it?"""
+    return reason.partition(":")[0] in _NOT_ASKED
 
 
 class Breaker(StrEnum):
@@ -28,7 +46,7 @@ class Sign(StrEnum):
     """What a breaker is told."""
 
     ANSWERED = "answered"
-    """The target has answered a call: done, refused and pending are all signs of life."""
+    """The target has answered a call: done, refused, pending and an error of its own are all signs of life."""
     FAILED = "failed"
     """A call has failed, and not enough of them to be sure."""
     DEAD = "dead"

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..core.breaker import Breaker, Health, Key
+from ..core.breaker import Breaker, Health, Key, means_away, not_asked
 from ..core.model import TargetRule
 from ..core.room import Room, Rooms
 from ..observe import logs
@@ -269,8 +269,15 @@ class Gate:
                 self._spawn(self._say_alive(self._shared, target), "gate:alive")
 
     def failed(self, target: str, key: Key, reason: str) -> None:
-        """A call for this branch has failed."""
+        """A call for this branch has failed: its target is away, or has answered that it could not do it."""
         health = self._of(target).health
+        if not_asked(reason):
+            self.dropped(target, key)
+            return
+        if not means_away(reason):
+            health.last_error, health.last_error_us = reason, self._clock.now_us()
+            self.answered(target)
+            return
         was_probe = health.probe == key
         if health.failed(key, reason, self._clock.now_us(), self.settings.enough):
             log.warning("breaker.open", target=target, reason=reason)
