@@ -23,11 +23,12 @@ from txcoord_client import TLS, Coordinator, Rejected, Token, sync
 from txcoord_client._pb import admin_pb2, admin_pb2_grpc, coordinator_pb2, coordinator_pb2_grpc
 from txcoord_client.protocol import reasons
 
-WORDS = {name: f"{name}-secret-0123456789" for name in ("viewer", "shop", "operator", "admin")}
+WORDS = {name: f"{name}-secret-0123456789" for name in ("viewer", "shop", "till", "operator", "admin")}
 LINES = f"""
 # name role namespace token
 viewer    viewer    *     {WORDS["viewer"]}
 shop      client    shop  {WORDS["shop"]}
+till      operator  shop  {WORDS["till"]}
 operator  operator  *     {WORDS["operator"]}
 admin     admin     *     {WORDS["admin"]}
 """
@@ -112,6 +113,39 @@ async def test_each_role_may_do_what_it_is_for(house: House) -> None:
         # Whoever watches over nodes needs no token.
         health: Any = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
         assert (await health.Check(health_pb2.HealthCheckRequest())).status == 1
+
+
+async def test_who_is_of_one_namespace_sees_and_rules_nothing_of_all(house: House) -> None:
+    who = {"namespace": "shop", "audit": admin_pb2.Audit(actor="ann", reason="new disks")}
+    target = "grpc://127.0.0.1:7000"
+    limits = admin_pb2.TargetLimits(rate_per_s=5)
+    trail = admin_pb2.ListAuditRequest(namespace="shop", filter=f"target = {target}")
+    async with house.channel() as channel:
+        admin: Any = admin_pb2_grpc.AdminServiceStub(channel)
+
+        async def codes(who_: str) -> set[str]:
+            calls = [
+                admin.PauseTarget(admin_pb2.PauseTargetRequest(target=target, **who), metadata=meta(who_)),
+                admin.ResumeTarget(admin_pb2.ResumeTargetRequest(target=target, **who), metadata=meta(who_)),
+                admin.LimitTarget(
+                    admin_pb2.LimitTargetRequest(target=target, limits=limits, **who), metadata=meta(who_)
+                ),
+                admin.ListTargets(admin_pb2.ListTargetsRequest(namespace="shop"), metadata=meta(who_)),
+                admin.ListNodes(admin_pb2.ListNodesRequest(namespace="shop"), metadata=meta(who_)),
+                admin.ListAudit(trail, metadata=meta(who_)),
+                admin.ListAudit(
+                    admin_pb2.ListAuditRequest(namespace="shop", filter="node = n1"), metadata=meta(who_)
+                ),
+            ]
+            return {await code_of(call) for call in calls}
+
+        assert await codes("till") == {"PERMISSION_DENIED"}
+        assert await codes("operator") == {"OK"}
+        found = (await admin.ListAudit(trail, metadata=meta("operator"))).entries
+        assert {(e.actor, e.reason) for e in found} == {("ann (token operator)", "new disks")}
+        assert len(found) == 3
+        elsewhere = admin_pb2.ListTargetsRequest(namespace="/")
+        assert await code_of(admin.ListTargets(elsewhere, metadata=meta("operator"))) == "INVALID_ARGUMENT"
 
 
 async def test_the_sdk_shows_its_token(house: House) -> None:

@@ -21,6 +21,7 @@ from ...core.model import BranchState, Decision, Tx
 from ...engine.coordinator import Coordinator
 from ...engine.replays import Replayer
 from ...ports import ResourceStatus
+from .. import tokens
 from . import checking, filters, mapping, nodes, status
 from .mapping import bad
 from .operations import Operations
@@ -120,28 +121,35 @@ class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
         return await super().ListAudit(request, context)
 
     async def _audits_of_target(self, target: str) -> pb.ListAuditResponse:
+        tokens.demand_everywhere()
         return pb.ListAuditResponse(entries=await self._targets.audits(target, 1_000))
 
     # ---- targets ----
 
     async def ListTargets(self, request: pb.ListTargetsRequest, context: Any) -> Any:
-        self._ops.namespace(request.namespace)
-        return await self._guarded(self._targets.page(request), context)
+        return await self._of_targets(self._targets.page, request, context)
 
     async def PauseTarget(self, request: pb.PauseTargetRequest, context: Any) -> Any:
-        namespace = self._ops.namespace(request.namespace)
-        target = await self._guarded(self._targets.pause(request, namespace), context)
+        target = await self._of_targets(self._targets.pause, request, context)
         return pb.PauseTargetResponse(target=target)
 
     async def ResumeTarget(self, request: pb.ResumeTargetRequest, context: Any) -> Any:
-        namespace = self._ops.namespace(request.namespace)
-        target = await self._guarded(self._targets.resume(request, namespace), context)
+        target = await self._of_targets(self._targets.resume, request, context)
         return pb.ResumeTargetResponse(target=target)
 
     async def LimitTarget(self, request: pb.LimitTargetRequest, context: Any) -> Any:
-        namespace = self._ops.namespace(request.namespace)
-        target = await self._guarded(self._targets.limit(request, namespace), context)
+        target = await self._of_targets(self._targets.limit, request, context)
         return pb.LimitTargetResponse(target=target)
+
+    async def _of_targets(
+        self, work: Callable[[Any, str], Awaitable[Any]], request: Any, context: Any
+    ) -> Any:
+        try:
+            # A target is every namespace's.
+            tokens.demand_everywhere()
+            return await work(request, self._ops.namespace(request.namespace))
+        except Exception as error:
+            await status.abort(context, error)
 
     async def _write(self, action: str, request: Any, context: Any, response_type: Any) -> Any:
         try:

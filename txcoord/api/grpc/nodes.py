@@ -31,7 +31,8 @@ class Fleet(Protocol):
 
 
 async def listed(fleet: Fleet) -> pb.ListNodesResponse:
-    """All of them."""
+    """All of them. Raises Refused."""
+    tokens.demand_everywhere()
     return pb.ListNodesResponse(nodes=[_node(status) for status in await fleet.all()])
 
 
@@ -65,7 +66,8 @@ async def drained(fleet: Fleet, request: pb.DrainNodeRequest, now_us: int) -> pb
 
 
 async def audited(fleet: Fleet, name: str) -> pb.ListAuditResponse:
-    """What operators did to one, newest first."""
+    """What operators did to one, newest first. Raises Refused."""
+    tokens.demand_everywhere()
     return pb.ListAuditResponse(
         entries=[
             pb.AuditEntry(

@@ -13,11 +13,11 @@ from txcoord_client.protocol import reasons
 from ...core.breaker import Breaker
 from ...core.model import FOREVER_US, TargetAudit, TargetRule
 from ...core.targets import Target, is_name
-from ...core.words import storable
 from ...engine.coordinator import Coordinator
 from ...engine.gate import TargetSeen
 from ...ports import Backlog, Registry, TargetRules
 from .mapping import bad
+from .replays import audit_of, must_say
 
 _PAGE = 100
 _MOST_RATE = 1_000_000.0
@@ -44,13 +44,13 @@ class TargetDesk:
         self._rules = rules
         self._now_us = now_us
 
-    async def page(self, request: pb.ListTargetsRequest) -> pb.ListTargetsResponse:
+    async def page(self, request: pb.ListTargetsRequest, namespace: str) -> pb.ListTargetsResponse:
         """A page of targets, worst first."""
         if request.filter.strip():
             raise bad(reasons.NOT_SUPPORTED, "targets are listed without a filter", "UNIMPLEMENTED")
         await self._c.log.settle()
         seen, backlog = self._seen(await self._rules.all()), await self._backlog()
-        live = self._instances(request.namespace or "default")
+        live = self._instances(namespace)
         names = {*seen, *backlog, *live} - self._c.finishers.keys()
         found = [self._target(name, seen.get(name), backlog.get(name)) for name in names]
         for target in found:
@@ -106,10 +106,7 @@ class TargetDesk:
         self, action: str, request: Any, namespace: str, edit: Callable[[TargetRule], TargetRule]
     ) -> pb.Target:
         name, said = request.target, request.audit
-        if not said.actor.strip() or not said.reason.strip():
-            raise bad(
-                reasons.BAD_REQUEST, "an operator's order needs an actor and a reason; both are audited"
-            )
+        must_say(said)
         if name in self._c.finishers:
             text = (
                 f"{name!r} is a resource, a database: its branches are finished as soon as it answers. Only "
@@ -121,12 +118,12 @@ class TargetDesk:
                 reasons.UNKNOWN_PARTICIPANT,
                 f"{name[:100]!r} is no target such as grpc://host:port, or a name",
             )
-        actor, why = storable(said.actor[:200]), storable(said.reason[:1000])
         if said.dry_run:
             rules = {rule.target: rule for rule in await self._rules.all()}
             after = edit(rules.get(name, TargetRule(name)))
             return self._target(name, replace(self._of(name), rule=after), (await self._backlog()).get(name))
-        audit = TargetAudit(name, action, actor, why, 0, namespace)
+        order = audit_of(said, action, self._now_us())
+        audit = TargetAudit(name, action, order.actor, order.reason, 0, namespace)
         after = await self._rules.change(audit, edit)
         # Here it holds from now on; other nodes look once a second.
         self._c.gate.rules_are([rule for rule in await self._rules.all() if rule.target != name] + [after])
