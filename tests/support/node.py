@@ -16,7 +16,7 @@ from txcoord.engine.due import Carrying
 from txcoord.engine.failpoints import Switchboard
 from txcoord.engine.live import WaitLevel
 from txcoord.engine.recovery import Recovery, RecoverySettings
-from txcoord.ports import Caller, Clock, Due, Finisher, Queue
+from txcoord.ports import Caller, Clock, Due, Finisher, Queue, SharedGate
 from txcoord.testing.memory_log import LOG_ID, MemoryLeases, MemoryLog, Storage
 from txcoord_client.protocol import identifiers
 from txcoord_client.protocol.xid import Xid
@@ -83,6 +83,7 @@ class Node:
         latency_s: float = 0.001,
         caller: Caller | None = None,
         queue: Queue | None = None,
+        shared_gate: SharedGate | None = None,
         **settings: Any,
     ) -> None:
         self.storage = storage
@@ -102,6 +103,7 @@ class Node:
             failpoints=self.failpoints,
             caller=caller,
             queue=self.queue,
+            shared_gate=shared_gate,
         )
         self.carrying = Carrying(self.coordinator, failpoints=self.failpoints)
         if isinstance(self.queue, EagerQueue):

@@ -24,6 +24,8 @@ def test_the_table(state: Breaker, sign: Sign) -> None:
         assert after is B.CLOSED
     elif (state, sign) == (B.CLOSED, S.DEAD) or (state, sign) == (B.HALF_OPEN, S.PROBE_FAILED):
         assert after is B.OPEN
+    elif (state, sign) == (B.OPEN, S.FORGOTTEN):
+        assert after is B.CLOSED
     elif (state, sign) == (B.OPEN, S.PROBED):
         assert after is B.HALF_OPEN
     else:
@@ -84,6 +86,25 @@ def test_a_probe_that_answers_closes_it_and_one_that_fails_does_not() -> None:
     assert not health.answered(35)
     # What failed before counts no more.
     assert not health.failed(key(1), "x", 36, ENOUGH)
+
+
+def test_what_others_say_no_more_was_heard_or_seen() -> None:
+    seen = opened()
+    assert not seen.found_dead("x", 20)
+    assert seen.forgotten(21)
+    assert seen.is_open
+    heard = Health()
+    assert heard.found_dead("x", 20)
+    assert heard.forgotten(21)
+    assert not heard.is_open
+    assert heard.answered(22)
+    assert not heard.answered(23)
+    heard.found_dead("x", 24)
+    heard.probed(key(1), 30, 25)
+    assert not heard.forgotten(26)
+    assert not heard.failed(key(1), "UNAVAILABLE", 27, ENOUGH)
+    assert heard.forgotten(28)
+    assert heard.is_open
 
 
 def test_a_probe_of_which_nothing_is_heard_or_that_is_not_made_makes_way() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 from tests.support.node import Node
 from tests.support.virtual import EPOCH_US, eventually, run
 from tests.unit.test_engine_calls import Place, a_place, step, submit, tcc, tried
+from txcoord.adapters.embedded import InProcessGate
 from txcoord.core.action import Answer, AnswerKind, Op, Retry
 from txcoord.core.model import BranchState, TargetRule, TxState
 from txcoord.engine.gate import GateSettings
@@ -124,6 +126,51 @@ def test_what_is_held_back_burns_neither_attempts_nor_its_budget() -> None:
             place.participants.down.clear()
             assert (await node.ended(tx, timeout_s=20)).state is TxState.COMMITTED
             assert not node.coordinator.alarms
+
+    run(main())
+
+
+class Redis:
+    """What nodes share, and lose."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self.restart()
+
+    def restart(self) -> None:
+        """Empty."""
+        self._inner = InProcessGate(self._place.clock.now_us)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def test_what_is_shared_is_lost_and_nobody_takes_that_for_an_answer() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            redis = Redis(place)
+            one, other = [await place.node(name, shared_gate=redis) for name in ("n1", "n2")]
+            for node in (one, other):
+                node.coordinator.gate.start()
+            await opened(place, one)
+            await eventually(lambda: not other.coordinator.gate.free(DEAD))
+            # Its steps wait with the node that begins it, and it has only heard of it.
+            plan = place.tx(deadline_s=100_000)
+            await submit(other, plan, step("1", target=DEAD), step("2", target=DEAD))
+            for _ in range(200):
+                await tried(one, place.tx(), tcc("1", DEAD))
+            await asyncio.sleep(30)
+            since_us = place.clock.now_us()
+            redis.restart()
+            await asyncio.sleep(10)
+            # The other one has made a call or two to see for itself.
+            assert sum(per_second(place, DEAD, since_us).values()) <= 10 + 4
+            assert one.coordinator.gate.holds(DEAD)
+            place.participants.down.clear()
+            await all_ended(place, 20)
+            await eventually(
+                lambda: all(node.coordinator.gate.free(DEAD) for node in (one, other)), within_s=3
+            )
 
     run(main())
 

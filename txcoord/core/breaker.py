@@ -51,6 +51,8 @@ class Sign(StrEnum):
     """A call has failed, and not enough of them to be sure."""
     DEAD = "dead"
     """A call has failed, as those of several branches before it."""
+    FORGOTTEN = "forgotten"
+    """Nobody says any more that it is dead, and this node has seen neither that it is nor that it is not."""
     PROBED = "probed"
     """A call is made to find out."""
     PROBE_FAILED = "probe_failed"
@@ -66,6 +68,7 @@ BREAKER_NEXT: Mapping[tuple[Breaker, Sign], Breaker] = {
     (_B.OPEN, _S.ANSWERED): _B.CLOSED,  # By a call that was made before it opened, or by another node's.
     (_B.OPEN, _S.FAILED): _B.OPEN,
     (_B.OPEN, _S.DEAD): _B.OPEN,
+    (_B.OPEN, _S.FORGOTTEN): _B.CLOSED,
     (_B.OPEN, _S.PROBED): _B.HALF_OPEN,
     (_B.OPEN, _S.PROBE_FAILED): _B.OPEN,
     (_B.HALF_OPEN, _S.ANSWERED): _B.CLOSED,
@@ -95,6 +98,8 @@ class Health:
     """When that call counts as lost."""
     last_error: str = ""
     last_error_us: int = 0
+    heard: bool = False
+    """That it is dead is what other nodes say, or have said until lately: this one has seen nothing of it."""
 
     @property
     def is_open(self) -> bool:
@@ -102,25 +107,36 @@ class Health:
         return self.breaker is not Breaker.CLOSED
 
     def answered(self, now_us: int) -> bool:
-        """It lives. Is that news?"""
+        """It lives. Is that news? It is too where others have said that it is dead, and do so no more."""
         self.failing.clear()
-        return self._take(Sign.ANSWERED, now_us)
+        was_in_doubt, self.heard = self.heard and not self.is_open, False
+        return self._take(Sign.ANSWERED, now_us) or was_in_doubt
 
     def failed(self, key: Key, reason: str, now_us: int, enough: int) -> bool:
         """A call for this branch has failed. Is the target dead from now on? ``enough`` branches have to say so."""
         self.last_error, self.last_error_us = reason, now_us
         if key == self.probe:
+            self.heard = False
             self._take(Sign.PROBE_FAILED, now_us)
             return False
         if self.is_open:
             return False
         self.failing.add(key)
+        self.heard = self.heard and len(self.failing) < enough
         return self._take(Sign.DEAD if len(self.failing) >= enough else Sign.FAILED, now_us)
 
     def found_dead(self, reason: str, now_us: int) -> bool:
         """Another node says that it is. Is that news?"""
         self.last_error = self.last_error or reason
+        self.heard = self.heard or not self.is_open
         return self._take(Sign.DEAD, now_us)
+
+    def forgotten(self, now_us: int) -> bool:
+        """No node says any more that it is dead: it has answered one, or what they share was lost. Is it worth a call?
+        What this node has seen itself counts until an answer."""
+        if self.heard:
+            self._take(Sign.FORGOTTEN, now_us)
+        return self.breaker is not Breaker.HALF_OPEN
 
     def may_probe(self, now_us: int) -> bool:
         """Is no probe on its way? One of which nothing was heard for too long is not."""

@@ -33,6 +33,7 @@ class Drain:
         self._branches: dict[str, float] = {}
         """Of a transaction of those that wait for a target, as the last ones were."""
         carrier.gate.returned = self.begin
+        carrier.gate.perhaps_back = self._one
 
     def begin(self, target: str) -> None:
         """Let what waits for this target go on."""
@@ -41,6 +42,9 @@ class Drain:
             self._again.add(target)  # More may wait by now than it has seen.
             return
         self._tasks[target] = self._spawn(self._run(target), f"drain:{target}")
+
+    def _one(self, target: str) -> None:
+        self._c.calls.hurry(target, 1)
 
     def stop(self) -> None:
         """End."""

@@ -107,6 +107,8 @@ class Gate:
         self.settings = settings or GateSettings()
         self.returned: Callable[[str], None] = lambda _target: None
         """Called when what waits for a target may go on: it is back, resumed, or less limited."""
+        self.perhaps_back: Callable[[str], None] = lambda _target: None
+        """Called when no node says any more that a target is dead: one call finds out."""
         self._clock = clock
         self._random = randomness
         self._spawn = spawn
@@ -261,7 +263,7 @@ class Gate:
     def answered(self, target: str) -> None:
         """It lives."""
         known = self._known.get(target)
-        if known is None or not (known.health.failing or known.health.is_open):
+        if known is None or not (known.health.failing or known.health.is_open or known.health.heard):
             return
         if known.health.answered(self._clock.now_us()):
             self._is_back(target, known)
@@ -441,8 +443,12 @@ class Gate:
         for target in said - dead.keys():
             self._said.discard(target)
             known = self._of(target)
-            if known.health.answered(now_us):
-                self._is_back(target, known)
+            if known.health.forgotten(now_us):
+                if not known.health.is_open:
+                    log.info("breaker.forgotten", target=target)
+                    known.slot_us = 0
+                    known.turns.clear()
+                self.perhaps_back(target)
 
 
 def _more(new: float, old: float) -> bool:
