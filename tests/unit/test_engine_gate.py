@@ -121,8 +121,8 @@ def test_what_is_held_back_burns_neither_attempts_nor_its_budget() -> None:
             )
             await asyncio.sleep(40)
             (branch,) = place.storage.row(tx.tx_id).branches
-            # It has been the probe perhaps, never more often than its turn was.
-            assert branch.attempts <= 6
+            # Once at first, and then one of seven is the probe, in turn.
+            assert branch.attempts <= 1 + 40 / 7 + 1
             place.participants.down.clear()
             assert (await node.ended(tx, timeout_s=20)).state is TxState.COMMITTED
             assert not node.coordinator.alarms

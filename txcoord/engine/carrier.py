@@ -137,7 +137,7 @@ class Carrier:
         self.alarms: dict[str, int] = {}
         self.identity: LogIdentity | None = None
         self._queue = queue
-        self._spawn = spawn
+        self._spawn = self.spawn = spawn
         self._failpoints = failpoints
         self._rows: OrderedDict[str, Tx] = OrderedDict()
         self._held_news: dict[str, _Held] = {}

@@ -15,7 +15,8 @@ from .carrier import Carrier
 
 log = logs.get("txcoord.drain")
 
-_TURN_S = 0.25
+_TURN_S = 0.1
+"""Short: what is pulled in one turn is called in one burst, and others wait for it."""
 _LEASE_US = 10_000_000
 _BRANCHES = 8.0
 """Of a transaction, as long as none was seen."""

@@ -18,6 +18,8 @@ _AGAIN_S = 0.5
 """Between two tries while the log is away."""
 _AT_ONCE = 200
 """Rows that are claimed in one statement."""
+_GATHER_S = 0.1
+"""Between two claims. Each costs the log as much as a flush: one for every few rows would hold up all others."""
 
 
 class Carrying:
@@ -35,6 +37,8 @@ class Carrying:
         self._leaving = False
         self._wanted = asyncio.Event()
         self._wanted.set()
+        self._asked: list[tuple[Sequence[Due], asyncio.Future[list[Tx]]]] = []
+        self._claiming = False
 
     def leave(self) -> None:
         """This node is about to stop: nothing more is claimed, and what comes counts as not consumed."""
@@ -63,9 +67,7 @@ class Carrying:
         doubtful = False
         while True:
             try:
-                rows = await c.log.claim_due(
-                    c.settings.node, c.settings.lease_us, [(one.tx_id, one.epoch) for one in due]
-                )
+                rows = await self._claimed(due)
                 await self._failpoints.reach("due.after_claim")
                 if doubtful:
                     rows += await self._claimed_before(due, {tx.tx_id for tx in rows})
@@ -82,6 +84,47 @@ class Carrying:
             except Exception:
                 log.exception("due.failed", tx_id=tx.tx_id)
         return rows
+
+    async def _claimed(self, due: Sequence[Due]) -> list[Tx]:
+        """Claim these: at once, or together with others in a moment. Raises LogUnavailable."""
+        asked: asyncio.Future[list[Tx]] = asyncio.get_running_loop().create_future()
+        self._asked.append((due, asked))
+        if not self._claiming:
+            self._claiming = True
+            self._c.spawn(self._claim(), "due:claim")
+        return await asked
+
+    async def _claim(self) -> None:
+        """Claim for all who ask, a few hundred rows at a time, one claim after the other."""
+        c = self._c
+        try:
+            while self._asked:
+                some: list[tuple[Sequence[Due], asyncio.Future[list[Tx]]]] = []
+                count = 0
+                while self._asked and (not some or count + len(self._asked[0][0]) <= _AT_ONCE):
+                    some.append(self._asked.pop(0))
+                    count += len(some[-1][0])
+                epochs: dict[str, int] = {}
+                for due, _ in some:
+                    for one in due:  # Of one that is told twice the latest counts.
+                        epochs[one.tx_id] = max(one.epoch, epochs.get(one.tx_id, 0))
+                try:
+                    rows = await c.log.claim_due(c.settings.node, c.settings.lease_us, list(epochs.items()))
+                except Exception as error:
+                    for _, asked in some:
+                        if not asked.done():
+                            asked.set_exception(error)
+                else:
+                    found = {tx.tx_id: tx for tx in rows}
+                    for due, asked in some:
+                        if asked.done():
+                            continue  # Whoever has asked is gone: it is taken over when its lease has run out.
+                        mine = [one.tx_id for one in due if one.epoch == epochs[one.tx_id]]
+                        asked.set_result([found.pop(tx_id) for tx_id in mine if tx_id in found])
+                if count < _AT_ONCE:
+                    await c.clock.sleep(_GATHER_S)
+        finally:
+            self._claiming = False
 
     async def _claimed_before(self, due: Sequence[Due], known: set[str]) -> list[Tx]:
         """What a claim whose reply was lost has made ours."""

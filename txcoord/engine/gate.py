@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from zlib import crc32
 
 from ..core.breaker import Breaker, Health, Key, means_away, not_asked
 from ..core.model import TargetRule
@@ -212,7 +213,9 @@ class Gate:
         """
         known, rule, now_us = self._of(target), self.rule(target), self._clock.now_us()
         longest_us = self.settings.longest_us
-        far_us = now_us + longest_us // 2 + int(self._random.random() * longest_us / 2)
+        # All branches of a transaction at the same times: each time it has to be read and written as a whole.
+        half_us = max(1, longest_us // 2)
+        far_us = now_us + half_us + (crc32(key[0].encode()) * 1_000 - now_us) % half_us
         if held == PAUSED:
             # Not all in the moment in which the pause ends by itself.
             end_us = rule.paused_until_us + int(self._random.random() * _SOON_US)

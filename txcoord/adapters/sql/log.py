@@ -339,7 +339,7 @@ class SqlLog:
     async def claim_due(self, owner: str, lease_us: int, due: Sequence[tuple[str, int]]) -> list[Tx]:
         """Take over those of these transactions in phase two that still have this epoch and no owner."""
         clock = self.store.clock
-        return await self._changing(lambda c: upkeep.claim_due(c, clock(c), owner, lease_us, due))
+        return await self._claiming(lambda c: upkeep.claim_due(c, clock(c), owner, lease_us, due))
 
     async def claim_waiting(self, owner: str, lease_us: int, target: str, limit: int) -> list[Tx]:
         """Take over what was handed off and waits for this target, which it is to wait for no longer."""
@@ -348,7 +348,12 @@ class SqlLog:
         if not due:
             return []
         clock = self.store.clock
-        return await self._changing(lambda c: waiting.claim(c, clock(c), owner, lease_us, due, target))
+        return await self._claiming(lambda c: waiting.claim(c, clock(c), owner, lease_us, due, target))
+
+    async def _claiming(self, work: Work[T]) -> T:
+        # Synced, unless a crash that loses it takes this node with it: else another one might have the same epoch. What
+        # is written of it afterwards is on disk only if the claim is.
+        return await self._changing(work, relaxed=self.store.own_machine)
 
     async def backlog(self) -> Mapping[str, Backlog]:
         """How many branches wait for each target, and since when."""

@@ -58,6 +58,8 @@ class _Refused(Exception):
 class MariaDBStore:
     """A log database on MariaDB 10.6 or newer."""
 
+    own_machine = False
+
     def __init__(self, url: URL, *, statement_timeout_s: float, pool_size: int) -> None:
         self._url = url
         self._options = server.options_of(url)

@@ -56,6 +56,8 @@ _HOT = {
 class PostgresStore:
     """A log database on PostgreSQL 14 or newer."""
 
+    own_machine = False
+
     def __init__(self, url: URL, *, statement_timeout_s: float, pool_size: int) -> None:
         self._url = url
         self._timeout_s = statement_timeout_s

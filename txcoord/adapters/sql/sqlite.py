@@ -39,6 +39,8 @@ class _Singly(Exception):
 class SqliteStore:
     """A log database in a file, or in memory (then it lives as long as this object)."""
 
+    own_machine = True
+
     def __init__(self, url: URL, *, statement_timeout_s: float) -> None:
         self._url = url
         self._timeout_s = statement_timeout_s
@@ -91,17 +93,17 @@ class SqliteStore:
 
     async def reading(self, work: Work[T]) -> T:
         """Run ``work`` in the reading thread, as one transaction."""
-        return await self._run(self._reader, work)
+        return await self._run(self._reader, work, False)
 
     async def changing(self, work: Work[T], *, relaxed: bool = False) -> T:
         """Run ``work`` in the writing thread, as one transaction."""
-        return await self._run(self._writer, work)
+        return await self._run(self._writer, work, relaxed)
 
-    async def _run(self, session: _Session | None, work: Work[T]) -> T:
+    async def _run(self, session: _Session | None, work: Work[T], relaxed: bool) -> T:
         if session is None:
             raise LogUnavailable("the log is not open")
         try:
-            return await session.run(lambda: session.transaction(work))
+            return await session.run(lambda: session.transaction(work, relaxed))
         except _TROUBLE as error:
             raise self._unavailable(error) from error
 
@@ -201,8 +203,8 @@ class _Session:
             raise LogUnavailable("the log is closed") from error
         return await future
 
-    def transaction(self, work: Work[T]) -> T:
-        self.set_relaxed(False)
+    def transaction(self, work: Work[T], relaxed: bool) -> T:
+        self.set_relaxed(relaxed)
         with self.engine.begin() as conn:
             return work(conn)
 

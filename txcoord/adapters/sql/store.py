@@ -25,6 +25,9 @@ class ReplyLost(Exception):
 class Store(Protocol):
     """One log database, as one node uses it. All but FlushRefused and ReplyLost is raised as LogUnavailable."""
 
+    own_machine: bool
+    """Is it on the machine of this node, and no other's? Then what a crash of it loses, this node has forgotten too."""
+
     async def open(self) -> None:
         """Connect, and refuse what cannot be a log."""
         ...
@@ -51,7 +54,8 @@ class Store(Protocol):
         ...
 
     async def changing(self, work: Work[T], *, relaxed: bool = False) -> T:
-        """Run ``work`` on a connection, as one transaction that is on disk when this returns."""
+        """Run ``work`` on a connection, as one transaction that is on disk when this returns; ``relaxed``: it need not
+        be there yet."""
         ...
 
     def clock(self, conn: Connection) -> int:
