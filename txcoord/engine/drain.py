@@ -54,11 +54,12 @@ class Drain:
 
     async def _run(self, target: str) -> None:
         c = self._c
-        pulled, saved = 0, 0.0
+        pulled, saved, then = 0, 0.0, c.clock.monotonic() - _TURN_S
         try:
             while not c.gate.holds(target):
                 pace = min(float(c.settings.gate.drain_per_s), c.gate.pace(target) or math.inf)
-                saved = min(saved, 1.0) + pace * _TURN_S
+                now = c.clock.monotonic()
+                saved, then = min(saved, 1.0) + pace * min(now - then, 2 * _TURN_S), now
                 most = int(saved)
                 if most <= 0:
                     await c.clock.sleep(_TURN_S)

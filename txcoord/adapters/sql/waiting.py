@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, func, or_, select, text, update
+from sqlalchemy import Connection, Select, and_, func, or_, select, text, update
 
 from ...core.model import HELD_BACK, BranchState, Tx
 from ...ports import Backlog
@@ -13,6 +13,8 @@ from . import reading, tables, upkeep
 from .tables import branch, tx
 
 _STATES = sorted([str(BranchState.FINISHING), str(BranchState.UNDOING)])
+_OF_ONE = 10
+"""Branches that are looked at for each transaction that is wanted."""
 
 
 def _waits() -> tuple[Any, ...]:
@@ -20,17 +22,20 @@ def _waits() -> tuple[Any, ...]:
     return (text("txcoord_branch.next_attempt_us > 0"), branch.c.state.in_(_STATES))
 
 
-def _for_target() -> ColumnElement[bool]:
-    """As ``core.calling.waits_for_target`` has it: it waits since it has failed or was held back. What its participant
-    has asked for, or what is not to be delivered before, keeps its time."""
-    # So JSON of a number is written there; within any text of a user's the quotes would have backslashes.
-    failed = [branch.c.action.contains(f'"failures":{digit}') for digit in range(1, 10)]
-    held = [branch.c.reason.startswith(code) for code in HELD_BACK]
-    return or_(branch.c.action == "", *failed, *held)
+def _for_target(target: str) -> tuple[Any, ...]:
+    """As ``core.calling.waits_for_target``: not what waits since its time has not come, or its participant has asked.
+
+    The failures in a row are in the column ``action`` if there are any. In its JSON only a key of a transaction's
+    headers could look like theirs, with a string behind it: such a branch is never pulled forward.
+    """
+    a, reason = branch.c.action, branch.c.reason
+    held = [or_(reason == code, reason.like(f"{code}:%")) for code in HELD_BACK]
+    failed = and_(a.like('%"failures":%'), a.not_like('%"failures":"%'))
+    return (*_waits(), branch.c.resource == target, or_(*held, failed))
 
 
-def _decided(conn: Connection, *more: ColumnElement[bool]) -> Select[Any]:
-    return select(tx.c.tx_id).where(tables.CARRIED_OUT.of(conn), tx.c.decision.is_not(None), *more)
+def _decided(conn: Connection) -> Select[Any]:
+    return select(tx.c.tx_id).where(tables.CARRIED_OUT.of(conn), tx.c.decision.is_not(None))
 
 
 def backlog(conn: Connection) -> dict[str, Backlog]:
@@ -44,22 +49,17 @@ def backlog(conn: Connection) -> dict[str, Backlog]:
 
 
 def handed_off(conn: Connection, target: str, limit: int) -> list[tuple[str, int]]:
-    """Transactions that wait since this target has failed or was held back, and that no node has, by their epoch;
-    those that are due first come first."""
+    """Transactions that wait for this target and that no node has, by their epoch; those that are due first come
+    first. Fewer than that may be found as long as there are some."""
+    in_phase_two = (tx.c.decision.is_not(None), tx.c.ended_us == 0, ~tx.c.at_rest)
     found = conn.execute(
         select(tx.c.tx_id, tx.c.epoch)
-        .join(branch, branch.c.tx_id == tx.c.tx_id)
-        .where(
-            *_waits(),
-            _for_target(),
-            branch.c.resource == target,
-            tx.c.tx_id.in_(_decided(conn, tx.c.owner == "")),
-        )
-        .group_by(tx.c.tx_id, tx.c.epoch)
-        .order_by(func.min(branch.c.next_attempt_us))
-        .limit(limit)
+        .join_from(branch, tx, branch.c.tx_id == tx.c.tx_id)
+        .where(*_for_target(target), *in_phase_two, tx.c.owner == "")
+        .order_by(branch.c.next_attempt_us)
+        .limit(limit * _OF_ONE)  # In the order of the index: it does not look at all that wait.
     )
-    return [(row.tx_id, row.epoch) for row in found]
+    return list({row.tx_id: row.epoch for row in found}.items())[:limit]
 
 
 def claim(
@@ -67,10 +67,9 @@ def claim(
 ) -> list[Tx]:
     """Take these over, and let what waits for this target be due at once."""
     ids = upkeep.locked_due(conn, due)
+    # Not as the index has it: SQLite would take that, and look at all that waits for the target.
+    _, *others = _for_target(target)
+    waits = (func.coalesce(branch.c.next_attempt_us, 0) > 0, *others)
     for some in reading.chunks(ids):
-        conn.execute(
-            update(branch)
-            .where(branch.c.tx_id.in_(some), *_waits(), _for_target(), branch.c.resource == target)
-            .values(next_attempt_us=0)
-        )
+        conn.execute(update(branch).where(branch.c.tx_id.in_(some), *waits).values(next_attempt_us=0))
     return upkeep.taken(conn, now_us, owner, lease_us, ids)
