@@ -87,13 +87,14 @@ def deferred(tx: Tx, event: Deferred, now_us: int) -> Verdict:
         return Verdict(tx)
     if event.attempt <= branch.attempts:
         return Verdict(tx)  # Late: that attempt has ended, or was forgotten.
-    waited_us = event.until_us - now_us if branch.since_us else 0
+    since_us = _since(branch, now_us)
+    waited_us = event.until_us - now_us if since_us else 0
     moved = replace(
         branch,
         next_attempt_us=event.until_us,
         reason=event.reason,
         # The time for which it is held back is not its participant's to use up.
-        since_us=branch.since_us + max(0, waited_us),
+        since_us=since_us + max(0, waited_us),
     )
     new = settle.with_branch(tx, moved)
     call = call_of(moved)
@@ -101,6 +102,13 @@ def deferred(tx: Tx, event: Deferred, now_us: int) -> Verdict:
     change = Change(ChangeKind.PROGRESS, new, (moved,), tx.epoch, tx.epoch, forced=False)
     known = held_back(branch.reason) == held_back(moved.reason)
     return Verdict(new, None if known or tx.state is TxState.ACTIVE else change, effects)
+
+
+def _since(branch: Branch, now_us: int) -> int:
+    """When its first attempt ended, moved by the time for which it was held back: not by what was left of that when it
+    was pulled forward. What the log has pulled forward does not say any more how much that was."""
+    left_us = branch.next_attempt_us - now_us if held_back(branch.reason) else 0
+    return min(branch.since_us - max(0, left_us), now_us) if branch.since_us else 0
 
 
 def _bounded(tx: Tx, branch: Branch, answer: Answer) -> Answer:
@@ -143,7 +151,7 @@ def _moved(
     tried = replace(
         branch,
         attempts=branch.attempts + 1,
-        since_us=branch.since_us or now_us,
+        since_us=_since(branch, now_us) or now_us,
         failures=branch.failures + 1 if answer.kind is not AnswerKind.PENDING else 0,
         reason=answer.reason or ("PENDING" if answer.kind is AnswerKind.PENDING else "FAILED"),
     )
