@@ -115,6 +115,45 @@ def test_duplicates_and_what_was_overtaken_claim_nothing() -> None:
     run(main())
 
 
+def test_what_comes_one_by_one_is_claimed_together() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            hand = Hand()
+            node = await place.node(queue=hand)
+            for _ in range(30):
+                await waiting(place, node, hand, 2.0)
+            claims: list[int] = []
+            claim_due = node.log.claim_due
+
+            async def counted(owner: str, lease_us: int, due: Sequence[tuple[str, int]]) -> list[Tx]:
+                claims.append(len(due))
+                return await claim_due(owner, lease_us, due)
+
+            node.log.claim_due = counted  # type: ignore[method-assign]
+            rows = [place.storage.row(tx_id) for tx_id in place.storage.rows]
+            dues = [Due(tx.tx_id, tx.epoch, 0, "shop", "grpc://stock", "1", 2) for tx in rows]
+            stale = [replace(due, epoch=due.epoch + 1) for due in dues]
+            await asyncio.sleep(2)
+            carried = []
+            for pair in zip(dues, stale, strict=True):
+                carried.extend(asyncio.ensure_future(hand.carry([one])) for one in pair)
+                await asyncio.sleep(0.01)
+            await asyncio.gather(*carried)
+            assert sum(claims) == 60
+            assert all(tx.ended for tx in place.storage.rows.values())
+            assert len(claims) < 60
+            # Those that come alone go at once, and then ten a second.
+            began = place.clock.monotonic()
+            claims.clear()
+            for due in dues:
+                carried.append(asyncio.ensure_future(hand.carry([due])))
+                await asyncio.sleep(0.01)
+            await asyncio.gather(*carried)
+            assert len(claims) <= 10 * (place.clock.monotonic() - began) + 1
+
+    run(main())
+
+
 def test_what_comes_too_early_is_handed_off_again() -> None:
     async def main() -> None:
         async with a_place() as place:

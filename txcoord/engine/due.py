@@ -100,13 +100,12 @@ class Carrying:
         try:
             while self._asked:
                 some: list[tuple[Sequence[Due], asyncio.Future[list[Tx]]]] = []
-                count = 0
-                while self._asked and (not some or count + len(self._asked[0][0]) <= _AT_ONCE):
-                    some.append(self._asked.pop(0))
-                    count += len(some[-1][0])
                 epochs: dict[str, int] = {}
-                for due, _ in some:
-                    for one in due:  # Of one that is told twice the latest counts.
+                # What is told twice, with another epoch, is asked for by itself: only one of them can be.
+                while self._asked and (not some or _fits(self._asked[0][0], epochs)):
+                    due, asked = self._asked.pop(0)
+                    some.append((due, asked))
+                    for one in due:
                         epochs[one.tx_id] = max(one.epoch, epochs.get(one.tx_id, 0))
                 try:
                     rows = await c.log.claim_due(c.settings.node, c.settings.lease_us, list(epochs.items()))
@@ -119,9 +118,8 @@ class Carrying:
                     for due, asked in some:
                         if asked.done():
                             continue  # Whoever has asked is gone: it is taken over when its lease has run out.
-                        mine = [one.tx_id for one in due if one.epoch == epochs[one.tx_id]]
-                        asked.set_result([found.pop(tx_id) for tx_id in mine if tx_id in found])
-                if count < _AT_ONCE:
+                        asked.set_result([found.pop(one.tx_id) for one in due if one.tx_id in found])
+                if len(epochs) < _AT_ONCE:
                     await c.clock.sleep(_GATHER_S)
         finally:
             self._claiming = False
@@ -163,6 +161,12 @@ class Carrying:
                 if live is not None:
                     live.watchers.discard(news)
         log.warning("due.slow", tx_id=tx_id)
+
+
+def _fits(due: Sequence[Due], epochs: dict[str, int]) -> bool:
+    return len(epochs) + len(due) <= _AT_ONCE and all(
+        epochs.get(one.tx_id, one.epoch) == one.epoch for one in due
+    )
 
 
 __all__ = ["Carrying"]
