@@ -170,6 +170,8 @@ class LogServer:
 class SimStore:
     """``store.Store`` of one node."""
 
+    own_machine = False
+
     def __init__(self, world: World, process: Process) -> None:
         self._world = world
         self._process = process
