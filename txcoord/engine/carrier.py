@@ -313,7 +313,11 @@ class Carrier:
         self._raise_alarms(verdict.tx, verdict.effects)
         tx, change = verdict.tx, verdict.change
         if live.tells_all and tx is not live.tx:
-            change = replace(change, touched=tx.branches) if change is not None else _all_of(tx)
+            if change is not None:
+                change = replace(change, touched=tx.branches)
+            elif not (isinstance(event, Deferred) and live.tx.owner):
+                # What is put off once more need not be said of each branch: handing the whole off says it.
+                change = _all_of(tx)
         before = live.tx if live.logged else None
         if tx.ended and not live.tx.ended:
             self.metrics.ended(tx)
