@@ -18,7 +18,13 @@ LEASE = 10 * S
 
 
 def branch(number: str, due_us: int, resource: str = "accounts", state: BranchState = B.FINISHING) -> Branch:
-    return xa(number, state, resource=resource, attempts=3, next_attempt_us=due_us, reason="DOWN")
+    return waiting(number, due_us, resource=resource, state=state, attempts=3, failures=3, reason="DOWN")
+
+
+def waiting(number: str, due_us: int, **more: Any) -> Branch:
+    values = {"state": B.FINISHING, "resource": "accounts", **more}
+    action = values.pop("action", Action("confirm"))
+    return Branch(number, Kind.TCC, xid="", next_attempt_us=due_us, action=action, **values)
 
 
 def handed_off(now_us: int, *branches: Branch, after_s: int = 60, **more: Any) -> Tx:
@@ -124,21 +130,6 @@ class TestPulledForward(LogContract):
             assert [b.attempts for b in tx.branches] == [3, 3]
         assert await log.claim_due("n3", LEASE, claims(both, sooner, aborting)) == []
 
-    async def test_what_has_a_time_of_its_own_keeps_it(self, log: SqlLog) -> None:
-        """Its participant has asked for it, or it is not to be delivered before."""
-        now = await log.now_us()
-        at = now + 60 * S
-        action = Action("Do", headers={"failures": "1", "said": '"failures":1'})
-        call = replace(branch("1", at), kind=Kind.TCC, xid="", action=action)
-        failed = replace(call, failures=12)
-        held = replace(call, id="2", reason="BREAKER_OPEN: since 12:00")
-        later = replace(call, id="3", kind=Kind.MESSAGE, attempts=0, reason="")
-        pending = replace(call, id="4", reason="PENDING")
-        both = handed_off(now, failed, held, later, pending)
-        await put(log, both, handed_off(now, pending, replace(later, id="5")))
-        assert ids(await log.claim_waiting("n2", LEASE, "accounts", 100)) == {both.tx_id}
-        assert [b.next_attempt_us for b in (await get(log, both.tx_id)).branches] == [0, 0, at, at]
-
     async def test_two_at_once_take_disjoint_rows(self, place: Place, log: SqlLog) -> None:
         now = await log.now_us()
         due = [handed_off(now) for _ in range(30)]
@@ -152,6 +143,32 @@ class TestPulledForward(LogContract):
 
         await asyncio.gather(*(take(one, f"n{n}") for n, one in enumerate(logs)))
         assert sorted(taken) == sorted(ids(due))
+
+    async def test_only_what_waits_for_the_target_itself(self, log: SqlLog) -> None:
+        """Not what is to be called later, or has asked for it."""
+        now = await log.now_us()
+        due = now + 60 * S
+        headers = {"failures": "9"}
+        asked = waiting("2", due, attempts=4, reason="PENDING")
+        never = [
+            handed_off(now, waiting("1", due)),
+            handed_off(now, asked),
+            handed_off(now, waiting("1", due, attempts=4, reason="BREAKER: of another kind")),
+            handed_off(now, waiting("1", due, reason="PENDING", action=Action("failures", headers=headers))),
+        ]
+        pulled = [
+            handed_off(
+                now, waiting("1", due, reason="BREAKER_OPEN: its target does not answer: DOWN"), asked
+            ),
+            handed_off(now, waiting("1", due, reason="RATE_LIMITED"), asked),
+            handed_off(now, waiting("1", due, failures=1, attempts=1, reason="DOWN"), asked),
+        ]
+        await put(log, *never, *pulled)
+        taken = await log.claim_waiting("n2", LEASE, "accounts", 100)
+        assert ids(taken) == ids(pulled)
+        assert [[b.next_attempt_us for b in tx.branches] for tx in taken] == [[0, due]] * 3
+        for tx in never:
+            assert await get(log, tx.tx_id) == tx
 
     async def test_how_much_waits(self, log: SqlLog) -> None:
         now = await log.now_us()
