@@ -83,7 +83,11 @@ def _of_engine(name: str) -> tuple[str, str]:
     return _ACTOR.get(stem, f"coordinator.{stem}"), when.partition("_")[0]
 
 
-ENGINE: Mapping[str, tuple[str, str]] = {name: _of_engine(name) for name in sorted(failpoints.NAMES)}
+_ELSEWHERE = ("replay.",)
+"""Where a node dies in tests of its own: an operator's job, see tests/acceptance/test_replay.py."""
+ENGINE: Mapping[str, tuple[str, str]] = {
+    name: _of_engine(name) for name in sorted(failpoints.NAMES) if not name.startswith(_ELSEWHERE)
+}
 """The step and the mode of each failpoint of the engine. A new one is here by itself."""
 
 

@@ -134,7 +134,7 @@ async def test_a_run_that_hangs_says_where(
 
 
 def test_the_engines_failpoints_are_all_points() -> None:
-    assert set(points.ENGINE) == failpoints.NAMES
+    assert set(points.ENGINE) == {name for name in failpoints.NAMES if not name.startswith("replay.")}
     assert {f"{step}:{mode}" for step, mode in points.ENGINE.values()} <= points.points_of(["mariadb"])
 
 
