@@ -341,7 +341,7 @@ async def test_what_is_not_carried_out_is_refused_at_the_edge(mail: Mail, shared
     async with wire_to(shared.address) as wire:
         for target, code, reason in (
             ("topic:orders", "UNIMPLEMENTED", "NOT_SUPPORTED"),
-            ("sql:ledger", "UNIMPLEMENTED", "NOT_SUPPORTED"),
+            ("sql:ledger", "PERMISSION_DENIED", "TARGET_NOT_ALLOWED"),
             ("nobody", "INVALID_ARGUMENT", "UNKNOWN_PARTICIPANT"),
             ("grpc://169.254.169.254:80", "PERMISSION_DENIED", "TARGET_NOT_ALLOWED"),
         ):
