@@ -3,9 +3,12 @@ that cannot run them fails the test. Only MySQL, which not every machine can get
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+import structlog
 from hypothesis import settings
 
 from tests.support.databases import (
@@ -25,6 +28,30 @@ from txcoord.testing.postgres import PostgresServer
 
 settings.register_profile("txcoord", deadline=None)  # the machine may be busy: time proves nothing
 settings.load_profile("txcoord")
+
+
+_configure = structlog.configure
+
+
+def _configure_uncached(**how: Any) -> None:
+    # A logger that keeps what it was first used with would hide from all later tests what it says.
+    _configure(**{**how, "cache_logger_on_first_use": False})
+
+
+structlog.configure = _configure_uncached
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were() -> Iterator[None]:
+    """A command that is run within the process of a test configures the logs: the next test has them as before."""
+    before, root = structlog.get_config(), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    if structlog.get_config() != before:
+        structlog.configure(**before)
+    if root.handlers != handlers:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

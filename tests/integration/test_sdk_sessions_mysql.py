@@ -21,6 +21,7 @@ from txcoord_client._pb import common_pb2 as c
 from txcoord_client._pb import coordinator_pb2 as pb
 from txcoord_client._runtime import Runtime
 from txcoord_client._xa.branch import Branch
+from txcoord_client.access import Access
 from txcoord_client.protocol import mariadb as my
 
 IDENTITY = "0" * 31 + "1"
@@ -87,7 +88,9 @@ async def test_the_marker_is_in_the_database_of_the_resource_wherever_use_has_le
     """Else nobody would find it: what was committed would count as never committed."""
     other = Database(server, new_database(server), "asyncmy")
     db.sql(my.set_identity(IDENTITY))
-    runtime = Runtime("127.0.0.1:1", "default", None, version="0", call_timeout=1.0, participants={})  # type: ignore[arg-type]
+    runtime = Runtime(
+        "127.0.0.1:1", "default", None, version="0", call_timeout=1.0, participants={}, access=Access()
+    )  # type: ignore[arg-type]
     runtime._known["notes"] = pb.ResourceInfo(name="notes", engine="mysql", identity=IDENTITY)
     for number in (1, 2):  # The second one's session comes from the pool, where the first has left it.
         branch = db.branch()
