@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from tests.support.events import replay, told
+from tests.support.events import Event, replay, told
 from tests.support.http_api import http_node
 from tests.support.kafka_server import KafkaServer
 from tests.support.node import new_tx, xa
@@ -78,6 +78,13 @@ def whats(events: Sequence[Any]) -> list[str]:
     return [event.type.removeprefix("txcoord.") for event in events]
 
 
+async def seen_of(kafka: KafkaServer, prefix: str, tx: Tx) -> list[Event]:
+    async with asyncio.timeout(60):
+        while not (seen := told(await replay(kafka, f"{prefix}.events")).get(tx.tx_id)):
+            await asyncio.sleep(0.1)
+    return seen
+
+
 async def as_the_log_has_it(node: Node, kafka: KafkaServer, prefix: str) -> None:
     """Replaying the topic from its start gives each transaction's outcome."""
     seen = told(await replay(kafka, f"{prefix}.events"))
@@ -113,8 +120,11 @@ async def test_the_topic_says_what_the_log_has_also_after_the_broker_was_away(
         assert figures.outbox == 2 * len(more)
         kafka.start()
         await published(node)
+        async with asyncio.timeout(60):  # A broker that was killed does not show all at once what it has.
+            while len(told(await replay(kafka, f"{prefix}.events")).get(stuck.tx_id, ())) < 4:
+                await asyncio.sleep(0.1)
         await as_the_log_has_it(node, kafka, prefix)
-        seen = told(await replay(kafka, f"{prefix}.events"))[stuck.tx_id]
+        seen = await seen_of(kafka, prefix, stuck)
         assert whats(seen) == [
             "transaction.decided",
             "branch.parked",

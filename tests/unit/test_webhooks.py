@@ -22,7 +22,6 @@ from txcoord.ports import CallRequest
 from txcoord_client.webhooks import NotVerified, Webhook
 
 OLD, NEW = (f"whsec_{base64.b64encode(bytes([n]) * 24).decode()}" for n in (1, 2))
-NOW_S = datetime.now(UTC).timestamp()
 TARGET = Target.parse("https://partner.example")
 DAY_US = 86_400_000_000
 
@@ -44,7 +43,7 @@ def signed_by(tmp_path: Path, *secrets: str) -> Webhooks:
 
 def sent(how: Webhooks, asked: CallRequest) -> tuple[dict[str, str], bytes]:
     assert TARGET is not None
-    return prepared(asked, TARGET, how, NOW_S)
+    return prepared(asked, TARGET, how, datetime.now(UTC).timestamp())
 
 
 def test_what_is_signed_is_verified_by_an_independent_library_while_secrets_are_rotated(
@@ -81,7 +80,7 @@ def test_only_its_own_host_is_signed_for(tmp_path: Path) -> None:
     how = signed_by(tmp_path, NEW)
     other = Target.parse("https://example.org")
     assert other is not None
-    assert "webhook-signature" not in prepared(request(), other, how, NOW_S)[0]
+    assert "webhook-signature" not in prepared(request(), other, how, datetime.now(UTC).timestamp())[0]
 
 
 @pytest.mark.parametrize("structured", [False, True])
