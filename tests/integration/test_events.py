@@ -80,7 +80,7 @@ def whats(events: Sequence[Any]) -> list[str]:
 
 async def seen_of(kafka: KafkaServer, prefix: str, tx: Tx) -> list[Event]:
     async with asyncio.timeout(60):
-        while not (seen := told(await replay(kafka, f"{prefix}.events")).get(tx.tx_id)):
+        while not (seen := told(await replay(kafka, f"{prefix}.events")).get(tx.tx_id)):  # noqa: ASYNC110 - of a broker
             await asyncio.sleep(0.1)
     return seen
 
@@ -121,7 +121,7 @@ async def test_the_topic_says_what_the_log_has_also_after_the_broker_was_away(
         kafka.start()
         await published(node)
         async with asyncio.timeout(60):  # A broker that was killed does not show all at once what it has.
-            while len(told(await replay(kafka, f"{prefix}.events")).get(stuck.tx_id, ())) < 4:
+            while len(told(await replay(kafka, f"{prefix}.events")).get(stuck.tx_id, ())) < 4:  # noqa: ASYNC110 - of a broker
                 await asyncio.sleep(0.1)
         await as_the_log_has_it(node, kafka, prefix)
         seen = await seen_of(kafka, prefix, stuck)
