@@ -6,6 +6,8 @@ import asyncio
 from collections import Counter
 from typing import Any
 
+import pytest
+
 from tests.support.node import Node
 from tests.support.virtual import EPOCH_US, eventually, run
 from tests.unit.test_engine_calls import Place, a_place, step, submit, tcc, tried
@@ -47,6 +49,7 @@ async def opened(place: Place, node: Node) -> None:
     await eventually(lambda: not node.coordinator.gate.free(DEAD))
 
 
+@pytest.mark.timeout(400)
 def test_a_dead_target_with_ten_thousand_gets_one_probe_a_second_and_then_each_its_call() -> None:
     async def main() -> None:
         async with a_place() as place:
