@@ -14,7 +14,7 @@ from txcoord.testing.mariadb import MariaDBServer
 from txcoord.testing.postgres import PostgresServer
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def _quiet() -> Iterator[None]:
     """Crashes are loud: what the coordinator logs about them would cost more time than they do."""
     before = structlog.get_config()
