@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import structlog
 from hypothesis import settings
 
 from tests.support.databases import (
@@ -30,24 +29,27 @@ settings.register_profile("txcoord", deadline=None)  # the machine may be busy: 
 settings.load_profile("txcoord")
 
 
-_configure = structlog.configure
+try:
+    import structlog
+except ModuleNotFoundError:  # the SDK's own environment has none of what only a coordinator needs
+    structlog = None  # type: ignore[assignment]
+else:
+    _configure = structlog.configure
 
+    def _configure_uncached(**how: Any) -> None:
+        # A logger that keeps what it was first used with would hide from all later tests what it says.
+        _configure(**{**how, "cache_logger_on_first_use": False})
 
-def _configure_uncached(**how: Any) -> None:
-    # A logger that keeps what it was first used with would hide from all later tests what it says.
-    _configure(**{**how, "cache_logger_on_first_use": False})
-
-
-structlog.configure = _configure_uncached
+    structlog.configure = _configure_uncached
 
 
 @pytest.fixture(autouse=True)
 def logs_as_they_were() -> Iterator[None]:
     """A command that is run within the process of a test configures the logs: the next test has them as before."""
-    before, root = structlog.get_config(), logging.getLogger()
+    before, root = structlog and structlog.get_config(), logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
-    if structlog.get_config() != before:
+    if structlog and before and structlog.get_config() != before:
         structlog.configure(**before)
     if root.handlers != handlers:
         root.handlers[:] = handlers

@@ -47,6 +47,7 @@ async def all_or_nothing(site: Site, body: str, tx_id: str, committed: bool) -> 
 async def test_coordinator_killed_before_and_after_the_decision_and_mid_phase_two(mortal: Site) -> None:
     """One transaction that survives all of it; the SDK asks again each time, and is told COMMITTED."""
     gid = new_gid()
+    mortal.coordinator.kill9()  # before anything is asked of it: each of the lives is to be asked
     deaths = asyncio.ensure_future(
         mortal.lives(
             "begin.before_write", "begin.after_write", "commit.before_write", "commit.after_write",
@@ -67,6 +68,7 @@ async def test_coordinator_killed_before_and_after_the_decision_and_mid_phase_tw
 async def test_coordinator_killed_on_the_way_to_an_abort(mortal: Site) -> None:
     gid = new_gid()
     async with client_of(mortal, call_timeout=60) as client:
+        mortal.coordinator.kill9()  # before anything is asked of it: each of the lives is to be asked
         deaths = asyncio.ensure_future(
             mortal.lives("rollback.before_write", "rollback.after_write", "finish.before", "finish.after")
         )

@@ -101,6 +101,7 @@ async def test_coordinator_killed_before_and_after_the_decision_and_mid_phase_tw
         "commit.after_write",
         "finish.before",
     ]
+    mortal.coordinator.kill9()  # before anything is asked of it: each of the lives is to be asked
     deaths = asyncio.ensure_future(mortal.lives(*moments))
     async with client_of(mortal, call_timeout=60) as client:
         async with client.coord.begin("pay", gid=gid, timeout=100) as g:
