@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ class Running:
         self.coordinator: Managed
         self._services: list[Managed] = []
 
-    def start_coordinator(self, *, databases: int = 0) -> str:
+    def start_coordinator(self, *, databases: int = 0, env: Mapping[str, str] | None = None) -> str:
         """Start one, ``txcoord dev``, with so many PostgreSQL databases for XA branches; its address."""
         address = f"127.0.0.1:{free_port()}"
         with_databases = ["--with-postgres", str(databases)] if databases else []
@@ -34,6 +34,7 @@ class Running:
             "coordinator",
             [*TXCOORD, "dev", "--data", str(self.folder / "dev"), "--listen", address, *with_databases],
             log=self.folder / "coordinator.log",
+            env=env,
             address=address,
             cwd=self.folder,
         )
