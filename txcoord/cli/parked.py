@@ -14,7 +14,7 @@ app = typer.Typer(no_args_is_help=True, help="What is parked: in groups, and bra
 Filter = Annotated[
     str,
     typer.Argument(
-        metavar="[FILTER]", help='Such as: kind = notify AND resource = "https://example.com/hook".'
+        metavar="[FILTER]", help='Such as: kind = notify AND resource = "https://partner.example".'
     ),
 ]
 

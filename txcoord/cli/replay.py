@@ -29,7 +29,10 @@ def start(
     tx: Annotated[str, typer.Argument(metavar="[ID]", help="Only of this one: a gid or a tx id.")] = "",
     filter_: Annotated[str, typer.Option("--filter", help="Only what it finds, as `tx list` takes it.")] = "",
     target: Annotated[
-        str, typer.Option(help="Only branches for this participant, webhook or database.")
+        str,
+        typer.Option(
+            help="Only branches for this participant, webhook or database, as `parked list` shows it."
+        ),
     ] = "",
     since: Annotated[
         str, typer.Option(help="Only those parked since: 2h, 3d, or 2026-11-26T08:00:00Z.")
