@@ -286,8 +286,8 @@ def times(tiers: Sequence[int], marks: Mapping[str, int], gone: str, rows: Rows,
     f["early"] = len(early)
     f["pulled forward when the participant was back"] = pulled
     f["nearest to its time, s after it (min)"] = round(min(late_all, default=0) / 1e6, 6)
-    f["late, all, s (p50 p99 max)"] = _spread(late_all)
-    f["late after all was back, s (p50 p99 max)"] = _spread(late_after)
+    f["late, all, s (p50 p99 max)"] = spread(late_all)
+    f["late after all was back, s (p50 p99 max)"] = spread(late_after)
     f["of that beyond its tier, s (max)"] = round(max(beyond, default=0) / 1e6, 3)
     f["last end after all was back, s"] = round(
         max((row.ended_us - all_back for row in rows.txs.values() if row.ended_us), default=0) / 1e6, 3
@@ -312,7 +312,8 @@ def _tier(tiers: Sequence[int], delay_us: int) -> int:
     return next((tier for tier in tiers if tier >= delay_us), tiers[-1])
 
 
-def _spread(values: Sequence[int]) -> str:
+def spread(values: Sequence[int]) -> str:
+    """Median, 99th percentile and largest of microseconds, in seconds."""
     if not values:
         return "-"
     values = sorted(values)
@@ -368,7 +369,7 @@ def _figures(place: Place, rows: Rows, answers: Mapping[str, str], found: Found)
     f["repetitions that the barrier took"] = sum(bool(call.get("repeated")) for call in rows.calls)
     f["attempts that failed, by the log"] = rows.history["branch.failed"]
     f["attempts that were pending, by the log"] = rows.history["branch.pending"]
-    f["late, timers of the clients' process, s (p50 p99 max)"] = _spread(
+    f["late, timers of the clients' process, s (p50 p99 max)"] = spread(
         [round(late * 1e6) for late in place.lateness_s]
     )
     f["wall time, s"] = round((now_us() - place.marks["the first transaction"]) / 1e6, 1)

@@ -25,7 +25,10 @@ from txcoord_client.protocol import barrier, mariadb, postgresql
 
 from ...core.action import Answer, AnswerKind
 from ...core.statements import PREFIX
+from ...observe import logs
 from ...ports import CallRequest
+
+log = logs.get("txcoord.sql")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _AGAIN_PG = ("08", "40", "53", "55", "57", "58", "25", "XX")
@@ -136,6 +139,7 @@ class SqlCaller:
                 return Answer(AnswerKind.FAILED, reason=f"RESOURCE_MISMATCH: {name}: {seen}")
             entered = barrier.BY_FAMILY[family].enter(request.tx.tx_id, request.branch.id, "sql", 0)
             if not (await conn.exec_driver_sql(entered)).rowcount:
+                log.info("sql.repeated", tx_id=request.tx.tx_id, branch=request.branch.id, resource=name)
                 return Answer(AnswerKind.DONE)
             for statement, parameters in statements:
                 await conn.execute(statement, parameters)
