@@ -13,7 +13,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import standardwebhooks
 from aiohttp import web
+from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 
 from tests.support.acceptance import eventually, new_gid
 from txcoord.testing.processes import Managed, coordinator, run_txcoord
@@ -101,6 +103,7 @@ async def test_it_is_signed_and_the_receiver_verifies_it(coord: Coordinator, par
     for secret in (OLD, NEW):
         told = Webhook(secret).verify(body, headers)
         assert (told.id, told.json()) == (message_id, {"order": 7})
+        assert standardwebhooks.Webhook(secret).verify(body, headers) == {"order": 7}
     with pytest.raises(NotVerified):
         Webhook("whsec_" + base64.b64encode(b"somebody else's secret").decode()).verify(body, headers)
     names = {name.lower() for name in headers}
@@ -176,15 +179,21 @@ async def test_retry_after_is_kept_to(coord: Coordinator, partner: Partner) -> N
 
 
 async def test_a_cloud_event(coord: Coordinator, partner: Partner) -> None:
-    event = CloudEvent("shop.order.paid", subject="7", structured=True)
+    ids = []
     async with coord.begin("order") as g:
-        message_id = g.notify(f"{partner.url}/event", {"order": 7}, event=event)
-    await eventually(lambda: partner.got["/event"])
-    headers, body = partner.got["/event"][0]
-    read = Webhook(NEW).verify(body, headers).json()
-    assert headers["Content-Type"] == "application/cloudevents+json"
-    assert (read["id"], read["type"], read["source"]) == (message_id, "shop.order.paid", "txcoord:default")
-    assert read["data"] == {"order": 7}
+        for structured in (False, True):
+            event = CloudEvent("shop.order.paid", subject="7", structured=structured)
+            ids.append(g.notify(f"{partner.url}/event{structured}", {"order": 7}, event=event))
+    for path, message_id, kind in zip(
+        ("/eventFalse", "/eventTrue"), ids, ("application/json", "application/cloudevents+json"), strict=True
+    ):
+        await eventually(lambda path=path: partner.got[path])
+        headers, body = partner.got[path][0]
+        assert Webhook(NEW).verify(body, headers).id == message_id
+        assert headers["Content-Type"] == kind
+        read = from_http_event(HTTPMessage(headers, body))
+        assert (read.get_id(), read.get_type(), read.get_subject()) == (message_id, "shop.order.paid", "7")
+        assert (read.get_source(), read.get_data()) == ("txcoord:default", {"order": 7})
 
 
 @pytest.mark.parametrize(

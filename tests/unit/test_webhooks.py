@@ -57,6 +57,18 @@ def test_what_is_signed_is_verified_by_an_independent_library_while_secrets_are_
         standardwebhooks.Webhook(OLD).verify(body, headers)
 
 
+def test_a_file_that_is_written_anew_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    how = signed_by(tmp_path, OLD)
+    headers, body = sent(how, request())
+    standardwebhooks.Webhook(OLD).verify(body, headers)
+    signed_by(tmp_path, NEW)
+    headers, body = sent(how, request())
+    standardwebhooks.Webhook(OLD).verify(body, headers)  # It was read within the last ten seconds.
+    monkeypatch.setattr("txcoord.adapters.calling.webhooks._FRESH_S", -1.0)
+    headers, body = sent(how, request())
+    standardwebhooks.Webhook(NEW).verify(body, headers)
+
+
 def test_what_an_independent_library_signs_is_verified() -> None:
     at, body = datetime.now(UTC), '{"a":1}'
     said = standardwebhooks.Webhook(OLD).sign("msg_1", at, body)
