@@ -62,6 +62,27 @@ class Record:
     headers: tuple[tuple[str, bytes], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class TopicRecord:
+    """What is delivered to a topic of the users' own."""
+
+    key: bytes | None
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+class TopicWriter(Protocol):
+    """Puts deliveries on topics of the users' own."""
+
+    async def write(
+        self, topic: str, records: Sequence[TopicRecord], timeout_s: float
+    ) -> Sequence[tuple[Publishing, str]]:
+        """What became of each, and why. Never raises, but for being cancelled; answers within the time-out."""
+        ...
+
+    async def close(self) -> None: ...
+
+
 class Publisher(Protocol):
     """Puts records on topics."""
 

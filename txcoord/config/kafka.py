@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..core.topics import Topics
 from .values import CommaList, Duration, items, microseconds, parse_duration, show_duration
 
 _SHORTEST = timedelta(milliseconds=200)
@@ -24,7 +25,8 @@ _LONGEST = timedelta(hours=24)
 
 
 class KafkaSettings(BaseModel):
-    """Apache Kafka, for what waits for a later attempt; without it that is held in the coordinators' processes."""
+    """Apache Kafka, for what waits for a later attempt (without it that is held in the coordinators' processes), and
+    for messages to topics."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -59,6 +61,11 @@ class KafkaSettings(BaseModel):
         ge=0,
         le=10,
         description="Of a topic that is made. 0: one less than there are replicas, at least 1.",
+    )
+    topics: CommaList = Field(
+        "",
+        description="On which topics messages and notifications may be put, with commas: orders.paid, orders.*; of a "
+        "namespace other than default: shop/orders.*; of any: */audit. Empty: none.",
     )
     session_timeout: Duration = Field(
         timedelta(seconds=10), description="When others read on for a worker that is not heard of any more."
@@ -103,6 +110,12 @@ class KafkaSettings(BaseModel):
                 raise ValueError(f"{address[:80]!r} is no broker's address, such as kafka1:9092")
         return value
 
+    @field_validator("topics")
+    @classmethod
+    def _topics(cls, value: str) -> str:
+        Topics(items(value))
+        return value
+
     @field_validator("tiers")
     @classmethod
     def _growing(cls, value: str) -> str:
@@ -132,6 +145,8 @@ class KafkaSettings(BaseModel):
             raise ValueError("sasl_username: security_protocol must be SASL_SSL or SASL_PLAINTEXT")
         if (self.ca_file or self.cert_file) and not self.security_protocol.endswith("SSL"):
             raise ValueError("ca_file, cert_file: security_protocol must be SSL or SASL_SSL")
+        if self.topics and not self.addresses:
+            raise ValueError("topics: bootstrap_servers must be set too")
         if 0 < self.replication_factor < self.min_insync_replicas:
             raise ValueError("min_insync_replicas must not be more than replication_factor")
         return self

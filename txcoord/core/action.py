@@ -97,6 +97,8 @@ class Delivery:
     """Not before; 0: as soon as the whole is COMMITTED."""
     event: Event | None = None
     """It is sent as this CloudEvent."""
+    partition_key: bytes = b""
+    """On a topic: the record's key."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from ..ports import Failpoints, LogIdentity, LogUnavailable, SchemaMismatch
 from .errors import ExitCode, StartError
 from .resources import AnyFinisher, Resources
 from .sql import executes, sql
+from .topics import topic_caller, topics
 from .webhooks import webhooks
 
 
@@ -93,6 +94,7 @@ def caller(settings: Settings, called: Targets, resources: Resources) -> AnyCall
         },
         webhooks=webhooks(settings, called),
         sql=sql(settings, resources),
+        topics=topic_caller(settings),
     )
 
 
@@ -116,6 +118,7 @@ def api_settings(settings: Settings, called: Targets) -> ApiSettings:
             targets=called,
             webhooks=settings.notified(called),
             executes=executes(settings),
+            topics=topics(settings),
         ),
         reflection=settings.reflection,
     )

@@ -175,13 +175,16 @@ class Transaction:
         content_type: str = "",
         headers: Mapping[str, str] | None = None,
         retry: Retry | None = None,
+        event: CloudEvent | None = None,
+        key: str | bytes = b"",
     ) -> str:
         """Something that must arrive: it leaves once the whole is COMMITTED, and is tried until its receiver has taken
         it; not at all when the transaction aborts. Gives its id, which the receiver can tell repeats by.
 
         ``target``: a function decorated with ``@participant.message``, whose arguments are then the body by name; or an
         address with a path or method, such as ``https://shop.example/orders`` or
-        ``grpc://shop:9000/shop.Orders/Told``; or a participant's name or address, and ``operation``, its name there.
+        ``grpc://shop:9000/shop.Orders/Told``; or a participant's name or address, and ``operation``, its name there; or
+        a topic of Kafka, ``topic:orders.paid``, with the record's ``key``, and ``event`` to be a CloudEvent.
         ``body``: JSON, a dataclass or model, or bytes. ``deliver_at``, or ``delay`` in seconds: not before then.
         ``retry``: when it is tried again; after that, or once its receiver has refused it, it is parked for an
         operator, and the transaction stays COMMITTED.
@@ -189,7 +192,7 @@ class Transaction:
         Raises Rejected for what does not fit, NoTransaction when the transaction has ended.
         """
         wish = _deliveries.Wish(
-            operation, deliver_at, delay, message_id, content_type, dict(headers or {}), retry
+            operation, deliver_at, delay, message_id, content_type, dict(headers or {}), retry, event, key
         )
         return self._deliver(c.KIND_MESSAGE, target, body, wish)
 
@@ -206,12 +209,13 @@ class Transaction:
         headers: Mapping[str, str] | None = None,
         retry: Retry | None = None,
         event: CloudEvent | None = None,
+        key: str | bytes = b"",
     ) -> str:
         """Something that is only tried: as :meth:`message`, but at most so many times as ``retry`` says, then it is
         parked; by default ten times within a day. An address over HTTP is a webhook: of anybody who is public, signed
         where the coordinator has a secret for it. ``event``: it is sent as that CloudEvent."""
         wish = _deliveries.Wish(
-            operation, deliver_at, delay, message_id, content_type, dict(headers or {}), retry, event
+            operation, deliver_at, delay, message_id, content_type, dict(headers or {}), retry, event, key
         )
         return self._deliver(c.KIND_NOTIFY, target, body, wish)
 

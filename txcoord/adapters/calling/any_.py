@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ...core.action import Answer, AnswerKind, Op
 from ...core.statements import PREFIX
 from ...core.targets import ANYBODY, Target, Targets
-from ...ports import CallRequest, Registry
+from ...core.topics import PREFIX as TOPIC
+from ...ports import Caller, CallRequest, Registry
 from .credentials import Credentials, Tls, TokenFile
 from .dialling import Dialling
 from .grpc_ import GrpcCaller
@@ -40,8 +41,10 @@ class AnyCaller:
         tokens: Mapping[str, TokenFile] | None = None,
         webhooks: Webhooks | None = None,
         sql: SqlCaller | None = None,
+        topics: Caller | None = None,
     ) -> None:
         self._sql = sql
+        self._topics = topics
         self._webhooks = webhooks or Webhooks(targets)
         self._dialling_hooks = Dialling(self._webhooks.targets)
         self._targets = targets
@@ -77,6 +80,12 @@ class AnyCaller:
         """Over what its address begins with; a name is called at the first of its addresses that is well."""
         if self._sql is not None and target.startswith(PREFIX):
             return self._sql.call(target, requests, timeout_s)
+        if target.startswith(TOPIC):
+            if self._topics is None:
+                return _nobody(
+                    "TARGET_NOT_ALLOWED: this node has no Kafka: kafka.bootstrap_servers", requests
+                )
+            return self._topics.call(target, requests, timeout_s)
         if target in self._targets.named:
             return self._by_name(self._targets.named[target], requests, timeout_s)
         if "://" not in target and self.registry is not None and requests:
@@ -163,6 +172,8 @@ class AnyCaller:
         self._dialling_hooks.close()
         if self._sql is not None:
             await self._sql.close()
+        if self._topics is not None:
+            await self._topics.close()
 
 
 async def _nobody(reason: str, requests: Sequence[CallRequest]) -> AsyncIterator[tuple[CallRequest, Answer]]:

@@ -7,12 +7,9 @@ answers is not kept.
 
 from __future__ import annotations
 
-import base64
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -21,7 +18,7 @@ from txcoord_client.protocol import webhooks
 from ...core.action import Answer, AnswerKind, Event, Op
 from ...core.targets import ANYBODY, Target, Targets
 from ...ports import CallRequest
-from . import http_plain, plain
+from . import cloud_event, http_plain, plain
 
 _FRESH_S = 10.0
 _HELD = (*http_plain.RESERVED, "webhook-", "ce-")
@@ -98,31 +95,12 @@ def _as_event(
     event: Event, request: CallRequest, kind: str, body: bytes
 ) -> tuple[str, bytes, dict[str, str]]:
     """Content type, body and headers (CloudEvents 1.0, HTTP protocol binding)."""
-    at = datetime.fromtimestamp(request.tx.decided_us / 1_000_000, UTC)
-    said = {
-        "specversion": "1.0",
-        "id": request.message_id,
-        "type": event.type,
-        "source": event.source or f"txcoord:{request.tx.namespace}",
-        "time": at.isoformat().replace("+00:00", "Z"),
-        "subject": event.subject,
-        "dataschema": event.data_schema,
-        **event.extensions,
-    }
-    said = {name: value for name, value in said.items() if value}
+    said = cloud_event.attributes(event, request)
     if not event.structured:
         # Visible ASCII stays as it is, but for quotes and the percent sign itself.
         safe = "".join(map(chr, range(0x21, 0x7F))).translate({ord(c): None for c in '"%'})
         return kind, body, {f"ce-{name}": quote(value, safe=safe) for name, value in said.items()}
-    whole: dict[str, object] = {**said, "datacontenttype": kind}
-    media = http_plain.media_type(kind)
-    try:
-        if media != "application/json" and not media.endswith("+json"):
-            raise ValueError(media)
-        whole["data"] = json.loads(body) if body else None
-    except (ValueError, RecursionError):
-        whole["data_base64"] = base64.b64encode(body).decode()
-    return "application/cloudevents+json", json.dumps(whole, ensure_ascii=False).encode(), {}
+    return cloud_event.STRUCTURED, cloud_event.structured(said, kind, body), {}
 
 
 def answer_of(status: int, headers: Mapping[str, str], body: bytes) -> Answer:

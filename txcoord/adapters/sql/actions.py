@@ -34,6 +34,8 @@ def to_text(branch: Branch) -> str:
         said = {n: value for n, d in defaults.items() if (value := getattr(getattr(action, part), n)) != d}
         if isinstance(event := said.get("event"), Event):
             said["event"] = asdict(event)
+        if "partition_key" in said:
+            said["partition_key"] = base64.b64encode(said["partition_key"]).decode()
         if said:
             out[part] = said
     out.update({name: value for name in _BESIDE if (value := getattr(branch, name))})
@@ -56,6 +58,8 @@ def from_text(text: str) -> dict[str, Any]:
     delivered = found.pop("delivery", {})
     if "event" in delivered:
         delivered["event"] = Event(**delivered["event"])
+    if "partition_key" in delivered:
+        delivered["partition_key"] = base64.b64decode(delivered["partition_key"])
     delivery = Delivery(**delivered)
     for name in ("after", "results_of"):
         if name in found:

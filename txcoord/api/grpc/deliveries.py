@@ -10,7 +10,7 @@ from functools import partial
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client.protocol import reasons
 
-from ...core import statements
+from ...core import statements, topics
 from ...core.action import Action, Delivery, Event
 from ...core.errors import Refusal, Refused
 from ...core.model import Branch, Kind
@@ -30,6 +30,19 @@ _CALLBACK_ID = re.compile(r"[A-Za-z0-9_.-]{1,48}")
 _MESSAGE_ID = re.compile(r"[!-~]{1,128}")
 _TOLD = frozenset({"target", "operation", "payload", "content_type", "headers"})
 _DELIVERED = _TOLD | {"deliver_at_us", "message_id", "aborted_means_refused", "http_method", "cloud_event"}
+_ON_TOPIC = frozenset(
+    {
+        "target",
+        "payload",
+        "content_type",
+        "headers",
+        "deliver_at_us",
+        "message_id",
+        "cloud_event",
+        "partition_key",
+    }
+)
+_MOST_KEY = 1_000
 MOST_DELAY_US = 30 * 86_400_000_000
 """Of a delivery: its receiver's barrier remembers for 90 days what was done."""
 
@@ -61,19 +74,22 @@ def delivery(
 ) -> Branch:
     """A message or a notification. Raises Refused."""
     wrong, part = partial(bad, item), item.delivery
+    if part.target.startswith(statements.PREFIX):
+        return _sql(item, kind, sized)
     if item.vote or item.after:
         raise wrong("a delivery has no first phase to vote for, and comes after the end of the whole")
-    for scheme in ("topic:",):
-        if part.target.startswith(scheme):
-            raise wrong(
-                f"target {part.target[:80]!r}: this version delivers over gRPC and HTTP",
-                reasons.NOT_SUPPORTED,
-                "UNIMPLEMENTED",
-            )
-    _check_known(wrong, part, _DELIVERED)
-    if part.http_method not in ("", "POST"):
-        raise wrong(f"http_method {part.http_method[:20]!r}: POST only", reasons.NOT_SUPPORTED)
-    _check_delivery(wrong, part, targets)
+    if part.target.startswith(topics.PREFIX):
+        _check_known(wrong, part, _ON_TOPIC)
+        if len(part.partition_key) > _MOST_KEY:
+            raise wrong(f"its key has {len(part.partition_key)} bytes; at most {_MOST_KEY}")
+        _check_size(wrong, part)
+        operation = topics.OPERATION
+    else:
+        _check_known(wrong, part, _DELIVERED)
+        if part.http_method not in ("", "POST"):
+            raise wrong(f"http_method {part.http_method[:20]!r}: POST only", reasons.NOT_SUPPORTED)
+        _check_delivery(wrong, part, targets)
+        operation = part.operation
     sized(part.payload, f"payload of branch {item.id}")
     if not 0 <= part.deliver_at_us <= now_us + MOST_DELAY_US:
         raise wrong(f"deliver_at_us: at most {MOST_DELAY_US // 86_400_000_000} days from now")
@@ -82,21 +98,31 @@ def delivery(
     if len(item.name) > 200:
         raise wrong("its name is too long", reasons.TOO_LARGE)
     action = Action(
-        part.operation,
+        operation,
         item.name,
         part.content_type,
         headers=dict(part.headers),
         aborted_means_refused=part.aborted_means_refused,
         retry=read_retry(item.retry, wrong) if item.HasField("retry") else NO_RETRY,
-        delivery=Delivery(part.message_id, part.deliver_at_us, _event(part, wrong, kind)),
+        delivery=Delivery(
+            part.message_id, part.deliver_at_us, _event(part, wrong, kind), partition_key=part.partition_key
+        ),
     )
     return Branch(item.id, kind, resource=part.target, payload=part.payload, action=action)
 
 
-def may_run(items: Iterable[c.Branch], namespace: str, executes: Mapping[str, frozenset[str]]) -> None:
-    """Refuse statements for a resource on which none are run for this namespace. Raises Refused."""
+def may_be(
+    items: Iterable[c.Branch], namespace: str, executes: Mapping[str, frozenset[str]], allowed: topics.Topics
+) -> None:
+    """Refuse statements for a resource on which none are run for this namespace, and topics that are not its own to
+    put anything on. Raises Refused."""
     for item in items:
-        if item.HasField("delivery") and item.delivery.target.startswith(statements.PREFIX):
+        target = item.delivery.target
+        if target.startswith(topics.PREFIX):
+            why = allowed.why_not(target, namespace)
+            if why is not None:
+                raise bad(item, why.message, why.reason, "PERMISSION_DENIED")
+        if target.startswith(statements.PREFIX):
             name = item.delivery.target.removeprefix(statements.PREFIX)
             if not executes.get(name, frozenset()) & {namespace, "*"}:
                 raise bad(
@@ -108,7 +134,7 @@ def may_run(items: Iterable[c.Branch], namespace: str, executes: Mapping[str, fr
                 )
 
 
-def sql(item: c.Branch, kind: Kind, sized: Callable[[bytes, str], None]) -> Branch:
+def _sql(item: c.Branch, kind: Kind, sized: Callable[[bytes, str], None]) -> Branch:
     """Statements for a resource, run at best effort. Raises Refused."""
     wrong, part = partial(bad, item), item.delivery
     if kind is not Kind.NOTIFY:
@@ -142,8 +168,10 @@ def _event(part: c.DeliveryPart, wrong: Wrong, kind: Kind) -> Event | None:
     if not part.HasField("cloud_event"):
         return None
     e = part.cloud_event
-    if kind is not Kind.NOTIFY or not part.operation.startswith("/") or not part.target.startswith("http"):
-        raise wrong("a CloudEvent is a notification over HTTP", reasons.NOT_SUPPORTED, "UNIMPLEMENTED")
+    webhook = kind is Kind.NOTIFY and part.operation.startswith("/") and part.target.startswith("http")
+    if not webhook and not part.target.startswith(topics.PREFIX):
+        text = "a CloudEvent is a notification over HTTP, or is put on a topic"
+        raise wrong(text, reasons.NOT_SUPPORTED, "UNIMPLEMENTED")
     if not e.type:
         raise wrong("a CloudEvent has a type")
     texts = (e.type, e.source, e.subject, e.data_schema, *e.extensions.values())
@@ -176,6 +204,10 @@ def _check_delivery(wrong: Wrong, part: c.DeliveryPart, targets: Targets) -> Non
     if part.operation.startswith("/"):
         check_operations(wrong, part.target, [part.operation], targets)
         check_headers(wrong, part.headers, targets)
+    _check_size(wrong, part)
+
+
+def _check_size(wrong: Wrong, part: c.DeliveryPart) -> None:
     size = sum(len(k) + len(v) for k, v in part.headers.items())
     if size > MOST_HEADERS or len(part.content_type) > 255:
         raise wrong(f"content type or headers ({size} bytes) are too long", reasons.TOO_LARGE)

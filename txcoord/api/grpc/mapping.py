@@ -9,7 +9,6 @@ from txcoord_client._pb import common_pb2 as c
 from txcoord_client.protocol import identifiers, reasons
 from txcoord_client.protocol import xid as xids
 
-from ...core import statements
 from ...core.action import Retry
 from ...core.errors import Refusal, Refused
 from ...core.evolve import replace
@@ -25,6 +24,7 @@ from ...core.model import (
     TxState,
 )
 from ...core.targets import ANYBODY, Targets
+from ...core.topics import NO_TOPICS, Topics
 from ...core.words import storable
 from . import actions, deliveries
 
@@ -48,6 +48,8 @@ class Limits:
     """Of notifications."""
     executes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Resources on which statements are run, and for which namespaces; ``*`` for all."""
+    topics: Topics = NO_TOPICS
+    """On which something may be put."""
 
 
 STATE: Mapping[TxState, c.State] = {
@@ -267,8 +269,6 @@ class Reader:
     def _delivery(self, item: c.Branch, kind: Kind) -> Branch:
         if not item.HasField("delivery"):
             return Branch(item.id, kind)  # One that is enlisted already is named by its id and kind.
-        if item.delivery.target.startswith(statements.PREFIX):
-            return deliveries.sql(item, kind, self._sized)
         targets = self._limits.webhooks if kind is Kind.NOTIFY else self._limits.targets
         return deliveries.delivery(item, kind, self._sized, targets, self._now_us())
 

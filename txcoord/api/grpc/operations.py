@@ -158,7 +158,7 @@ class Operations:
         tx = self._read.tx(
             namespace, request.tx_id, request.gid, request.deadline_us, request.spec, names_branches=True
         )
-        deliveries.may_run(request.branches, namespace, self._limits.executes)
+        deliveries.may_be(request.branches, namespace, self._limits.executes, self._limits.topics)
         steps = self._read.steps(request.branches) if request.run else ()
         ids = {b.id for b in steps}
         rest = [b for b in request.branches if b.id not in ids]
@@ -192,7 +192,7 @@ class Operations:
         tx = self._read.tx(
             namespace, tx_id, request.gid, deadline_us, request.spec, may_have_none=True, names_branches=True
         )
-        deliveries.may_run(request.branches, namespace, self._limits.executes)
+        deliveries.may_be(request.branches, namespace, self._limits.executes, self._limits.topics)
         branches = self._read.with_retry(self._read.plan(request.branches), request.spec)
         branches += self._read.callbacks(request.spec, request.branches)
         plan = replace(tx, branches=branches, one_phase_resource="")
@@ -270,7 +270,7 @@ class Operations:
 
     async def commit(self, request: pb.CommitRequest, namespace: str, most_s: float) -> pb.CommitResponse:
         """Ask for commit."""
-        deliveries.may_run(request.branches, namespace, self._limits.executes)
+        deliveries.may_be(request.branches, namespace, self._limits.executes, self._limits.topics)
         tx = self._read.tx(
             namespace,
             request.tx_id,

@@ -34,6 +34,7 @@ class Wish:
     headers: Mapping[str, str] = field(default_factory=dict)
     retry: Retry | None = None
     event: CloudEvent | None = None
+    key: str | bytes = b""
 
 
 def part_of(
@@ -63,6 +64,7 @@ def part_of(
         deliver_at_us=due_us(wish, now_us),
         message_id=wish.message_id,
         cloud_event=_event(wish.event),
+        partition_key=wish.key.encode() if isinstance(wish.key, str) else wish.key,
     )
 
 
