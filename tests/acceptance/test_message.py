@@ -24,7 +24,7 @@ from tests.support.acceptance_wire import refused, wire_to
 from tests.support.databases import Databases
 from txcoord.testing.mariadb import MariaDBServer
 from txcoord.testing.postgres import PostgresServer
-from txcoord_client import Aborted, Attached, Coordinator, Rejected, UnknownResource
+from txcoord_client import Aborted, Coordinator, Rejected, UnknownResource
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client._pb import coordinator_pb2 as pb
 from txcoord_client.protocol import marker, postgresql
@@ -215,16 +215,21 @@ async def test_on_a_session_and_inside_another_transaction(mail: Mail) -> None:
     assert (mail.shop.site.counts(other), mail.came(other)) == ((1, 1), (1, 0))
 
 
-async def test_a_session_of_ones_own_at_its_outermost_commit(mail: Mail) -> None:
-    bodies = {name: new_gid() for name in ("kept", "inner", "outer", "external", "closed")}
-    engine = mail.engine("accounts")
+CASES = ("kept", "inner", "outer", "external", "closed")
+
+
+@on_both
+async def test_a_session_of_ones_own_at_its_outermost_commit(mail: Mail, database: str) -> None:
+    bodies = {name: new_gid() for name in CASES}
+    tx_ids: dict[str, str] = {}
+    engine = mail.engine(database)
     sessions = async_sessionmaker(engine)
 
-    async def say(session: Any, which: str) -> Attached:
+    async def say(session: Any, which: str) -> None:
         await session.execute(text(INSERT), {"body": bodies[which]})
-        async with mail.coord.attach(session, resource="accounts", timeout=20) as tx:
+        async with mail.coord.attach(session, resource=database, timeout=20) as tx:
             tx.message(mail.told[0], {"body": bodies[which]})
-        return tx
+        tx_ids[which] = tx.transaction.tx_id
 
     async with sessions() as session:
         await say(session, "kept")
@@ -240,17 +245,67 @@ async def test_a_session_of_ones_own_at_its_outermost_commit(mail: Mail) -> None
     async with engine.connect() as connection:
         await connection.begin()
         async with AsyncSession(connection, join_transaction_mode="create_savepoint") as session:
-            tx = await say(session, "external")
+            await say(session, "external")
             await session.commit()
-        assert (await mail.coord.get(tx_id=tx.transaction.tx_id)).state == "ACTIVE"  # type: ignore[union-attr]
+        assert await state_of(mail, tx_ids["external"]) == "ACTIVE"
         await connection.rollback()
     async with sessions() as session:
         await say(session, "closed")
+    await only_what_was_kept(mail, database, bodies, tx_ids)
+
+
+async def only_what_was_kept(
+    mail: Mail, database: str, bodies: dict[str, str], tx_ids: dict[str, str]
+) -> None:
+    """The database says so of each: where it was not asked at once, at the deadline."""
     await eventually(lambda: mail.came(bodies["kept"]) == (1, 0))
-    await eventually(lambda: state_is(mail, tx.transaction.tx_id, "ABORTED"))
+    for which, tx_id in tx_ids.items():
+        state = "COMMITTED" if which == "kept" else "ABORTED"
+        await eventually(lambda tx_id=tx_id, state=state: state_is(mail, tx_id, state), within=60)
     for which, body in bodies.items():
         kept = which == "kept"
-        assert (mail.shop.site.accounts.count(body), mail.came(body)) == (int(kept), (int(kept), 0)), which
+        assert (mail.db(database).count(body), mail.came(body)) == (int(kept), (int(kept), 0)), which
+
+
+@on_both
+async def test_a_session_in_a_thread_at_its_outermost_commit(mail: Mail, shared: Site, database: str) -> None:
+    bodies = {name: new_gid() for name in CASES}
+    tx_ids: dict[str, str] = {}
+    url = mail.db(database).url.replace("+asyncpg", "+psycopg").replace("+asyncmy", "+pymysql")
+
+    def work() -> None:
+        engine = create_engine(url)
+        places = {"stock": mail.shop.address}
+        with sync.Coordinator(shared.address, resources={database: engine}, participants=places) as coord:
+
+            def say(session: Session, which: str) -> None:
+                session.execute(text(INSERT), {"body": bodies[which]})
+                with coord.attach(session, resource=database, timeout=20) as tx:
+                    tx.message("stock", {"body": bodies[which]}, operation="stock.told")
+                tx_ids[which] = tx.transaction.tx_id
+
+            with Session(engine) as session:
+                say(session, "kept")
+                savepoint = session.begin_nested()
+                say(session, "inner")
+                savepoint.rollback()
+                session.commit()
+            with Session(engine) as session:
+                with session.begin_nested():
+                    say(session, "outer")
+                session.rollback()
+            with engine.connect() as connection:
+                connection.begin()
+                with Session(connection, join_transaction_mode="create_savepoint") as session:
+                    say(session, "external")
+                    session.commit()
+                connection.rollback()
+            with Session(engine) as session:
+                say(session, "closed")
+        engine.dispose()
+
+    await asyncio.to_thread(work)
+    await only_what_was_kept(mail, database, bodies, tx_ids)
 
 
 @on_both
