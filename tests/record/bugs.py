@@ -45,6 +45,7 @@ REVIEW = "a review of the engine; tests on virtual time see it now"
 ACCEPTANCE = "acceptance tests of several services and nodes"
 CAMPAIGN = "the campaign: three coordinators under SIGKILL, SIGSTOP and network faults"
 DATABASES = "tests on real MariaDB"
+CATCH_UP = "the catch-up: best-effort SQL while MariaDB is down for a minute and coordinators are killed"
 CRASH_POINTS = "the crash points, when several runs shared one MariaDB"
 
 _WIRE = "clients/python/txcoord_client/_wire.py"
@@ -453,6 +454,41 @@ BUGS = (
             ),
         ),
         "tests/contract/test_embedded.py -k forgets_that_it_was_cancelled",
+    ),
+    Bug(
+        "alive-by-another-number",
+        "A MariaDB was down. What its client said (2003, no connection) was passed over for what the operating system "
+        "had said (111, refused), which counts as an answer: the breaker took the database for alive, let everything "
+        "be tried at once again and again, and notifications' ten attempts were spent within the minute.",
+        CATCH_UP,
+        "Best-effort SQL: a MariaDB that is away is seen to be away, and a node that has not seen it fails nobody",
+        (
+            Edit(
+                "txcoord/adapters/calling/sql_.py",
+                '        error.orig,\n        getattr(error.orig, "driver_exception", None),\n'
+                '        getattr(error.orig, "__cause__", None),\n',
+                '        getattr(error.orig, "driver_exception", None),\n'
+                '        getattr(error.orig, "__cause__", None),\n        error.orig,\n',
+            ),
+            Edit("txcoord/adapters/calling/sql_.py", " or isinstance(own, OSError)", ""),
+        ),
+        "tests/unit/test_sql_caller.py",
+    ),
+    Bug(
+        "whichever-is-there",
+        "A node that had started while a database was away did not know yet which one it must be, though the log did: "
+        "each best-effort statement failed, and an attempt was spent. And where the URL led to another database all "
+        "of a sudden, statements were run there, since it was compared with what had been seen last.",
+        CATCH_UP,
+        "Best-effort SQL: a MariaDB that is away is seen to be away, and a node that has not seen it fails nobody",
+        (
+            Edit(
+                "txcoord/wiring/resources.py",
+                "        if known := self.by_name[name].expected_identity:\n            return known\n",
+                "        return self.by_name[name].status.identity\n",
+            ),
+        ),
+        "tests/unit/test_resources.py -k whatever_is_seen",
     ),
 )
 BY_NAME = {bug.name: bug for bug in BUGS}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, cast
 
 from txcoord.adapters.xa.postgresql import PostgresFinisher
+from txcoord.ports import Clock
 from txcoord.testing.memory_log import MemoryLog, Storage
-from txcoord.wiring.resources import ManagedResource, Seen
+from txcoord.wiring.resources import ManagedResource, Resources, Seen
 from txcoord_client.protocol import reasons
 
 MINE, OTHER = "1" * 32, "2" * 32
@@ -34,11 +35,12 @@ class NodesStartAtOnce(MemoryLog):
         return found
 
 
-def resources(*names: str) -> dict[str, ManagedResource]:
-    def look_at(name: str) -> Any:
-        raise AssertionError("nothing is looked at here")
+def no_look(name: str) -> Any:
+    raise AssertionError(f"{name} is not looked at here")
 
-    return {name: ManagedResource(cast(PostgresFinisher, Finisher(name)), look_at) for name in names}
+
+def resources(*names: str) -> dict[str, ManagedResource]:
+    return {name: ManagedResource(cast(PostgresFinisher, Finisher(name)), no_look) for name in names}
 
 
 async def test_two_nodes_that_start_at_once_remember_the_same() -> None:
@@ -64,3 +66,17 @@ async def test_the_url_of_another_resource() -> None:
     await both["accounts"].judge(Seen(MINE), MemoryLog(storage), both)
     assert both["accounts"].trouble is not None
     assert "look swapped" in both["accounts"].trouble.message
+
+
+async def test_which_database_it_must_be_is_known_before_it_is_seen_and_whatever_is_seen() -> None:
+    storage = Storage(lambda: 0)
+    log = MemoryLog(storage)
+    of_node = Resources([cast(PostgresFinisher, Finisher("accounts"))], log, cast(Clock, None), no_look)
+    accounts = of_node.by_name["accounts"]
+    assert await of_node.expected_identity("accounts") == ""
+    storage.resources["accounts"] = MINE
+    assert await of_node.expected_identity("accounts") == MINE
+    for seen in (OTHER, MINE, OTHER):
+        await accounts.judge(Seen(seen), log, of_node.by_name)
+        assert accounts.status.identity == seen
+        assert await of_node.expected_identity("accounts") == MINE

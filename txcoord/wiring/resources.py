@@ -113,6 +113,11 @@ class ManagedResource:
         """Delete a small batch of old markers."""
         return await self._known().prune_markers(not_after_us, limit)
 
+    @property
+    def expected_identity(self) -> str:
+        """That of the right database, once this process has seen it; empty before."""
+        return self._finisher.expected_identity or ""
+
     def by_hand(self, xid: str, commit: bool) -> str:
         """What a person runs there."""
         return self._finisher.by_hand(xid, commit)
@@ -232,6 +237,15 @@ class Resources:
     def statuses(self) -> list[ResourceStatus]:
         """What Hello and ListResources say."""
         return [resource.status for resource in self.by_name.values()]
+
+    async def expected_identity(self, name: str) -> str:
+        """That which the database of a resource must have, also while it is away; empty: nobody has ever seen it."""
+        if known := self.by_name[name].expected_identity:
+            return known
+        try:
+            return await self._log.resource_identity(name) or ""
+        except LogUnavailable:
+            return ""
 
     async def look_first(self) -> None:
         """Look at all, side by side. Raises StartError where a URL leads to the wrong database."""

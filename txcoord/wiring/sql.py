@@ -40,4 +40,4 @@ def sql(settings: Settings, resources: Resources) -> SqlCaller | None:
             namespaces,
             settings.resources[name].width,
         )
-    return SqlCaller(made, lambda name: resources.by_name[name].status.identity)
+    return SqlCaller(made, resources.expected_identity)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -75,10 +75,12 @@ class Executed:
 
 
 class SqlCaller:
-    """``ports.Caller`` for targets ``sql:<resource>``. ``identity_of``: that of a resource's database; empty while
-    it is not known."""
+    """``ports.Caller`` for targets ``sql:<resource>``. ``identity_of``: which identity a database must have; empty
+    while it is not known."""
 
-    def __init__(self, resources: Mapping[str, Executed], identity_of: Callable[[str], str]) -> None:
+    def __init__(
+        self, resources: Mapping[str, Executed], identity_of: Callable[[str], Awaitable[str]]
+    ) -> None:
         self._resources = dict(resources)
         self._identity_of = identity_of
         self._engines: dict[str, AsyncEngine] = {}
@@ -128,7 +130,7 @@ class SqlCaller:
                 resource.url, pool_size=resource.width, max_overflow=0, pool_pre_ping=True, pool_recycle=300
             )
         family = engine.dialect.name
-        known = self._identity_of(name)
+        known = await self._identity_of(name)
         async with engine.begin() as conn:
             read = postgresql.read_identity() if family == "postgresql" else mariadb.read_identity()
             found = (await conn.exec_driver_sql(read)).scalar()
@@ -180,12 +182,18 @@ def answer_of(error: DBAPIError) -> Answer:
     """A no to the statement itself parks at once; whatever may pass is tried again."""
     said = " ".join(str(error.orig).split())[:400]
     # SQLAlchemy puts the driver's own below the one that it raises.
-    own = (
-        getattr(error.orig, "driver_exception", None) or getattr(error.orig, "__cause__", None) or error.orig
-    )
-    arguments = getattr(own, "args", ())
-    number = arguments[0] if arguments and isinstance(arguments[0], int) else 0
-    state = str(getattr(own, "sqlstate", None) or "")
+    number, state = 0, ""
+    for own in (
+        error.orig,
+        getattr(error.orig, "driver_exception", None),
+        getattr(error.orig, "__cause__", None),
+    ):
+        # The operating system's own number is no error of a database: 111 would be no sign that it is away.
+        if own is None or number or state or isinstance(own, OSError):
+            continue
+        arguments = getattr(own, "args", ())
+        number = arguments[0] if arguments and isinstance(arguments[0], int) else 0
+        state = str(getattr(own, "sqlstate", None) or "")
     if state and not number:
         no = not state.startswith(_AGAIN_PG)
         return Answer(AnswerKind.REFUSED if no else AnswerKind.FAILED, reason=f"SQLSTATE_{state}: {said}")
