@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from ..adapters.sql.log import SqlLog
-from ..api.http.metrics import MetricsServer
 from ..config import split_listen
 from ..engine.coordinator import Coordinator
 from ..observe import logs, metrics
 from ..observe.metrics import Metrics
 from ..ports import Clock, LogUnavailable, Queue, Spawn
 from .errors import ExitCode, StartError
+
+if TYPE_CHECKING:
+    from ..api.http.metrics import MetricsServer
 
 log = logs.get("txcoord.metrics")
 
@@ -44,6 +47,8 @@ class Observed:
 
     async def start(self, address: str, spawn: Spawn) -> str:
         """Listen; answers the address with its port. Raises StartError when it cannot be bound."""
+        from ..api.http.metrics import MetricsServer
+
         host, port = split_listen(address)
         self._server = MetricsServer(self.metrics.render)
         try:

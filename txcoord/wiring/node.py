@@ -8,7 +8,7 @@ import os
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from ..adapters.embedded import InProcessLeases, SystemClock, SystemRandomness, Tasks
 from ..adapters.sql.leases import SqlLeases
@@ -16,7 +16,6 @@ from ..adapters.sql.nodes import SqlNodes
 from ..adapters.sql.targets import SqlTargets
 from ..adapters.xa.checks import Examiner, Expectations
 from ..api.grpc.server import GrpcServer
-from ..api.http.server import HttpServer, HttpSettings
 from ..config import Settings, items, microseconds, split_listen
 from ..core.backoff import Backoff
 from ..engine.carrier import RETRY, EngineSettings
@@ -53,6 +52,9 @@ from .queue import choose
 from .replays import replayer
 from .resources import Resources
 from .shared import Shared
+
+if TYPE_CHECKING:
+    from ..api.http.server import HttpServer
 
 log = logs.get("txcoord.node")
 
@@ -296,6 +298,8 @@ class Node:
             self.port = await server.start(self.host, self.port)
             self._server = server
             if self.http_host:
+                from ..api.http.server import HttpServer, HttpSettings
+
                 most = s.limits.http_connections
                 how = HttpSettings(api.limits, hosts=items(s.http_hosts), connections=most)
                 http = HttpServer(server.operations, how, now_us=self.clock.now_us, tokens=tokens, tls=tls)

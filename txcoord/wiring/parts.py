@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..adapters.calling.any_ import AnyCaller
 from ..adapters.calling.credentials import Tls, TokenFile
 from ..adapters.sql.log import SqlLog
-from ..adapters.xa.mariadb import MariaFinisher
-from ..adapters.xa.postgresql import PostgresFinisher
 from ..api.grpc.mapping import Limits
 from ..api.grpc.server import ApiSettings
 from ..config import Settings, engine_of, microseconds, redacted
@@ -18,10 +17,13 @@ from ..core.targets import Targets
 from ..engine import failpoints
 from ..ports import Failpoints, LogIdentity, LogUnavailable, SchemaMismatch
 from .errors import ExitCode, StartError
-from .resources import AnyFinisher, Resources
+from .resources import Resources
 from .sql import executes, sql
 from .topics import topic_caller, topics
 from .webhooks import webhooks
+
+if TYPE_CHECKING:
+    from .resources import AnyFinisher
 
 
 def windows(settings: Settings) -> Windows:
@@ -70,7 +72,11 @@ def finisher(settings: Settings, name: str) -> AnyFinisher:
     """What finishes branches on one resource."""
     resource = settings.resources[name]
     url = resource.url.get_secret_value()
-    make = PostgresFinisher if engine_of(url) == "postgresql" else MariaFinisher
+    make: type[AnyFinisher]
+    if engine_of(url) == "postgresql":
+        from ..adapters.xa.postgresql import PostgresFinisher as make
+    else:
+        from ..adapters.xa.mariadb import MariaFinisher as make
     return make(
         name,
         url,

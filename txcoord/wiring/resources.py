@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from txcoord_client.protocol import reasons
 
 from ..adapters.xa.checks import ERROR, OK, CannotConnect, Examiner, Expectations, Finding
-from ..adapters.xa.mariadb import MariaFinisher
-from ..adapters.xa.postgresql import PostgresFinisher
 from ..observe import logs
 from ..ports import (
     Clock,
@@ -26,9 +25,14 @@ from ..ports import (
 )
 from .errors import ExitCode, StartError
 
+if TYPE_CHECKING:
+    from ..adapters.xa.mariadb import MariaFinisher
+    from ..adapters.xa.postgresql import PostgresFinisher
+
+    AnyFinisher = PostgresFinisher | MariaFinisher
+
 log = logs.get("txcoord.resources")
 
-AnyFinisher = PostgresFinisher | MariaFinisher
 LookAt = Callable[[str], tuple[Examiner, Expectations]]
 """What looks at the resource of that name, not connected yet, and what it has to know."""
 

@@ -19,9 +19,7 @@ from ...observe import logs
 from ...ports import Backlog, DeliveryQuery, Figures, LogIdentity, LogUnavailable, Query
 from . import figures, mapping, reading, schema, upkeep, waiting
 from .batch import Flushed, Item, Round, halves, rounds_of
-from .mariadb import MariaDBStore
 from .outage import Outage
-from .postgresql import PostgresStore
 from .sqlite import SqliteStore, path_of
 from .store import FlushRefused, ReplyLost, Store, T, Work, parse_url
 
@@ -38,12 +36,17 @@ _Read = tuple[Sequence[str], asyncio.Future[dict[str, Tx]]]
 
 
 def store_for(url: str, *, statement_timeout_s: float = 10.0, pool_size: int = 4) -> Store:
-    """The store for a URL's dialect. Raises ValueError."""
+    """The store for a URL's dialect. Raises ValueError. Drivers are slow to import: only the one that is used is."""
     parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite":
         return SqliteStore(parsed, statement_timeout_s=statement_timeout_s)
-    kind = MariaDBStore if parsed.get_backend_name() == "mysql" else PostgresStore
-    return kind(parsed, statement_timeout_s=statement_timeout_s, pool_size=pool_size)
+    if parsed.get_backend_name() == "mysql":
+        from .mariadb import MariaDBStore
+
+        return MariaDBStore(parsed, statement_timeout_s=statement_timeout_s, pool_size=pool_size)
+    from .postgresql import PostgresStore
+
+    return PostgresStore(parsed, statement_timeout_s=statement_timeout_s, pool_size=pool_size)
 
 
 class SqlLog:

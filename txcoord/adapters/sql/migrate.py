@@ -10,15 +10,13 @@ from typing import Any
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
-from asyncmy import errors
 from sqlalchemy import URL, Connection, NullPool, create_engine, event, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from txcoord_client.protocol.xid import new_log_id
 
 from ...ports import LogUnavailable, SchemaMismatch
-from . import mariadb_server, schema, tables
+from . import schema, tables
 from .sqlite import path_of
 from .store import T, Work, parse_url, shown
 
@@ -78,7 +76,7 @@ async def _run(url: URL, work: Work[T]) -> T:
         return await _on_postgresql(url, work)
     except SchemaMismatch:
         raise
-    except (errors.Error, OSError, TimeoutError, SQLAlchemyError) as error:
+    except (OSError, TimeoutError, SQLAlchemyError) as error:
         raise LogUnavailable(f"{shown(url)}: {type(error).__name__}: {error}") from error
 
 
@@ -98,6 +96,8 @@ def _on_sqlite(url: URL, work: Work[T]) -> T:
 
 
 async def _on_postgresql(url: URL, work: Work[T]) -> T:
+    from sqlalchemy.ext.asyncio import create_async_engine
+
     engine = create_async_engine(url, poolclass=NullPool, connect_args={"timeout": 10.0})
     try:
         async with engine.begin() as conn:
@@ -107,6 +107,11 @@ async def _on_postgresql(url: URL, work: Work[T]) -> T:
 
 
 async def _on_mariadb(url: URL, work: Work[T]) -> T:
+    from asyncmy import errors
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    from . import mariadb_server
+
     options = mariadb_server.options_of(url)
 
     async def connected() -> Any:
@@ -125,5 +130,7 @@ async def _on_mariadb(url: URL, work: Work[T]) -> T:
     try:
         async with engine.begin() as conn:
             return await conn.run_sync(work)
+    except errors.Error as error:
+        raise LogUnavailable(f"{shown(url)}: {type(error).__name__}: {error}") from error
     finally:
         await engine.dispose()
