@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.support import forge
 from tests.support.databases import (
     PG17,
     PG18,
@@ -27,6 +28,7 @@ from txcoord.testing.postgres import PostgresServer
 
 settings.register_profile("txcoord", deadline=None)  # the machine may be busy: time proves nothing
 settings.load_profile("txcoord")
+forge.install()
 
 
 try:

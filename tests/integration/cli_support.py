@@ -16,7 +16,7 @@ import grpc
 
 from tests.support.databases import database_of
 from txcoord.testing.postgres import PostgresServer
-from txcoord.testing.processes import TXCOORD
+from txcoord.testing.processes import TXCOORD, run
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client._pb import coordinator_pb2 as pb
 from txcoord_client._pb import coordinator_pb2_grpc as rpc
@@ -42,15 +42,9 @@ class Desk:
 
     def run(self, *arguments: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
         """Run ``txcoord``; its exit code must be ``code``. No command may ever show a traceback."""
-        done = subprocess.run(
-            [*TXCOORD, *arguments],
-            capture_output=True,
-            text=True,
-            cwd=self.folder,
-            env=clean_environment({**self.env, **env}),
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
+        command = [*TXCOORD, *arguments]
+        code_, out, err = run(command, env=clean_environment({**self.env, **env}), cwd=self.folder)
+        done = subprocess.CompletedProcess(command, code_, out, err)
         said = f"txcoord {' '.join(arguments)} -> {done.returncode}\n{done.stdout}{done.stderr}"
         assert done.returncode == code, said
         assert "Traceback" not in said, said

@@ -12,9 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -38,6 +40,46 @@ class NotReady(Exception):
     """A process ended, or did not get ready in time."""
 
 
+class Process(Protocol):
+    """What is used of ``subprocess.Popen``."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, sig: int, /) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+def start_process(
+    command: Sequence[str],
+    *,
+    stdin: int,
+    stdout: int,
+    stderr: int,
+    env: Mapping[str, str],
+    cwd: Path | None,
+) -> Process:
+    """Start a command with these descriptors, in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _LAUNCHER, *command],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,
+        env=env,
+        cwd=cwd,
+    )
+
+
+starter: Callable[..., Process] = start_process
+"""How processes are started. The tests of txcoord have a faster way."""
+
+
 class Managed:
     """A child process that can be killed and started again with the same command line."""
 
@@ -59,7 +101,7 @@ class Managed:
         """Where it serves gRPC health."""
         self.cwd = cwd
         self.kills = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
 
     @property
     def pid(self) -> int:
@@ -77,13 +119,12 @@ class Managed:
         """Start it; wait until its health says SERVING (``wait_s`` 0: don't wait)."""
         if self.running:
             return
-        with self.log.open("ab") as out:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _LAUNCHER, *self.command],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
+        with self.log.open("ab") as out, open(os.devnull, "rb") as nothing:
+            self._process = starter(
+                self.command,
+                stdin=nothing.fileno(),
+                stdout=out.fileno(),
+                stderr=out.fileno(),
                 env={**os.environ, **self.env},
                 cwd=self.cwd,
             )
@@ -181,17 +222,25 @@ SDK may run where the server cannot."""
 
 def run_txcoord(*arguments: str, env: Mapping[str, str], cwd: Path) -> str:
     """Run the command line tool to its end and answer what it printed. Raises NotReady when it failed."""
-    done = subprocess.run(
-        [*TXCOORD, *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **env},
-        cwd=cwd,
-        check=False,
-    )
-    if done.returncode:
-        raise NotReady(f"txcoord {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
-    return done.stdout
+    code, out, err = run([*TXCOORD, *arguments], env={**os.environ, **env}, cwd=cwd)
+    if code:
+        raise NotReady(f"txcoord {' '.join(arguments)}: exit {code}\n{out}{err}")
+    return out
+
+
+def run(command: Sequence[str], *, env: Mapping[str, str], cwd: Path | None) -> tuple[int, str, str]:
+    """Run a command to its end: its exit code, and what it wrote on the standard output and on the other."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, open(os.devnull, "rb") as nothing:
+        process = starter(
+            command, stdin=nothing.fileno(), stdout=out.fileno(), stderr=err.fileno(), env=env, cwd=cwd
+        )
+        try:
+            code = process.wait()
+        finally:
+            process.kill()
+        out.seek(0)
+        err.seek(0)
+        return code, out.read().decode(), err.read().decode()
 
 
 def free_port() -> int:
