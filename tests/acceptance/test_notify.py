@@ -49,6 +49,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Managed]:
     settings = {
         "WEBHOOK_SECRETS__partner__HOSTS": "127.0.0.1",
         "WEBHOOK_SECRETS__partner__FILE": str(secrets),
+        "TARGETS__DISABLE_AFTER": "1s",  # But not before five attempts have failed.
     }
     made = coordinator(folder, resources={}, settings=settings)
     run_txcoord("migrate", env=made.env, cwd=folder)
@@ -176,6 +177,34 @@ async def test_retry_after_is_kept_to(coord: Coordinator, partner: Partner) -> N
     began = loop.time()
     await eventually(lambda: len(partner.got["/busy"]) == 2)
     assert loop.time() - began > 0.8
+
+
+async def test_a_target_at_which_nothing_arrives_is_disabled_and_resumed(
+    coord: Coordinator, partner: Partner, node: Managed, tmp_path: Path
+) -> None:
+    partner.script["/never"] = [web.Response(status=500) for _ in range(1_000)]
+
+    async def say(*arguments: str) -> str:
+        return await asyncio.to_thread(txcoord, node, tmp_path, *arguments)
+
+    async def tell() -> str:
+        async with coord.begin("order", gid=(gid := new_gid("never"))) as g:
+            g.notify(f"{partner.url}/never", {}, retry=THRICE)
+        return gid
+
+    async def disabled() -> bool:
+        await tell()
+        return f"{partner.url}  DISABLED" in await say("target", "list")
+
+    await eventually(disabled, within=60, what="it is disabled")
+    before = len(partner.got["/never"])
+    gid = await tell()
+    assert "TARGET_DISABLED: nothing has arrived for" in await parked(coord, gid)
+    assert len(partner.got["/never"]) == before
+    await say("target", "resume", partner.url, "--reason", "mended")
+    partner.script["/never"] = []
+    await say("tx", "retry", gid, "--reason", "mended", "--yes")
+    await eventually(lambda: len(partner.got["/never"]) > before, what="it is sent again")
 
 
 async def test_a_cloud_event(coord: Coordinator, partner: Partner) -> None:

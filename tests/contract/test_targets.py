@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.logs import LogContract, Place, new_id
 from txcoord.adapters.sql.log import SqlLog
+from txcoord.adapters.sql.outbox import SqlOutbox
 from txcoord.adapters.sql.targets import SqlTargets
 from txcoord.core.model import TargetAudit, TargetRule
 
@@ -52,6 +53,21 @@ class TestTargets(LogContract):
         assert json.loads(second.detail)["before"]["paused"] is True
         assert json.loads(second.detail)["after"]["rate_per_s"] == 0.25
         assert await targets.audits(t, 1) == [second]
+
+    async def test_what_is_noted_is_nobodys_word_and_a_disabled_one_is_announced(self, log: SqlLog) -> None:
+        targets, t = SqlTargets(log, events=True), a_target()
+        said = await targets.change(audit("target.limit", t), lambda rule: replace(rule, at_once=4))
+        noted = await targets.note(t, lambda rule: replace(rule, failing_since_us=7))
+        assert noted == replace(said, failing_since_us=7)
+        assert len(await targets.audits(t, 10)) == 1
+        disabled = await targets.change(
+            audit("target.disable", t, actor="txcoord"), lambda rule: replace(rule, disabled_us=9)
+        )
+        assert disabled in await targets.all()
+        await targets.change(audit("target.limit", t), lambda rule: replace(rule, at_once=5))
+        found = [o.announcement for o in await SqlOutbox(log).take([], 500)]
+        [told] = [json.loads(a.data) for a in found if a.what == "target.disabled" and t in a.data]
+        assert told == {"target": t, "reason": "works", "failing_since_us": 7, "disabled_us": 9}
 
     async def test_an_edit_that_fails_leaves_nothing(self, log: SqlLog) -> None:
         targets, t = SqlTargets(log), a_target()

@@ -16,7 +16,7 @@ from txcoord.engine.due import Carrying
 from txcoord.engine.failpoints import Switchboard
 from txcoord.engine.live import WaitLevel
 from txcoord.engine.recovery import Recovery, RecoverySettings
-from txcoord.ports import Caller, Clock, Due, Finisher, Queue, SharedGate
+from txcoord.ports import Caller, Clock, Due, Finisher, Queue, SharedGate, TargetRules
 from txcoord.testing.memory_log import LOG_ID, MemoryLeases, MemoryLog, Storage
 from txcoord_client.protocol import identifiers
 from txcoord_client.protocol.xid import Xid
@@ -84,6 +84,7 @@ class Node:
         caller: Caller | None = None,
         queue: Queue | None = None,
         shared_gate: SharedGate | None = None,
+        targets: TargetRules | None = None,
         **settings: Any,
     ) -> None:
         self.storage = storage
@@ -115,6 +116,7 @@ class Node:
             settings=recovery or RecoverySettings(),
             spawn=self._spawn,
             failpoints=self.failpoints,
+            targets=targets,
         )
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

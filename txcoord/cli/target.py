@@ -102,7 +102,7 @@ def resume(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be.")] = False,
     json: settings.Json = False,
 ) -> None:
-    """Call it again. What has waited is called at the pace of `targets.drain_rate`."""
+    """Call it again, also one that was disabled. What has waited is called at the pace of `targets.drain_rate`."""
     from txcoord_client._pb import admin_pb2 as pb
 
     request = pb.ResumeTargetRequest(namespace=namespace, audit=_audit(actor, reason, dry_run), target=target)

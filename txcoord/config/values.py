@@ -61,6 +61,10 @@ def _positive(value: timedelta) -> timedelta:
 
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_positive)]
+DurationOrNone = Annotated[
+    timedelta, BeforeValidator(lambda v: timedelta(0) if v in (0, "0") else parse_duration(v))
+]
+"""0 is none."""
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 
 # ---- addresses of databases ----

@@ -11,13 +11,15 @@ import json
 from typing import Any
 
 from .evolve import replace
-from .model import ENDED, Announcement, Branch, BranchState, Change, Decision, Topic, Tx
+from .model import ENDED, Announcement, Branch, BranchState, Change, Decision, TargetRule, Topic, Tx
 
 DECIDED = "transaction.decided"
 COMMITTED = "transaction.committed"
 ABORTED = "transaction.aborted"
 PARKED = "branch.parked"
 HEURISTIC = "branch.heuristic"
+
+TARGET_DISABLED = "target.disabled"
 
 _END = 9_999
 _LATER = 10_000
@@ -54,6 +56,18 @@ def announced(old: Tx | None, change: Change, now_us: int, *, events: bool, dead
         what = COMMITTED if new.decision is Decision.COMMIT else ABORTED
         found.append(_of(new, _END, what, now_us, topics))
     return replace(change, announcements=tuple(found)) if found else change
+
+
+def target_disabled(rule: TargetRule) -> Announcement:
+    """A target is disabled: no notification is sent to it any more. It is of no transaction."""
+    data = {
+        "target": rule.target,
+        "reason": rule.reason[:_REASON],
+        "failing_since_us": rule.failing_since_us,
+        "disabled_us": rule.disabled_us,
+    }
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return Announcement(0, 0, TARGET_DISABLED, "", rule.disabled_us, Topic.EVENTS, text)
 
 
 def _of(tx: Tx, seq: int, what: str, at_us: int, topics: Topic, branch: Branch | None = None) -> Announcement:

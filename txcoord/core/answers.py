@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import plans, settle
 from .action import Answer, AnswerKind, Op, Retry
 from .calling import call_of, calls_of, op_of, own_retry, pause_us, spent, stuck
-from .events import Alarm, Answered, Call, Deferred, Effect, Settled, Verdict
+from .events import Alarm, Answered, Call, Deferred, Effect, NotSent, Settled, Verdict
 from .evolve import replace
 from .lifecycle import BranchEvent, next_branch
 from .model import (
@@ -65,6 +65,13 @@ def answered(tx: Tx, event: Answered, now_us: int) -> Verdict:
             # It is tried on, but a person should look: it is never undone, or may have been committed.
             effects = (*effects, Alarm("step_stuck", branch.id, moved.reason))
         return Verdict(new, change if tx.state is TxState.RUNNING else None, effects)
+    return _settled(tx, new, moved, effects, history)
+
+
+def _settled(
+    tx: Tx, new: Tx, moved: Branch, effects: tuple[Effect, ...], history: tuple[HistoryEntry, ...]
+) -> Verdict:
+    """A branch of a decided transaction has moved."""
     effects = (*effects, *_next_calls(tx, new, moved))
     if new.ended and not tx.ended:
         effects = (*effects, *settle.effects_of(new))
@@ -74,6 +81,17 @@ def answered(tx: Tx, event: Answered, now_us: int) -> Verdict:
         # As for the other kinds, see settle.progress; the same when the last delivery has ended.
         new = replace(new, epoch=tx.epoch + 1)
     return Verdict(new, settle.lazy(tx, new, moved, history), effects)
+
+
+def not_sent(tx: Tx, event: NotSent, now_us: int) -> Verdict:
+    """A delivery is parked without an attempt. Late news change nothing."""
+    branch = tx.branch(event.branch_id)
+    if branch is None or op_of(branch) is not event.op or not branch.kind.is_delivery:
+        return Verdict(tx)
+    if event.attempt <= branch.attempts:
+        return Verdict(tx)
+    moved, effects, history = _parked(branch, event.reason, now_us)
+    return _settled(tx, settle.close(settle.with_branch(tx, moved), now_us), moved, effects, history)
 
 
 def deferred(tx: Tx, event: Deferred, now_us: int) -> Verdict:

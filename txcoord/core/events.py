@@ -152,6 +152,16 @@ class Deferred:
 
 
 @dataclass(frozen=True, slots=True)
+class NotSent:
+    """A delivery that was due is not sent, now or later: its target is disabled. It is parked; no attempt was made."""
+
+    branch_id: str
+    op: Op
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Operate:
     """An operator's order about one branch: ``retry``, ``park``, ``skip``, ``resolve`` or ``not_done``."""
 
@@ -178,6 +188,7 @@ Event = (
     | HolderReported
     | Answered
     | Deferred
+    | NotSent
     | Operate
 )
 

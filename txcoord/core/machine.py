@@ -26,6 +26,7 @@ from .events import (
     Finish,
     HeuristicSeen,
     HolderReported,
+    NotSent,
     OnePhaseDone,
     Operate,
     OrphanFound,
@@ -71,6 +72,8 @@ def decide(tx: Tx | None, event: Event, now_us: int, windows: Windows) -> Verdic
             return answers.answered(_known(tx), event, now_us)
         case Deferred():
             return answers.deferred(_known(tx), event, now_us)
+        case NotSent():
+            return answers.not_sent(_known(tx), event, now_us)
         case HolderReported():
             return settle.reported(_known(tx), event, now_us)
         case Begin():

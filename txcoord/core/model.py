@@ -412,9 +412,14 @@ class Windows:
         return deadline_us + self.grace_us + self.retention_us
 
 
+BY_ITSELF = "txcoord"
+"""The actor of what no operator has ordered."""
+
+
 @dataclass(frozen=True, slots=True)
 class TargetRule:
-    """What an operator has said about a target; one that is as if nothing had been said limits nothing."""
+    """What an operator has said about a target, and whether it was disabled; one that is as if nothing had been said
+    limits nothing."""
 
     target: str
     paused: bool = False
@@ -427,6 +432,10 @@ class TargetRule:
     actor: str = ""
     reason: str = ""
     changed_us: int = 0
+    disabled_us: int = 0
+    """Since when no notification is sent to it, as nothing arrived for long; 0: it is."""
+    failing_since_us: int = 0
+    """Since when no notification has arrived, as far as that was noted; 0: some do."""
 
     def is_paused(self, now_us: int) -> bool:
         """Are no calls made now?"""
@@ -444,7 +453,7 @@ class TargetAudit:
 
     target: str
     action: str
-    """``target.pause``, ``target.resume`` or ``target.limit``."""
+    """``target.pause``, ``target.resume``, ``target.limit`` or ``target.disable``."""
     actor: str
     reason: str
     at_us: int

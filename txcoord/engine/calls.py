@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ..core import plans
 from ..core.action import Answer, AnswerKind, Op, Retry
 from ..core.calling import op_of, waits_for_target
-from ..core.events import Answered, Call, Deferred, Event
+from ..core.events import Answered, Call, Deferred, Event, NotSent
 from ..core.model import Tx
 from ..observe import logs
 from ..observe.metrics import Timed, untimed
@@ -71,7 +71,9 @@ class Calls:
         gate: Gate,
         width: int = 16,
         called: Timed = untimed,
+        notified: Callable[[str, Answer], None] = lambda _target, _answer: None,
     ) -> None:
+        self._notified = notified
         self._called = called
         self._caller = caller
         self._gate = gate
@@ -89,8 +91,8 @@ class Calls:
         """Where a worker is about to take what is due."""
         self._later: Later[Job] = Later(clock, spawn, "call:later", lambda _, job: self._do(job))
         self._under_way: dict[Key, Job] = {}
-        self._failed: deque[tuple[Job, Answer | str]] = deque()
-        """A failure, or why the call is put off."""
+        self._failed: deque[tuple[Job, Answer | str | NotSent]] = deque()
+        """A failure, or why the call is put off, or is not made at all."""
         self._failing: Task | None = None
         self._after: dict[Key, Job] = {}
         """What else is to be done for a branch once the call that is on its way has ended."""
@@ -175,6 +177,9 @@ class Calls:
             return
         self._later.drop(job.key)
         self._under_way[job.key] = job
+        if job.op is Op.NOTIFY and (why := self._gate.disabled(job.lane[1])):
+            self._later_told(job, NotSent(job.key[1], job.op, job.attempt, why))
+            return
         due = self._due.setdefault(job.lane, deque())
         due.append(job)
         self._come(job.lane, due)
@@ -250,6 +255,13 @@ class Calls:
             # What was told makes it due again.
             self._next(job)
 
+    def _not_sent(self, job: Job, what: NotSent) -> None:
+        self._under_way.pop(job.key, None)
+        try:
+            self._tell(job.key[0], what)
+        finally:
+            self._next(job)
+
     async def _call(
         self, target: str, jobs: list[Job], timeout_us: int, admission: Admission | None = None
     ) -> None:
@@ -304,7 +316,7 @@ class Calls:
         self._gate.failed(job.lane[1], job.key, answer.reason)
         self._later_told(job, answer)
 
-    def _later_told(self, job: Job, what: Answer | str) -> None:
+    def _later_told(self, job: Job, what: Answer | str | NotSent) -> None:
         self._failed.append((job, what))
         if self._failing is None:
             self._failing = self._spawn(self._tell_failed(), "call:failed")
@@ -319,6 +331,8 @@ class Calls:
                     try:
                         if isinstance(what, str):
                             self._put_off(job, what)
+                        elif isinstance(what, NotSent):
+                            self._not_sent(job, what)
                         else:
                             self._answered(job, what)
                     except Exception:
@@ -340,6 +354,8 @@ class Calls:
     def _answered(self, job: Job, answer: Answer) -> None:
         self._under_way.pop(job.key, None)
         answer = answer.storable()
+        if job.op is Op.NOTIFY:
+            self._notified(job.lane[1], answer)
         if answer.kind is not AnswerKind.DONE:
             log.warning(
                 f"branch.{answer.kind}",

@@ -26,6 +26,7 @@ from ..core.events import (
     Finish,
     HeuristicSeen,
     HolderReported,
+    NotSent,
 )
 from ..core.evolve import replace
 from ..core.handing import first_due
@@ -49,6 +50,7 @@ from ..ports import (
     Wakeups,
 )
 from .calls import Calls
+from .disabling import Disabling
 from .gate import Gate, GateSettings
 from .handing import Writes
 from .live import Live, LiveSet
@@ -88,6 +90,8 @@ class EngineSettings:
     overdue_us: int = 500_000
     """What was handed off is taken over by any node so long after it was due: the queue has lost it."""
     gate: GateSettings = field(default_factory=GateSettings)
+    disable_after_us: int = 0
+    """A target at which no notification has arrived for so long is disabled; 0: none is."""
     events: bool = False
     """Are decisions, ends, parkings and heuristic outcomes written to the outbox?"""
     dead_letters: bool = False
@@ -174,6 +178,7 @@ class Carrier:
         self.gate = Gate(
             clock=clock, randomness=randomness, spawn=spawn, settings=settings.gate, shared=shared_gate
         )
+        self.disabling = Disabling(clock, settings.disable_after_us)
         self.calls = Calls(
             caller,
             clock=clock,
@@ -186,6 +191,7 @@ class Carrier:
             gate=self.gate,
             width=settings.call_width,
             called=metrics.called,
+            notified=self.disabling.heard,
         )
 
     async def _pick_up(self, written: Tx) -> None:
@@ -307,7 +313,8 @@ class Carrier:
             self._held_news[tx_id].news.append(event)
             return
         assert isinstance(
-            event, BranchFinished | BranchFailed | HeuristicSeen | HolderReported | Answered | Deferred
+            event,
+            BranchFinished | BranchFailed | HeuristicSeen | HolderReported | Answered | Deferred | NotSent,
         )
         verdict = decide(live.tx, event, self.clock.now_us(), self.settings.windows)
         self._raise_alarms(verdict.tx, verdict.effects)

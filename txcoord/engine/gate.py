@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from zlib import crc32
 
 from ..core.breaker import Breaker, Health, Key, means_away, not_asked
-from ..core.model import TargetRule
+from ..core.model import BY_ITSELF, TargetRule
 from ..core.room import Room, Rooms
 from ..observe import logs
+from ..observe.metrics import MOST
 from ..ports import Clock, Randomness, SharedGate, SharedLost, Spawn
 
 log = logs.get("txcoord.gate")
@@ -25,6 +26,7 @@ log = logs.get("txcoord.gate")
 PAUSED = "TARGET_PAUSED"
 OPEN = "BREAKER_OPEN"
 LIMITED = "RATE_LIMITED"
+DISABLED = "TARGET_DISABLED"
 _GRACE_US = 1_000_000
 """How much longer than its time-out a call holds its place, or is the probe, when nothing is heard of it."""
 _LOOK_S = 1.0
@@ -132,7 +134,7 @@ class Gate:
     def rules_are(self, rules: Iterable[TargetRule]) -> None:
         """All rules as they are now. Those that limit less than before let what waits go on."""
         before, now_us = self._rules, self._clock.now_us()
-        self._rules = {rule.target: rule for rule in rules if rule.paused or rule.limits}
+        self._rules = {rule.target: rule for rule in rules if rule.paused or rule.limits or rule.disabled_us}
         paused = {target for target, rule in self._rules.items() if rule.is_paused(now_us)}
         freed = self._paused - paused
         self._paused = paused
@@ -146,6 +148,17 @@ class Gate:
     def rule(self, target: str) -> TargetRule:
         """Its rule; one that limits nothing if there is none."""
         return self._rules.get(target) or TargetRule(target)
+
+    def disabled(self, target: str) -> str:
+        """Why no notification is sent to it; empty: they are."""
+        rule = self._rules.get(target)
+        if rule is None or not rule.disabled_us:
+            return ""
+        return f"{DISABLED}: {rule.reason}" if rule.actor == BY_ITSELF else DISABLED
+
+    def all_disabled(self) -> list[str]:
+        """The targets to which none is."""
+        return [target for target, rule in self._rules.items() if rule.disabled_us][:MOST]
 
     # ---- before a call ----
 

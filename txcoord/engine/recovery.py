@@ -174,9 +174,14 @@ class Recovery:
     # ---- targets ----
 
     async def follow_rules(self) -> None:
-        """Do as operators have said about targets; while the log is away, as they had said before."""
+        """Do as operators have said about targets; while the log is away, as they had said before. Disable those at
+        which nothing arrives."""
         if self._targets is not None:
-            self._c.gate.rules_are(await self._targets.all())
+            rules = await self._targets.all()
+            self._c.gate.rules_are(rules)
+            changed = await self._c.disabling.look(self._targets, rules)
+            if changed is not rules:
+                self._c.gate.rules_are(changed)
 
     # ---- take-over ----
 

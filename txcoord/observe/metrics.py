@@ -90,6 +90,12 @@ BACKLOG_AGE = Named(
     ("target",),
     "How long the oldest of those has been due; 0: it is not.",
 )
+DISABLED = Named(
+    "txcoord_target_disabled",
+    "gauge",
+    ("target",),
+    "1 for each target to which no notification is sent, as nothing had arrived there for long.",
+)
 QUEUE = Named(
     "txcoord_queue_depth", "gauge", ("tier",), "Transactions that wait in the retry queue, as this node sees."
 )

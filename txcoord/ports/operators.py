@@ -81,6 +81,11 @@ class TargetRules(Protocol):
         log's clock."""
         ...
 
+    async def note(self, target: str, edit: Callable[[TargetRule], TargetRule]) -> TargetRule:
+        """Change what is noted of a target, not what anybody has said: no audit, and who, why and when stay as they
+        are. ``edit`` may be called more than once."""
+        ...
+
     async def audits(self, target: str, limit: int) -> Sequence[TargetAudit]:
         """Who has changed it, the latest first."""
         ...

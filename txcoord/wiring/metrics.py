@@ -41,6 +41,7 @@ class Observed:
         self.metrics.gauges |= {
             metrics.LIVE: lambda: {(): len(coordinator.live)},
             metrics.ALARMS: lambda: {(kind,): count for kind, count in coordinator.alarms.items()},
+            metrics.DISABLED: lambda: {(target,): 1 for target in coordinator.gate.all_disabled()},
             metrics.QUEUE: lambda: {(tier,): count for tier, count in queue.depth().items()},
             metrics.WAITING: lambda: {(what,): count for what, count in _waiting(coordinator).items()},
         }

@@ -76,7 +76,7 @@ class Node:
         self.clock = SystemClock()
         self.tasks = Tasks()
         self.log = open_log(settings)
-        self.target_rules = SqlTargets(self.log)
+        self.target_rules = SqlTargets(self.log, events=settings.events.enabled)
         self.resources = Resources(
             [finisher(settings, name) for name in settings.resources], self.log, self.clock, self._look_at
         )
@@ -207,6 +207,7 @@ class Node:
                 overdue_most_us=self.queue.overdue_most_us,
                 events=s.events.enabled,
                 dead_letters=s.events.dead_letters or s.events.enabled,
+                disable_after_us=microseconds(s.targets.disable_after),
                 gate=GateSettings(longest_us=microseconds(s.backoff.cap), drain_per_s=s.targets.drain_rate),
                 backoff=Backoff(
                     first_us=microseconds(s.backoff.first),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 
+from ...core.announcing import TARGET_DISABLED
 from ...core.model import Topic
 from ...outgoing import Outgoing, Record
 
@@ -15,14 +16,14 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def record_of(log_id: str, out: Outgoing, topic: Topic) -> Record:
     """The event; its key is the tx id."""
     a = out.announcement
-    # All that is put in here is digits, hexadecimal, or one of our own words; a branch is a path of numbers.
     head = json.dumps(
         {
             "specversion": "1.0",
             "id": f"{out.tx_id}.{a.epoch}.{a.seq}",
             "source": f"/txcoord/{log_id}",
             "type": f"txcoord.{a.what}",
-            "subject": out.tx_id,
+            # What is about a target names it; its tx id is nobody's.
+            "subject": json.loads(a.data)["target"] if a.what == TARGET_DISABLED else out.tx_id,
             "time": rfc3339(a.at_us),
             "datacontenttype": "application/json",
             "sequence": f"{a.epoch:010}{a.seq:05}",

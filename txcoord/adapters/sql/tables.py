@@ -314,6 +314,8 @@ target = Table(
     Column("actor", String(255), nullable=False),
     Column("reason", TEXT, nullable=False),
     Column("changed_us", BigInteger, nullable=False),
+    Column("disabled_us", BigInteger, nullable=False),
+    Column("failing_since_us", BigInteger, nullable=False),
 )
 
 target_audit = Table(

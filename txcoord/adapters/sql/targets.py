@@ -10,21 +10,26 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from ...core.model import TargetAudit, TargetRule
+from txcoord_client.protocol import identifiers
+
+from ...core import announcing
+from ...core.model import Announcement, TargetAudit, TargetRule
 from . import upkeep
 from .log import SqlLog
+from .tables import outbox
 from .tables import target as rules
 from .tables import target_audit as audits
 
 _FIELDS = [column.name for column in rules.columns]
-_SHOWN = ("paused", "paused_until_us", "rate_per_s", "at_once")
+_SHOWN = ("paused", "paused_until_us", "rate_per_s", "at_once", "disabled_us")
 
 
 class SqlTargets:
-    """``ports.TargetRules`` beside an open log."""
+    """``ports.TargetRules`` beside an open log. ``events``: that one is disabled is announced."""
 
-    def __init__(self, log: SqlLog) -> None:
+    def __init__(self, log: SqlLog, *, events: bool = False) -> None:
         self._store = log.store
+        self._events = events
 
     async def all(self) -> list[TargetRule]:
         """All rules."""
@@ -34,7 +39,18 @@ class SqlTargets:
 
     async def change(self, audit: TargetAudit, edit: Callable[[TargetRule], TargetRule]) -> TargetRule:
         """Change one rule and write who did it, in one transaction."""
-        return await self._store.changing(lambda c: _change(c, self._store.clock(c), audit, edit))
+
+        def work(conn: Connection) -> TargetRule:
+            before, after = _change(conn, self._store.clock(conn), audit, edit)
+            if self._events and after.disabled_us and not before.disabled_us:
+                _announce(conn, announcing.target_disabled(after))
+            return after
+
+        return await self._store.changing(work)
+
+    async def note(self, target: str, edit: Callable[[TargetRule], TargetRule]) -> TargetRule:
+        """Change what is noted of it, by nobody's order."""
+        return await self._store.changing(lambda c: _edit(c, target, edit)[1])
 
     async def audits(self, target: str, limit: int) -> Sequence[TargetAudit]:
         """Who has changed it, the latest first."""
@@ -44,15 +60,12 @@ class SqlTargets:
 
 def _change(
     conn: Connection, now_us: int, audit: TargetAudit, edit: Callable[[TargetRule], TargetRule]
-) -> TargetRule:
-    none = TargetRule(audit.target)
-    # So that there is a row to lock: two who change it at the same time do so one after the other.
-    if conn.execute(select(rules.c.target).where(rules.c.target == audit.target)).first() is None:
-        upkeep.inserted(conn, insert(rules).values(**_values(none)))
-    row = conn.execute(select(rules).where(rules.c.target == audit.target).with_for_update()).one()
-    before = _rule(row)
-    after = replace(edit(before), actor=audit.actor, reason=audit.reason, changed_us=now_us)
-    conn.execute(update(rules).where(rules.c.target == audit.target).values(**_values(after)))
+) -> tuple[TargetRule, TargetRule]:
+    before, after = _edit(
+        conn,
+        audit.target,
+        lambda rule: replace(edit(rule), actor=audit.actor, reason=audit.reason, changed_us=now_us),
+    )
     detail = {
         name: {key: getattr(rule, key) for key in _SHOWN}
         for name, rule in (("before", before), ("after", after))
@@ -69,7 +82,38 @@ def _change(
             detail=json.dumps(detail, separators=(",", ":")),
         )
     )
-    return after
+    return before, after
+
+
+def _announce(conn: Connection, a: Announcement) -> None:
+    """Of no transaction: under an id of its own."""
+    conn.execute(
+        insert(outbox).values(
+            tx_id=identifiers.new_tx_id(a.at_us, secrets.randbits),
+            epoch=a.epoch,
+            seq=a.seq,
+            what=a.what,
+            branch=a.branch,
+            at_us=a.at_us,
+            topics=int(a.topics),
+            data=a.data,
+        )
+    )
+
+
+def _edit(
+    conn: Connection, target: str, edit: Callable[[TargetRule], TargetRule]
+) -> tuple[TargetRule, TargetRule]:
+    """How it was, and how it is."""
+    # So that there is a row to lock: two who change it at the same time do so one after the other.
+    if conn.execute(select(rules.c.target).where(rules.c.target == target)).first() is None:
+        upkeep.inserted(conn, insert(rules).values(**_values(TargetRule(target))))
+    row = conn.execute(select(rules).where(rules.c.target == target).with_for_update()).one()
+    before = _rule(row)
+    after = edit(before)
+    if after != before:
+        conn.execute(update(rules).where(rules.c.target == target).values(**_values(after)))
+    return before, after
 
 
 def _values(rule: TargetRule) -> dict[str, Any]:

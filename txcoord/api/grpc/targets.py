@@ -11,7 +11,7 @@ from txcoord_client._pb import admin_pb2 as pb
 from txcoord_client.protocol import reasons
 
 from ...core.breaker import Breaker
-from ...core.model import FOREVER_US, TargetAudit, TargetRule
+from ...core.model import BY_ITSELF, FOREVER_US, TargetAudit, TargetRule
 from ...core.targets import Target, is_name
 from ...engine.coordinator import Coordinator
 from ...engine.gate import TargetSeen
@@ -22,9 +22,10 @@ from .replays import audit_of, must_say
 _PAGE = 100
 _MOST_RATE = 1_000_000.0
 _STATES = {
-    pb.TARGET_STATE_PROBING: 0,
-    pb.TARGET_STATE_PAUSED: 1,
-    pb.TARGET_STATE_HEALTHY: 2,
+    pb.TARGET_STATE_DISABLED: 0,
+    pb.TARGET_STATE_PROBING: 1,
+    pb.TARGET_STATE_PAUSED: 2,
+    pb.TARGET_STATE_HEALTHY: 3,
 }
 """Worst first."""
 
@@ -71,9 +72,12 @@ class TargetDesk:
         )
 
     async def resume(self, request: pb.ResumeTargetRequest, namespace: str) -> pb.Target:
-        """Call it again."""
+        """Call it again, also one that was disabled."""
         return await self._change(
-            "target.resume", request, namespace, lambda r: replace(r, paused=False, paused_until_us=0)
+            "target.resume",
+            request,
+            namespace,
+            lambda r: replace(r, paused=False, paused_until_us=0, disabled_us=0, failing_since_us=0),
         )
 
     async def limit(self, request: pb.LimitTargetRequest, namespace: str) -> pb.Target:
@@ -147,7 +151,7 @@ class TargetDesk:
     def _seen(self, rules: Any) -> dict[str, TargetSeen]:
         seen = dict(self._c.gate.seen())
         for rule in rules:
-            if rule.paused or rule.limits:
+            if rule.paused or rule.limits or rule.disabled_us:
                 seen[rule.target] = replace(seen.get(rule.target) or TargetSeen(rule.target, rule), rule=rule)
         return seen
 
@@ -166,6 +170,10 @@ class TargetDesk:
             state, since_us = pb.TARGET_STATE_PAUSED, rule.changed_us
             until = " until it is resumed" if not rule.paused_until_us else ""
             text = f"paused{until} by {rule.actor}: {rule.reason}"
+        elif rule.disabled_us:
+            state, since_us = pb.TARGET_STATE_DISABLED, rule.disabled_us
+            text = "no notification is sent to it until it is resumed"
+            text += f": {rule.reason}" if rule.actor == BY_ITSELF else ""
         elif seen.breaker is not Breaker.CLOSED:
             state, text = pb.TARGET_STATE_PROBING, seen.last_error
         elif seen.last_error:

@@ -1,0 +1,39 @@
+"""What is said about targets, in memory, beside a log in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ..core.model import TargetAudit, TargetRule
+from .memory_log import Storage
+
+
+class MemoryTargets:
+    """``ports.TargetRules`` beside the storage."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    async def all(self) -> list[TargetRule]:
+        self._storage.check()
+        return [self._storage.targets[target] for target in sorted(self._storage.targets)]
+
+    async def change(self, audit: TargetAudit, edit: Callable[[TargetRule], TargetRule]) -> TargetRule:
+        self._storage.check()
+        before = self._storage.targets.get(audit.target, TargetRule(audit.target))
+        now_us = self._storage.clock()
+        after = replace(edit(before), actor=audit.actor, reason=audit.reason, changed_us=now_us)
+        self._storage.targets[audit.target] = after
+        self._storage.target_audits.insert(0, replace(audit, at_us=now_us))
+        return after
+
+    async def note(self, target: str, edit: Callable[[TargetRule], TargetRule]) -> TargetRule:
+        self._storage.check()
+        after = edit(self._storage.targets.get(target, TargetRule(target)))
+        self._storage.targets[target] = after
+        return after
+
+    async def audits(self, target: str, limit: int) -> list[TargetAudit]:
+        self._storage.check()
+        return [audit for audit in self._storage.target_audits if audit.target == target][:limit]
