@@ -13,11 +13,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import structlog
 
 from tests.faults.outage_check import Found, check
-from tests.faults.outage_participant import declared
+from tests.faults.outage_participant import INSERT, declared
 from tests.faults.outage_plan import LONG, SHORT, Asked, Form, drawn
 from tests.faults.outage_site import (
     BROKER_BACK,
@@ -43,10 +44,14 @@ from txcoord_client import (
     InProgress,
     OutcomeUnknown,
     Refused,
+    Retry,
     Run,
     Unavailable,
     saga,
 )
+
+OFTEN: Final = Retry(first=1, factor=2, cap=10, attempts=100)
+"""Of what is worth only so many attempts: none of it may be parked here."""
 
 
 class GaveUp(Exception):
@@ -87,9 +92,14 @@ class Clients:
                 for number, name in enumerate(asked.parts, 1):
                     hold = self._declared[name].hold
                     await g.tcc(hold, gid=asked.gid, branch=str(number), how=asked.how)
-                if asked.told:
-                    body = {"gid": asked.gid, "branch": "3", "how": asked.how}
-                    g.message(self._declared[asked.told].told, body)
+                for number, (what, whom) in enumerate(asked.told, 3):
+                    values = {"gid": asked.gid, "branch": str(number), "op": what}
+                    if what == "sql":
+                        g.sql(whom, INSERT, values, retry=OFTEN)
+                    else:
+                        tell = g.message if what == "message" else g.notify
+                        retry = OFTEN if what == "notify" else None
+                        tell(self._declared[whom].told, {**values, "how": asked.how}, retry=retry)
                 await asyncio.sleep(began + asked.think - time.monotonic())
                 if asked.gives_up:
                     raise GaveUp

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 from tests.faults.outage_participant import NAMES
-from tests.faults.outage_plan import Asked, Form
+from tests.faults.outage_plan import REPORTING, Asked, Form
 from tests.faults.outage_site import (
     BROKER_BACK,
     POISON,
@@ -33,7 +33,7 @@ PATIENCE_S: Final = 120.0
 _DONE: Final = 1
 _CLOCKS_US: Final = 20_000
 """A node knows the log's clock this well."""
-_REPEATED: Final = ("confirm", "cancel", "action", "compensate", "message")
+_REPEATED: Final = ("confirm", "cancel", "action", "compensate", "message", "notify")
 
 
 @dataclass
@@ -160,7 +160,7 @@ async def _read(place: Place) -> Rows:
         [],
     )
     assert len(by_id) == len(rows.txs)
-    for name in NAMES:
+    for name in (REPORTING, *NAMES):
         database = place.databases[name]
         for row in await place.fetch(database, "SELECT gid, branch, op FROM done"):
             rows.done[row["gid"], row["branch"], row["op"]] += 1
@@ -202,6 +202,7 @@ def outcomes(asked: Sequence[Asked], answers: Mapping[str, str], rows: Rows, fou
 def effects(asked: Sequence[Asked], rows: Rows, found: Found) -> None:
     """All of it once, or nothing, or all of it undone once; and the markers say the same."""
     by_gid: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+    came: Counter[str] = Counter()
     for (gid, branch, op), count in rows.done.items():
         by_gid[gid][branch][op] = count
     for one in asked:
@@ -217,16 +218,20 @@ def effects(asked: Sequence[Asked], rows: Rows, found: Found) -> None:
                 found.wrong.append(
                     f"{one.gid} branch {number}: {did}, {'committed' if committed else 'aborted'}"
                 )
-        if one.told:
-            did, wanted = dict(branches.pop("3", {})), {"message": 1} if committed else {}
+        for number, (what, whom) in enumerate(one.told, 3):
+            did, wanted = dict(branches.pop(str(number), {})), {what: 1} if committed else {}
+            came.update(did)
             if did != wanted:
                 found.wrong.append(
-                    f"{one.gid}: its message is {did}, {'committed' if committed else 'aborted'}"
+                    f"{one.gid}: its {what} to {whom} is {did}, {'committed' if committed else 'aborted'}"
                 )
         if branches:
             found.wrong.append(f"{one.gid}: nobody asked for branches {sorted(branches)}")
     if by_gid:
         found.wrong.append(f"nobody asked for {sorted(by_gid)[:5]}")
+    found.figures["delivered, once each"] = ", ".join(
+        f"{count} {what}" for what, count in sorted(came.items())
+    )
     gids = {row.tx_id: row.gid for row in rows.txs.values()}
     marked = {
         (gids[tx_id], branch, op)

@@ -27,7 +27,7 @@ from txcoord_client._answers import Answer, Call
 
 NAMES: Final = ("stock", "payment")
 TABLE: Final = "CREATE TABLE done (gid text NOT NULL, branch text NOT NULL, op text NOT NULL)"
-_INSERT: Final = text("INSERT INTO done VALUES (:gid, :branch, :op)")
+INSERT: Final = "INSERT INTO done VALUES (:gid, :branch, :op)"
 
 How = dict[str, list[str]]
 """By ``<branch> <op>`` what becomes of its first calls: ``fail``, ``no``, ``pend 1.5``."""
@@ -72,7 +72,7 @@ class Declared:
     act: Any
     """Steps that can be undone, by their number."""
     told: Any
-    """Takes messages."""
+    """Takes messages and notifications."""
 
 
 def declared(name: str, kind: type[Participant] = Participant, **options: Any) -> Declared:
@@ -84,7 +84,7 @@ def declared(name: str, kind: type[Participant] = Participant, **options: Any) -
         key = held.gid, held.branch, op
         turn = asked[key]
         asked[key] += 1
-        await db.execute(_INSERT, {"gid": held.gid, "branch": held.branch, "op": op})
+        await db.execute(text(INSERT), {"gid": held.gid, "branch": held.branch, "op": op})
         what, _, seconds = (held.how.get(f"{held.branch} {op}", [])[turn:] or [""])[0].partition(" ")
         if what == "fail":
             raise RuntimeError("as it was told to")
@@ -122,8 +122,8 @@ def declared(name: str, kind: type[Participant] = Participant, **options: Any) -
         return action
 
     @participant.message
-    async def told(db: Any, *, gid: str, branch: str, how: How) -> None:
-        await do(db, Held(gid, branch, how), "message")
+    async def told(db: Any, *, gid: str, branch: str, how: How, op: str) -> None:
+        await do(db, Held(gid, branch, how), op)
 
     return Declared(participant, Hold, {number: step(number) for number in "123"}, told)
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from tests.faults.outage_participant import How
+from tests.faults.outage_participant import NAMES, How
 
 CLIENT_SAYS_NO: Final = "client says no"
+REPORTING: Final = "reporting"
+"""A database for best-effort SQL."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ class Asked:
     how: How
     gives_up: bool = False
     """TCC: its client rolls back."""
-    told: str = ""
-    """TCC: who is sent a message when it is committed, as branch 3."""
+    told: tuple[tuple[str, str], ...] = ()
+    """TCC: what is delivered to whom when it is committed, as branches 3, 4, …: a message, a notification, SQL."""
 
 
 def drawn(form: Form, seed: int) -> list[Asked]:
@@ -102,8 +104,10 @@ def _tcc(form: Form, rng: random.Random, gid: str) -> Asked:
         parts = ("payment", "stock" if well else "payment")
     if rng.random() < 0.03:
         how["2 try"] = ["no"]
-    _troubled(form, rng, how, "3 message")
-    told = rng.choice(["", "", "stock", "payment"])
+    every = [("message", rng.choice(NAMES)), ("notify", rng.choice(NAMES)), ("sql", REPORTING)]
+    told = tuple(one for one in every if rng.random() < 0.4)
+    for number, (what, _) in enumerate(told, 3):
+        _troubled(form, rng, how, f"{number} {what}")
     return Asked("tcc", gid, start, think, parts, how, rng.random() < 0.1, told)
 
 

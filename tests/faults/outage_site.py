@@ -15,7 +15,7 @@ from typing import Any, Final
 import asyncpg
 
 from tests.faults.outage_participant import NAMES, TABLE
-from tests.faults.outage_plan import Form
+from tests.faults.outage_plan import REPORTING, Form
 from tests.support.kafka_server import KafkaServer
 from tests.support.redis_server import RedisServer
 from txcoord.adapters.kafka.tiers import Tiers
@@ -118,7 +118,7 @@ async def placed(
     say: Callable[[str], None],
 ) -> AsyncIterator[Place]:
     """All but Kafka is started; that is started last, and nobody has waited for it."""
-    databases = {name: f"outage_{name}" for name in ("log", *NAMES)}
+    databases = {name: f"outage_{name}" for name in ("log", REPORTING, *NAMES)}
     for database in databases.values():
         await asyncio.to_thread(postgres.create_database, database)
     place = Place(folder, postgres, kafka, redis, databases, say=say, began=time.monotonic())
@@ -136,6 +136,8 @@ async def placed(
             "RECOVERY__SCAN_INTERVAL": "1s",
             "LOG_FORMAT": "json",
             "TARGETS__ALLOW": "loopback",
+            f"RESOURCES__{REPORTING}__URL": postgres.url(databases[REPORTING]),
+            f"RESOURCES__{REPORTING}__EXECUTE_URL": postgres.url(databases[REPORTING]),
             **form.settings,
         }
         for name in COORDINATORS:
@@ -144,9 +146,10 @@ async def placed(
             )
         for name in WORKERS:
             place.new_worker(name)
-        for name in NAMES:
-            sql = ";".join([*pg.ddl(), TABLE])
+        sql = ";".join([*pg.ddl(), pg.set_identity("0" * 32), TABLE])
+        for name in (REPORTING, *NAMES):
             await asyncio.to_thread(postgres.sql, sql, databases[name])
+        for name in NAMES:
             place.participants[name] = _participant(place, name)
         await asyncio.to_thread(run_txcoord, "migrate", env=place.nodes["c1"].env, cwd=folder)
         await asyncio.to_thread(postgres.sql, _RECORDER, databases["log"])

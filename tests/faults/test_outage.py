@@ -27,21 +27,25 @@ async def test_only_time_is_lost(
     # How late calls are is measured, and told by the command: here others use the machine.
     assert [wrong for wrong in found.wrong if not wrong.startswith("late:")] == []
     assert "committed" in found.figures["clients were told"]
+    assert all(what in found.figures["delivered, once each"] for what in ("message", "notify", "sql"))
     assert found.figures["repeated calls whose due time was in the log"] > 0
 
 
 # ---- what would be wrong is found ----
 
 S = 1_000_000
-HELD = Asked("tcc", "held", 0, 0, ("stock", "payment"), {})
+TOLD = (("message", "stock"), ("sql", "reporting"))
+HELD = Asked("tcc", "held", 0, 0, ("stock", "payment"), {}, told=TOLD)
+UNTOLD = Asked("tcc", "untold", 0, 0, (), {}, gives_up=True, told=(("notify", "stock"),))
 SHIPPED = Asked("saga", "shipped", 0, 0, ("stock", "payment"), {})
-ANSWERS = {"held": "committed", "shipped": "aborted"}
+ANSWERS = {"held": "committed", "shipped": "aborted", "untold": "aborted"}
 MARKS = {STOCK_KILLED: 10 * S, STOCK_BACK: 40 * S, BROKER_BACK: 30 * S}
 
 
 def good() -> Rows:
     """One is committed: the confirm of its first branch had to be repeated. The other is aborted after a step."""
     done = Counter({("held", b, op): 1 for b in "12" for op in ("try", "confirm")})
+    done.update({("held", "3", "message"): 1, ("held", "4", "sql"): 1})
     done.update({("shipped", "1", op): 1 for op in ("action", "compensate")})
     ids = {"held": "a", "shipped": "b"}
     return Rows(
@@ -61,8 +65,8 @@ def good() -> Rows:
 
 def wrong(rows: Rows) -> list[str]:
     found = Found()
-    outcomes([HELD, SHIPPED], ANSWERS, rows, found)
-    effects([HELD, SHIPPED], rows, found)
+    outcomes([HELD, SHIPPED, UNTOLD], ANSWERS, rows, found)
+    effects([HELD, SHIPPED, UNTOLD], rows, found)
     times((S, 2 * S, 4 * S, 32 * S), MARKS, "grpc://stock", rows, found)
     return found.wrong
 
@@ -77,6 +81,18 @@ def twice(rows: Rows) -> None:
 
 def half(rows: Rows) -> None:
     del rows.done["held", "2", "confirm"]
+
+
+def told_twice(rows: Rows) -> None:
+    rows.done["held", "3", "message"] = 2
+
+
+def lost(rows: Rows) -> None:
+    del rows.done["held", "4", "sql"]
+
+
+def told_for_nothing(rows: Rows) -> None:
+    rows.done["untold", "3", "notify"] = 1
 
 
 def not_undone(rows: Rows) -> None:
@@ -122,6 +138,9 @@ def late(rows: Rows) -> None:
     [
         (twice, "held branch 1"),
         (half, "held branch 2"),
+        (told_twice, "held: its message"),
+        (lost, "held: its sql"),
+        (told_for_nothing, "untold: its notify"),
         (not_undone, "shipped branch 1"),
         (other_answer, "told aborted"),
         (not_carried_out, "its state is committing"),
