@@ -29,8 +29,8 @@ from txcoord_client import Aborted, Coordinator, OutcomeUnknown, Retry, Unavaila
 COORDINATORS: Final = 3
 BEFORE_S: Final = 5.0
 """So long all is well."""
-PATIENCE_S: Final = 180.0
-"""So long after the last client was told, all must be done."""
+PATIENCE_S: Final = 900.0
+"""So long after the last client was told, all must be done: a fourth failure is tried again after ten minutes."""
 OFTEN: Final = Retry(first=0.5, factor=2, cap=2, attempts=1000)
 _ADD: Final = "UPDATE counter SET n = n + :by WHERE id = :id"
 _DONE: Final = "INSERT INTO done (gid, branch) VALUES (:gid, :branch)"
