@@ -83,6 +83,31 @@ async def test_a_rebalance_in_the_middle_of_a_batch_loses_nothing(kafka: KafkaSe
             await until_committed(kafka, settings, len(dues))
 
 
+async def test_who_is_held_leaves_the_group_and_comes_back(kafka: KafkaServer) -> None:
+    settings = new_settings()
+    async with queue_node(kafka, settings) as first, queue_node(kafka, settings) as second:
+        first.carried.gate.clear()
+        sooner = first.put("sooner", 5.0)
+        await until(lambda: bool(first.queue._reader._partitions and second.queue._reader._partitions))
+        waits = [first.put(f"tx{n}", 0.2) for n in range(40)]
+        await until(lambda: bool(first.carried.came))
+        first.queue._reader.put(sooner)  # it waits in this process
+        first.queue.hold(True)
+        begun = len(first.carried.came)
+        waits += [first.put(f"held{n}", 0.1) for n in range(5)]
+        # All of it is the other's: also what the first had begun, and what had waited in its process.
+        await until(lambda: second.carried.ids >= {due.tx_id for due in [*waits, sooner]})
+        assert not second.carried.early
+        assert first.queue._reader._consumer is None
+        assert len(first.carried.came) == begun
+        first.carried.gate.set()
+        first.queue.hold(False)
+        await until(lambda: bool(first.queue._reader._partitions and second.queue._reader._partitions))
+        again = [first.put(f"again{n}", 0.2) for n in range(40)]
+        await until(lambda: first.carried.ids | second.carried.ids >= {due.tx_id for due in again})
+        assert first.carried.ids & {due.tx_id for due in again}
+
+
 async def test_offsets_are_committed_after_the_outcome(kafka: KafkaServer) -> None:
     settings = new_settings()
     async with queue_node(kafka, settings) as first:

@@ -347,8 +347,11 @@ async def test_a_drained_node_takes_nothing_new_and_goes_on_with_what_it_has(fle
     drained.resources.by_name["ledger"].finish = later  # type: ignore[method-assign]
     await tx.commit(*fleet.branches(tx, "1"), wait=c.WAIT_LEVEL_DECIDED)
     order = pa.DrainNodeRequest(node="n1", audit=pa.Audit(actor="ann", reason="new disk"))
-    assert (await nodes.DrainNode(order)).node.draining
+    answered = await nodes.DrainNode(order)
+    assert answered.node.draining
+    assert not answered.retries_wait  # The other takes them.
     await eventually(lambda: drained._fleet.draining)
+    assert b"\ntxcoord_drained 1.0\n" in drained.observed.metrics.render()
     answer = await health.Check(health_pb2.HealthCheckRequest())
     assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
     with pytest.raises(grpc.aio.AioRpcError, match="drained by an operator"):
@@ -359,6 +362,9 @@ async def test_a_drained_node_takes_nothing_new_and_goes_on_with_what_it_has(fle
     assert (await waiting).state == c.STATE_COMMITTED
     found = await a.call("Get", pb.GetRequest(gid="order-1"))
     assert found.transaction.outcome.state == c.STATE_COMMITTED
+    last = pa.DrainNodeRequest(node="n2", audit=pa.Audit(actor="ann", reason="new disk", dry_run=True))
+    assert (await nodes.DrainNode(last)).retries_wait  # Then nobody would.
+    assert not (await nodes.ListNodes(pa.ListNodesRequest())).retries_wait
     # Asked for twice it is one order; without a reason it is none.
     assert (await nodes.DrainNode(order)).node.draining
     order.audit.reason = ""

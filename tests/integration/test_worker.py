@@ -123,6 +123,12 @@ async def test_a_worker_carries_out_what_was_handed_off_and_nothing_is_lost_with
             order = ("node", "drain", "one", "--reason", "new disk", "--yes", *there)
             assert "one: takes nothing new" in (await asyncio.to_thread(say, {}, *order)).stdout
             await until_said(one, "node.drained")
+            last = ("node", "drain", "two", "--reason", "new disk", "--yes", *there)
+            assert (
+                "would wait until one does" in (await asyncio.to_thread(say, {}, *last, "--dry-run")).stderr
+            )
+            for command in (last, ("node", "list", *there)):
+                assert "No node of this log takes work" in (await asyncio.to_thread(say, {}, *command)).stderr
             assert await asyncio.to_thread(one.stop) == 0
             assert "worker.started" in one.tail(100_000)
             assert "node.stopped" in one.tail()

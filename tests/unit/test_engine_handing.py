@@ -39,6 +39,9 @@ class Hand:
     def put(self, due: Due) -> None:
         self.taken.append(due)
 
+    def hold(self, yes: bool) -> None:
+        pass
+
     def depth(self) -> Mapping[str, int]:
         return {"hand": len(self.taken)}
 

@@ -13,6 +13,15 @@ from .tx import Actor, DryRun, Reason, Yes, me
 app = typer.Typer(no_args_is_help=True, help="The coordinators and workers of a log.")
 
 
+_NOBODY = (
+    "No node of this log takes work: retries that were handed off wait, prepared branches with their locks, "
+    "until one does (`txcoord node drain NODE --undo`, or start another)."
+)
+_WOULD_BE_NOBODY = (
+    "No node of this log would take work: retries that were handed off would wait until one does."
+)
+
+
 @app.command("list")
 def list_(
     address: Address = "127.0.0.1:7070", namespace: Namespace = "default", json: settings.Json = False
@@ -29,6 +38,8 @@ def list_(
         for node in answer.nodes:
             console.emit(_as_dict(node))
         return
+    if answer.retries_wait:
+        console.say(_NOBODY)
     console.table(
         ("NAME", "ROLE", "ADDRESS", "VERSION", "STARTED", "SEEN", "LIVE", "STATE"),
         [_row(node, now_us.log_time_us) for node in answer.nodes],
@@ -59,7 +70,10 @@ def drain(
         undo=undo,
     )
     with Client(address) as client:
-        found = client.admin("DrainNode", request).node
+        answer = client.admin("DrainNode", request)
+    found = answer.node
+    if answer.retries_wait:
+        console.say(_WOULD_BE_NOBODY if dry_run else _NOBODY)
     if json:
         console.emit(_as_dict(found))
         return

@@ -45,6 +45,9 @@ TRANSACTIONS = Named(
     ("kinds", "outcome"),
     "Transactions that have ended on this node, by the kinds of their branches (tcc+xa) and committed or aborted.",
 )
+DRAINED = Named(
+    "txcoord_drained", "gauge", (), "1 while this node is drained; where all are, what was handed off waits."
+)
 LIVE = Named("txcoord_in_flight", "gauge", (), "Transactions that this node is carrying out.")
 WAITING = Named(
     "txcoord_waiting",

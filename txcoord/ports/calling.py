@@ -84,6 +84,10 @@ class Queue(Protocol):
         """Take it. Coalesced; never waits, never raises."""
         ...
 
+    def hold(self, yes: bool) -> None:
+        """This node carries nothing out until it is said again: what others can carry out is left to them."""
+        ...
+
     def depth(self) -> Mapping[str, int]:
         """How many wait here, by tier or by another name that the adapter has for it."""
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -35,10 +35,11 @@ class Observed:
         self._server: MetricsServer | None = None
         log_.on_flush = self.metrics.flushed
 
-    def watch(self, coordinator: Coordinator, queue: Queue, log_id: str) -> None:
+    def watch(self, coordinator: Coordinator, queue: Queue, log_id: str, drained: Callable[[], bool]) -> None:
         """Where this node's own figures are."""
         self.metrics.info = (self._node, version("txcoord"), log_id, self._role)
         self.metrics.gauges |= {
+            metrics.DRAINED: lambda: {(): int(drained())},
             metrics.LIVE: lambda: {(): len(coordinator.live)},
             metrics.ALARMS: lambda: {(kind,): count for kind, count in coordinator.alarms.items()},
             metrics.DISABLED: lambda: {(target,): 1 for target in coordinator.gate.all_disabled()},

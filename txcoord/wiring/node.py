@@ -231,7 +231,9 @@ class Node:
             wakeups=shared.wakeups,
             shared_gate=shared.gate,
         )
-        self.observed.watch(coordinator, self.queue.queue, identity.log_id)
+        self.observed.watch(
+            coordinator, self.queue.queue, identity.log_id, drained=lambda: self._fleet.draining
+        )
         self.caller.registry = shared.registry
         self.targets.is_registered = shared.registry.is_known
         shared.start()
@@ -325,6 +327,7 @@ class Node:
         assert self._carrying is not None
         self._careful.wanted = self._recovery.wanted = not draining
         self._carrying.hold(draining)
+        self.queue.queue.hold(draining)
         if self._server is not None:
             self._server.take_work(not draining)
             await self._server.ready(not draining and self._is_ready)

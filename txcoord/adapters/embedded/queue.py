@@ -79,6 +79,9 @@ class EmbeddedQueue:
         if self._waiting[0][2] is due:
             self._sooner.set()
 
+    def hold(self, yes: bool) -> None:
+        """What waits here is nobody else's: it goes on to wait, in ``carry`` when it is due."""
+
     def depth(self) -> Mapping[str, int]:
         """How many wait for their time, and how many are due and not carried out yet."""
         return {

@@ -80,6 +80,7 @@ class KafkaQueue:
             made=self._made_again,
         )
         self._consuming = False
+        self._held = False
         self._stopped = False
         self._tasks: list[asyncio.Future[None]] = []
         self._last: list[asyncio.Future[None]] = []
@@ -102,10 +103,17 @@ class KafkaQueue:
         topic = self._tiers.choose(due.due_us - now_us)
         if topic is not None:
             self._send(due, topic, now_us)
-        elif self._consuming:
+        elif self._consuming and not self._held:
             self._reader.put(due)
         else:
             self._send(due, self._tiers.shortest, now_us)
+
+    def hold(self, yes: bool) -> None:
+        """While it is held this node is no member of the group, and what waits in this process only is sent."""
+        self._held = yes
+        self._reader.hold(yes)
+        if yes:
+            self._send_what_waits_here()
 
     def depth(self) -> Mapping[str, int]:
         """By topic what waits for its delay, of what this node reads; ``here``: what waits in this process; ``due``:
@@ -135,8 +143,7 @@ class KafkaQueue:
         tasks, self._tasks = [t for t in self._tasks if t not in self._last], []
         await _end(tasks)
         await self._lanes.stop()
-        for due in self._reader.unsent():
-            self._send(due, self._tiers.shortest, self._now_us())
+        self._send_what_waits_here()
         await _end(self._last)
 
     async def _read(self) -> None:
@@ -146,6 +153,10 @@ class KafkaQueue:
     def _made_again(self, topics: Sequence[str]) -> None:
         if self._consuming and any(topic in self._tiers.delay_us for topic in topics):
             self._reader.start_again()
+
+    def _send_what_waits_here(self) -> None:
+        for due in self._reader.give_back():
+            self._send(due, self._tiers.shortest, self._now_us())
 
     def _send(self, due: Due, topic: str, now_us: int) -> None:
         self._sender.put(topic, due.tx_id.encode(), encode(due), now_us)

@@ -72,6 +72,8 @@ class Reader:
         self._ticket = itertools.count()
         self._sooner = asyncio.Event()
         self._again = asyncio.Event()
+        self._wanted = asyncio.Event()
+        self._wanted.set()
         self.poisoned = 0
 
     # ---- what is asked of it ----
@@ -99,9 +101,20 @@ class Reader:
         """How many wait in this process for their time."""
         return len(self._ready)
 
-    def unsent(self) -> list[Due]:
-        """What waits in this process alone."""
-        return [due for _, _, part, _, due in self._ready if part is None]
+    def give_back(self) -> list[Due]:
+        """What waits in this process alone; it waits here no longer."""
+        found = [due for _, _, part, _, due in self._ready if part is None]
+        self._ready = [one for one in self._ready if one[2] is not None]
+        heapq.heapify(self._ready)
+        return found
+
+    def hold(self, yes: bool) -> None:
+        """Leave the group until it is said again: what was read and is not done is read by another member."""
+        if yes:
+            self._wanted.clear()
+            self._again.set()
+        else:
+            self._wanted.set()
 
     # ---- reading ----
 
@@ -109,6 +122,8 @@ class Reader:
         """Read, until it is cancelled; then what is consumed is said, and the group is left."""
         try:
             while True:
+                while not self._wanted.is_set():
+                    await self._wanted.wait()
                 self._again.clear()
                 reading = asyncio.ensure_future(self._member())
                 again = asyncio.ensure_future(self._again.wait())

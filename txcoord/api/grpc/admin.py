@@ -96,7 +96,7 @@ class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
         return await self._guarded(checking.checked(self._look, request), context)
 
     async def ListNodes(self, request: pb.ListNodesRequest, context: Any) -> Any:
-        return await self._guarded(nodes.listed(self._nodes()), context)
+        return await self._guarded(nodes.listed(self._nodes(), self._now_us()), context)
 
     async def DrainNode(self, request: pb.DrainNodeRequest, context: Any) -> Any:
         return await self._guarded(nodes.drained(self._nodes(), request, self._now_us()), context)

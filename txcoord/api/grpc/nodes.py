@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Protocol
 
 from txcoord_client._pb import admin_pb2 as pb
@@ -30,10 +31,13 @@ class Fleet(Protocol):
     def is_gone(self, status: NodeStatus, now_us: int) -> bool: ...
 
 
-async def listed(fleet: Fleet) -> pb.ListNodesResponse:
+async def listed(fleet: Fleet, now_us: int) -> pb.ListNodesResponse:
     """All of them. Raises Refused."""
     tokens.demand_everywhere()
-    return pb.ListNodesResponse(nodes=[_node(status) for status in await fleet.all()])
+    found = await fleet.all()
+    return pb.ListNodesResponse(
+        nodes=[_node(status) for status in found], retries_wait=_nobody_takes_work(fleet, found, now_us)
+    )
 
 
 async def drained(fleet: Fleet, request: pb.DrainNodeRequest, now_us: int) -> pb.DrainNodeResponse:
@@ -51,7 +55,7 @@ async def drained(fleet: Fleet, request: pb.DrainNodeRequest, now_us: int) -> pb
         raise _not_found(f"the node {request.node!r} is gone: it was not heard of for some leases")
     draining = not request.undo
     if audit.dry_run or found.draining is draining:
-        return pb.DrainNodeResponse(node=_node(found))
+        return _answer(fleet, known, found, draining, now_us)
     caller = tokens.current()
     order = NodeOrder(
         "node.drain" if draining else "node.undrain",
@@ -62,7 +66,20 @@ async def drained(fleet: Fleet, request: pb.DrainNodeRequest, now_us: int) -> pb
     after = await fleet.order(request.node, draining, order)
     if after is None:
         raise _not_found(f"the node {request.node!r} has just left")
-    return pb.DrainNodeResponse(node=_node(after))
+    return _answer(fleet, known, after, draining, now_us)
+
+
+def _answer(
+    fleet: Fleet, known: dict[str, NodeStatus], node: NodeStatus, draining: bool, now_us: int
+) -> pb.DrainNodeResponse:
+    then = {**known, node.name: replace(node, draining=draining)}
+    return pb.DrainNodeResponse(
+        node=_node(node), retries_wait=_nobody_takes_work(fleet, list(then.values()), now_us)
+    )
+
+
+def _nobody_takes_work(fleet: Fleet, nodes: list[NodeStatus], now_us: int) -> bool:
+    return all(node.draining or fleet.is_gone(node, now_us) for node in nodes)
 
 
 async def audited(fleet: Fleet, name: str) -> pb.ListAuditResponse:

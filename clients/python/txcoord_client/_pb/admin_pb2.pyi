@@ -514,10 +514,12 @@ class ListNodesRequest(_message.Message):
     def __init__(self, namespace: _Optional[str] = ...) -> None: ...
 
 class ListNodesResponse(_message.Message):
-    __slots__ = ("nodes",)
+    __slots__ = ("nodes", "retries_wait")
     NODES_FIELD_NUMBER: _ClassVar[int]
+    RETRIES_WAIT_FIELD_NUMBER: _ClassVar[int]
     nodes: _containers.RepeatedCompositeFieldContainer[Node]
-    def __init__(self, nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ...) -> None: ...
+    retries_wait: bool
+    def __init__(self, nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., retries_wait: bool = ...) -> None: ...
 
 class DrainNodeRequest(_message.Message):
     __slots__ = ("namespace", "audit", "node", "undo")
@@ -532,10 +534,12 @@ class DrainNodeRequest(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., audit: _Optional[_Union[Audit, _Mapping]] = ..., node: _Optional[str] = ..., undo: bool = ...) -> None: ...
 
 class DrainNodeResponse(_message.Message):
-    __slots__ = ("node",)
+    __slots__ = ("node", "retries_wait")
     NODE_FIELD_NUMBER: _ClassVar[int]
+    RETRIES_WAIT_FIELD_NUMBER: _ClassVar[int]
     node: Node
-    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ...) -> None: ...
+    retries_wait: bool
+    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., retries_wait: bool = ...) -> None: ...
 
 class AuditEntry(_message.Message):
     __slots__ = ("id", "at_us", "actor", "identity", "action", "reason", "request_id", "tx_id", "branch", "target", "detail", "node", "replay_id", "namespace")
