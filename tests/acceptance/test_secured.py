@@ -148,6 +148,51 @@ async def test_who_is_of_one_namespace_sees_and_rules_nothing_of_all(house: Hous
         assert await code_of(admin.ListTargets(elsewhere, metadata=meta("operator"))) == "INVALID_ARGUMENT"
 
 
+async def test_replays_payloads_and_the_audit_trail(house: House) -> None:
+    said = admin_pb2.Audit(actor="ann", reason="it is back")
+    who = {"namespace": "shop", "audit": said}
+    one = admin_pb2.Selector(gid="x", branches=["1"])
+    async with house.channel() as channel:
+        admin: Any = admin_pb2_grpc.AdminServiceStub(channel)
+
+        async def orders(who_: str) -> list[str]:
+            of = {"metadata": meta(who_)}
+            return [
+                await code_of(admin.StartReplay(admin_pb2.StartReplayRequest(filter="parked", **who), **of)),
+                await code_of(admin.CancelReplay(admin_pb2.CancelReplayRequest(id="x", **who), **of)),
+                await code_of(admin.ResumeReplay(admin_pb2.ResumeReplayRequest(id="x", **who), **of)),
+                await code_of(admin.Retry(admin_pb2.RetryRequest(selector=one, payload=b"{}", **who), **of)),
+            ]
+
+        async def looks(who_: str, namespace: str) -> list[str]:
+            of: dict[str, Any] = {"metadata": meta(who_)}
+            ns = {"namespace": namespace}
+            return [
+                await code_of(admin.GetReplay(admin_pb2.GetReplayRequest(id="x", **ns), **of)),
+                await code_of(admin.ListReplays(admin_pb2.ListReplaysRequest(**ns), **of)),
+                await code_of(admin.ListParkedGroups(admin_pb2.ListParkedGroupsRequest(**ns), **of)),
+                await code_of(admin.ListAudit(admin_pb2.ListAuditRequest(**ns), **of)),
+            ]
+
+        no = "PERMISSION_DENIED"
+        assert await orders("") == await looks("", "shop") == ["UNAUTHENTICATED"] * 4
+        assert await orders("viewer") == await orders("shop") == [no] * 4
+        assert await orders("till") == ["OK", "NOT_FOUND", "NOT_FOUND", "NOT_FOUND"]
+        assert await looks("viewer", "shop") == await looks("till", "shop") == ["NOT_FOUND", "OK", "OK", "OK"]
+        assert await looks("till", "bank") == [no] * 4
+        await admin.PauseTarget(
+            admin_pb2.PauseTargetRequest(target="grpc://127.0.0.1:7001", **who), metadata=meta("operator")
+        )
+
+        async def trail(who_: str) -> set[str]:
+            request = admin_pb2.ListAuditRequest(namespace="shop")
+            return {e.action for e in (await admin.ListAudit(request, metadata=meta(who_))).entries}
+
+        # What is of no namespace shows only to whoever may see all.
+        assert await trail("till") == {"replay.start"}
+        assert await trail("operator") >= {"replay.start", "target.pause"}
+
+
 async def test_the_sdk_shows_its_token(house: House) -> None:
     async with house.coordinator("shop") as coord, coord.begin("order", gid=(gid := new_gid())) as g:
         pass

@@ -121,11 +121,17 @@ def test_paused_is_not_failing(shop: Shop) -> None:
     shop.desk.run("target", "resume", shop.url, "--reason", "done")
     until(lambda: shop.calls(tx_id), "it goes on")
     assert shop.calls(tx_id) == 1
-    entries = shop.admin.ListAudit(admin_pb2.ListAuditRequest(filter=f'target = "{shop.url}"')).entries
-    assert [(e.action, e.actor, e.reason) for e in entries[:2]] == [
-        ("target.resume", "ada@desk", "done"),
-        ("target.pause", "ada@desk", "new disks"),
+    found = shop.desk.json("audit", "list", "--target", shop.url, "--actor", "ada@desk", "--since", "1h")
+    assert [(e["action"], e["reason"]) for e in found[:2]] == [
+        ("target.resume", "done"),
+        ("target.pause", "new disks"),
     ]
+    shown = shop.desk.run("audit", "list", "--target", shop.url, "--limit", "1")
+    assert "target.resume" in shown.stdout
+    assert "more: --page " in shown.stderr
+    assert "target.pause" in shop.desk.run("audit", "list", "--all", "--limit", "1").stdout
+    assert not shop.desk.json("audit", "list", "--action", "target.pause", "--tx", tx_id)
+    assert "BAD_REQUEST" in shop.desk.run("audit", "list", "colour = red", code=6).stderr
 
 
 def test_one_that_is_down_is_probed_and_then_all_goes_on(shop: Shop) -> None:

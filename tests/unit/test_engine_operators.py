@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 
 from tests.support.virtual import eventually, run
-from txcoord.core.action import Op, Retry
+from txcoord.core.action import Answer, AnswerKind, Op, Retry
 from txcoord.core.errors import Refused
 from txcoord.core.events import Operate
 from txcoord.core.model import FOREVER_US, Audit, BranchState, DecidedBy, TxState
 
 from .test_engine_callbacks import callback
-from .test_engine_calls import a_place, step, submit
+from .test_engine_calls import a_place, step, submit, tcc, tried
 
 AUDIT = Audit("ann", "the carrier is bankrupt", "any", 0)
 
@@ -68,6 +68,22 @@ def test_a_step_that_waits_is_called_at_once() -> None:
             assert (await node.ended(done)).state is TxState.COMMITTED
             assert place.clock.monotonic() - began < 5
             assert place.effects(tx) == {"1": [Op.ACTION]}
+
+    run(main())
+
+
+def test_a_retry_may_count_from_the_beginning() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            place.participants.script["1", Op.CONFIRM] = [Answer(AnswerKind.FAILED, reason="BROKEN")] * 4
+            budget = Retry(schedule_us=(1_000_000, 3_600_000_000, 3_600_000_000))
+            tx = await tried(node, place.tx(), tcc("1", retry=budget))
+            for reset in (False, True):
+                await asyncio.sleep(5)
+                await node.coordinator.operate(tx.tx_id, Operate("retry", "1", AUDIT, reset=reset))
+            assert (await node.ended(tx)).state is TxState.COMMITTED
+            assert [attempt for *_, attempt in place.participants.calls] == [1, 2, 3, 1, 2]
 
     run(main())
 

@@ -85,8 +85,28 @@ def test_each_method_needs_something() -> None:
     assert admin == {"DrainNode", "AliasTarget"}
     for name in ("Begin", "Enlist", "Commit", "Rollback", "Submit", "Vote", "Report"):
         assert needs[f"txcoord.v1.CoordinatorService.{name}"] is May.TAKE_PART
-    for name in ("Park", "Skip", "Resolve", "Retry", "StartReplay", "PauseTarget", "LimitTarget"):
+    for name in (
+        "Park",
+        "Skip",
+        "Resolve",
+        "Retry",
+        "StartReplay",
+        "CancelReplay",
+        "ResumeReplay",
+        "PauseTarget",
+        "ResumeTarget",
+        "LimitTarget",
+    ):
         assert needs[f"txcoord.v1.AdminService.{name}"] is May.OPERATE
+    for name in (
+        "ListParkedGroups",
+        "GetReplay",
+        "ListReplays",
+        "ListReplayItems",
+        "ListTargets",
+        "ListAudit",
+    ):
+        assert needs[f"txcoord.v1.AdminService.{name}"] is May.READ
     assert of_method("/grpc.health.v1.Health/Check") is None
     assert of_method("/who.knows.Service/Method") is May.READ
     assert set(Role) == {"viewer", "client", "operator", "admin"}

@@ -237,6 +237,15 @@ def demand(what: May) -> None:
         caller.check(what)
 
 
+def may_everywhere() -> bool:
+    """May the current caller see what concerns all namespaces?"""
+    try:
+        demand_everywhere()
+    except Refused:
+        return False
+    return True
+
+
 def demand_everywhere() -> None:
     """May the current caller do what concerns all namespaces? Raises Refused."""
     caller = _caller.get()

@@ -11,6 +11,7 @@ import typer
 from .. import __version__
 from . import (
     access,
+    audit,
     benchmark,
     console,
     dev,
@@ -44,6 +45,7 @@ app.command()(health.health)
 app.add_typer(tx.app, name="tx")
 app.add_typer(parked.app, name="parked")
 app.add_typer(replay.app, name="replay")
+app.add_typer(audit.app, name="audit")
 app.add_typer(target.app, name="target")
 app.add_typer(resource.app, name="resource")
 app.add_typer(node.app, name="node")

@@ -66,7 +66,7 @@ def start(
         audit=pb.Audit(actor=actor or me(), reason=reason, dry_run=dry_run, request_id=secrets.token_hex(16)),
         filter=filter_,
         target=target,
-        since_us=_since(since),
+        since_us=since_us(since),
         limit=limit,
         rate_per_s=rate,
         canary=_canary(canary),
@@ -292,7 +292,8 @@ def _canary(text: str) -> list[int]:
     return [int(size) for size in text.split(",")]
 
 
-def _since(text: str) -> int:
+def since_us(text: str) -> int:
+    """An age, or a time; 0 for nothing."""
     if not text:
         return 0
     match = re.fullmatch(r"(\d{1,6})([smhd])", text)

@@ -116,6 +116,13 @@ def retry(
             help="Send the content of this file instead of its own, which is kept: one parked delivery."
         ),
     ] = None,
+    reset_attempts: Annotated[
+        bool,
+        typer.Option(
+            "--reset-attempts",
+            help="Count from 0 again, as for parked ones: its whole budget is there again.",
+        ),
+    ] = False,
     actor: Actor = "",
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -131,7 +138,19 @@ def retry(
         except OSError as error:
             console.fail(console.USAGE, f"--payload {payload}: {error.strerror}")
     _order(
-        "retry", tx, filter_, branch, reason, actor, dry_run, yes, address, namespace, json, payload=content
+        "retry",
+        tx,
+        filter_,
+        branch,
+        reason,
+        actor,
+        dry_run,
+        yes,
+        address,
+        namespace,
+        json,
+        payload=content,
+        reset=reset_attempts,
     )
 
 
@@ -203,6 +222,7 @@ def _order(
     *,
     not_done: bool = False,
     payload: bytes | None = None,
+    reset: bool = False,
 ) -> None:
     from txcoord_client._pb import admin_pb2 as pb
     from txcoord_client._pb import common_pb2 as c
@@ -224,6 +244,8 @@ def _order(
             request.resolved_as = c.DECISION_ABORT
         if payload is not None:
             request.payload = payload
+        if reset:
+            request.reset_attempts = True
         return client.admin(method, request)
 
     with Client(address) as client:

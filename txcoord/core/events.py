@@ -170,6 +170,8 @@ class Operate:
     audit: Audit
     payload: bytes | None = None
     """``retry`` of a parked delivery: sent from now on instead of its own, which is kept."""
+    reset: bool = False
+    """``retry``: attempts are counted from 0 again, and its whole budget is there again. Of a parked one always."""
 
 
 Event = (

@@ -59,7 +59,7 @@ def operate(tx: Tx, event: Operate, now_us: int, windows: Windows) -> Verdict:
                 edited=branch.edited if event.payload is None else event.payload,
             )
         elif branch.state in (BranchState.FINISHING, BranchState.UNDOING):
-            moved = replace(branch, next_attempt_us=0)
+            moved = _due_now(branch, event)
         else:
             return settle.no(tx, "FAILED_PRECONDITION", "NOT_PARKED", f"branch {branch.id} is {branch.state}")
     elif event.action in _OPERATOR:
@@ -87,6 +87,11 @@ def operate(tx: Tx, event: Operate, now_us: int, windows: Windows) -> Verdict:
         audit=event.audit,
     )
     return Verdict(new, change, settle.effects_of(new))
+
+
+def _due_now(branch: Branch, event: Operate) -> Branch:
+    moved = replace(branch, next_attempt_us=0)
+    return replace(moved, attempts=0, failures=0, since_us=0) if event.reset else moved
 
 
 def _not_sent_again(tx: Tx, branch: Branch, event: Operate, now_us: int, windows: Windows) -> Verdict | None:
@@ -135,7 +140,7 @@ def _on_running(tx: Tx, branch: Branch, event: Operate, now_us: int) -> Verdict:
     if event.action == "not_done":
         return _not_done(tx, branch, event, now_us)
     if event.action == "retry":
-        moved = replace(branch, next_attempt_us=0)
+        moved = _due_now(branch, event)
     elif event.action not in _GIVEN_UP:
         text = "a step is not parked while its plan runs: roll the plan back, or skip a step that is never undone"
         return settle.no(tx, "FAILED_PRECONDITION", "NOT_SUPPORTED", text)

@@ -157,6 +157,11 @@ class AuditQuery:
     actor: str = ""
     action: str = ""
     replay: str = ""
+    target: str = ""
+    node: str = ""
+    since_us: int = 0
+    everywhere: bool = True
+    """Also what was ordered about targets and nodes, which are of no namespace."""
     before: tuple[int, int] | None = None
     """Page on from the row with this time and ordinal (exclusive)."""
     limit: int = 100
@@ -167,9 +172,15 @@ class AuditRow:
     """A row of the audit trail."""
 
     tx_id: str
-    """Of an order about a job: the job's id."""
+    """Of an order about a job: the job's id; empty for a target or a node."""
     ordinal: int
     audit: Audit
+    target: str = ""
+    node: str = ""
+    namespace: str = ""
+    """In whose name a target's rule was changed; it holds for all."""
+    identity: str = ""
+    """Name of the token that was shown, where it is kept beside the actor."""
 
 
 _MOST_OPEN = 500

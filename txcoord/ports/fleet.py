@@ -133,10 +133,6 @@ class Nodes(Protocol):
         """Say whether it is to take new work, with the audit row in one transaction; None: it is not known."""
         ...
 
-    async def orders(self, name: str) -> list[NodeOrder]:
-        """What operators did to it, oldest first."""
-        ...
-
 
 class Registry(Protocol):
     """The live instances of participants, as they have registered themselves, each with signs of life.

@@ -85,7 +85,3 @@ class TargetRules(Protocol):
         """Change what is noted of a target, not what anybody has said: no audit, and who, why and when stay as they
         are. ``edit`` may be called more than once."""
         ...
-
-    async def audits(self, target: str, limit: int) -> Sequence[TargetAudit]:
-        """Who has changed it, the latest first."""
-        ...

@@ -33,7 +33,3 @@ class MemoryTargets:
         after = edit(self._storage.targets.get(target, TargetRule(target)))
         self._storage.targets[target] = after
         return after
-
-    async def audits(self, target: str, limit: int) -> list[TargetAudit]:
-        self._storage.check()
-        return [audit for audit in self._storage.target_audits if audit.target == target][:limit]

@@ -77,10 +77,6 @@ class Fleet:
             await self.look()
         return status
 
-    async def orders(self, name: str) -> list[NodeOrder]:
-        """What operators did to a node, oldest first. Raises LogUnavailable."""
-        return await self._nodes.orders(name)
-
     def is_gone(self, status: NodeStatus, now_us: int) -> bool:
         """Was it not heard of for so long that nothing is its own any more?"""
         return now_us - status.seen_us > _GONE_LEASES * self._lease_s * 1_000_000

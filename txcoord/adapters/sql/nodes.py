@@ -99,16 +99,6 @@ class SqlNodes:
 
         return await self._store.changing(work)
 
-    async def orders(self, name: str) -> list[NodeOrder]:
-        """What operators did to it, oldest first."""
-
-        def work(conn: Connection) -> list[NodeOrder]:
-            a = node_audit
-            rows = conn.execute(select(a).where(a.c.node == name).order_by(a.c.at_us, a.c.ordinal))
-            return [NodeOrder(row.action, row.actor, row.reason, row.identity, row.at_us) for row in rows]
-
-        return await self._store.reading(work)
-
 
 def _values(status: NodeStatus) -> dict[str, Any]:
     return {

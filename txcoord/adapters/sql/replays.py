@@ -23,7 +23,7 @@ from ...core.replaying import (
     ReplayItem,
 )
 from ...ports import Query
-from . import mapping, reading
+from . import mapping, reading, trail
 from .log import SqlLog
 from .tables import audit, branch, history, replay_item, tx
 from .tables import replay as job
@@ -87,7 +87,7 @@ class SqlReplays:
 
     async def audits(self, query: AuditQuery) -> list[AuditRow]:
         """A page of the audit trail, newest first."""
-        return await self._store.reading(lambda c: _audits(c, query))
+        return await self._store.reading(lambda c: trail.page(c, query))
 
 
 # ---- jobs ----
@@ -369,23 +369,3 @@ def _parked(
         )
         for row in rows
     ]
-
-
-def _audits(conn: Connection, q: AuditQuery) -> list[AuditRow]:
-    a = audit.c
-    wanted: list[ColumnElement[bool]] = [a.namespace == q.namespace]
-    if q.tx_id:
-        wanted.append(a.tx_id == q.tx_id)
-    if q.actor:
-        wanted.append(a.actor == q.actor)
-    if q.action:
-        wanted.append(a.action == q.action)
-    if q.replay:
-        wanted.append(a.replay == q.replay)
-    if q.before is not None:
-        at_us, ordinal = q.before
-        wanted.append(or_(a.at_us < at_us, and_(a.at_us == at_us, a.ordinal < ordinal)))
-    rows = conn.execute(
-        select(audit).where(*wanted).order_by(a.at_us.desc(), a.ordinal.desc()).limit(q.limit)
-    )
-    return [AuditRow(row.tx_id, row.ordinal, mapping.audit_from(row)) for row in rows]

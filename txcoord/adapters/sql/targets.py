@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -51,11 +51,6 @@ class SqlTargets:
     async def note(self, target: str, edit: Callable[[TargetRule], TargetRule]) -> TargetRule:
         """Change what is noted of it, by nobody's order."""
         return await self._store.changing(lambda c: _edit(c, target, edit)[1])
-
-    async def audits(self, target: str, limit: int) -> Sequence[TargetAudit]:
-        """Who has changed it, the latest first."""
-        found = select(audits).where(audits.c.target == target).order_by(audits.c.at_us.desc()).limit(limit)
-        return await self._store.reading(lambda c: [_audit(row) for row in c.execute(found)])
 
 
 def _change(
@@ -124,7 +119,3 @@ def _rule(row: Any) -> TargetRule:
     return TargetRule(
         **{name: getattr(row, name) for name in _FIELDS if name != "paused"}, paused=bool(row.paused)
     )
-
-
-def _audit(row: Any) -> TargetAudit:
-    return TargetAudit(row.target, row.action, row.actor, row.reason, row.at_us, row.namespace, row.detail)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -36,8 +35,6 @@ _APPLIES = {
     "not_done": (),  # A person's word about one step, which he names.
 }
 _DONE = {"retry": "retried", "park": "parked", "skip": "skipped", "resolve": "resolved"}
-
-_OF_TARGET = re.compile(r'\s*target\s*=\s*"?([^"\s]+)"?\s*')
 
 
 class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
@@ -111,19 +108,6 @@ class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
         except Exception as error:
             await status.abort(context, error)
 
-    async def ListAudit(self, request: pb.ListAuditRequest, context: Any) -> Any:
-        of_node = nodes.OF_NODE.fullmatch(request.filter)
-        if of_node is not None:
-            return await self._guarded(nodes.audited(self._nodes(), of_node[1]), context)
-        of_target = _OF_TARGET.fullmatch(request.filter)
-        if of_target is not None:
-            return await self._guarded(self._audits_of_target(of_target[1]), context)
-        return await super().ListAudit(request, context)
-
-    async def _audits_of_target(self, target: str) -> pb.ListAuditResponse:
-        tokens.demand_everywhere()
-        return pb.ListAuditResponse(entries=await self._targets.audits(target, 1_000))
-
     # ---- targets ----
 
     async def ListTargets(self, request: pb.ListTargetsRequest, context: Any) -> Any:
@@ -180,7 +164,10 @@ class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
                 raise bad(reasons.BAD_REQUEST, "another payload is for one branch: name it")
             if payload is not None:
                 self._ops.sized(payload, "payload")
-            effects.extend([await self._one(action, tx.tx_id, b, request.audit, payload) for b in wanted])
+            reset = action == "retry" and request.reset_attempts
+            effects.extend(
+                [await self._one(action, tx.tx_id, b, request.audit, payload, reset) for b in wanted]
+            )
         return effects, more
 
     async def _select(self, selector: pb.Selector, namespace: str, action: str) -> tuple[list[Tx], bool]:
@@ -196,12 +183,21 @@ class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
         return rows[:limit], len(rows) > limit
 
     async def _one(
-        self, action: str, tx_id: str, branch_id: str, audit: pb.Audit, payload: bytes | None
+        self,
+        action: str,
+        tx_id: str,
+        branch_id: str,
+        audit: pb.Audit,
+        payload: bytes | None,
+        reset: bool,
     ) -> pb.Effect:
         who = replace(audit_of(audit, action, self._now_us()), branch=branch_id)
+        detail: dict[str, Any] = {"reset_attempts": True} if reset else {}
         if payload is not None:
-            who = replace(who, detail=json.dumps({"payload": base64.b64encode(payload).decode()}))
-        order = Operate(action, branch_id, who, payload)
+            detail["payload"] = base64.b64encode(payload).decode()
+        if detail:
+            who = replace(who, detail=json.dumps(detail))
+        order = Operate(action, branch_id, who, payload, reset)
         before = await self._c.get(tx_id)
         assert before is not None
         effect = pb.Effect(tx_id=tx_id, gid=before.gid, branch=branch_id)

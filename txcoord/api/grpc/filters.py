@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from txcoord_client.protocol import reasons
 
@@ -23,7 +24,9 @@ KNOWN = (
     'state = COMMITTING, parked, heuristic, age > 10m, age < 1h, kind = tcc, resource = "x", reason = "X", name = "x", '
     'gid = "x", tx_id = "x"'
 )
-KNOWN_OF_AUDIT = 'tx_id = "x", actor = "x", action = "x", replay_id = "x"'
+KNOWN_OF_AUDIT = (
+    'tx_id = "x", actor = "x", action = "x", replay_id = "x", target = "x", node = "x", at_us > 1'
+)
 
 
 def parse(
@@ -79,15 +82,21 @@ def parse(
 def parse_audit(text: str, *, namespace: str, before: tuple[int, int] | None, limit: int) -> AuditQuery:
     """A query of the audit trail."""
     equal: dict[str, str] = {}
+    since_us = 0
     for term in _AND.split(text.strip()) if text.strip() else []:
         match = _TERM.fullmatch(term)
+        if (after := _AFTER.fullmatch(term)) is not None:
+            since_us = int(after[1]) + 1
+            continue
         if match is None or match["op"] != "=" or match["field"] not in _OF_AUDIT or "\0" in term:
             raise _bad(term, KNOWN_OF_AUDIT)
         equal[_OF_AUDIT[match["field"]]] = match["quoted"] if match["quoted"] is not None else match["bare"]
-    return AuditQuery(namespace, before=before, limit=limit, **equal)
+    found = AuditQuery(namespace, since_us=since_us, before=before, limit=limit)
+    return replace(found, **equal)  # type: ignore[arg-type]  # All of them are texts.
 
 
-_OF_AUDIT = {"tx_id": "tx_id", "actor": "actor", "action": "action", "replay_id": "replay"}
+_OF_AUDIT = {name: name for name in ("tx_id", "actor", "action", "target", "node")} | {"replay_id": "replay"}
+_AFTER = re.compile(r"\s*at_us\s*>\s*(\d{1,17})\s*")
 
 
 def _states(value: str, term: str) -> list[str]:

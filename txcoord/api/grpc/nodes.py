@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import Protocol
 
@@ -15,9 +14,6 @@ from ...ports import NodeOrder, NodeStatus
 from .. import tokens
 from .mapping import bad
 
-OF_NODE = re.compile(r'\s*node\s*=\s*"?([^"\s]{1,255})"?\s*')
-"""The filter of an audit trail."""
-
 
 class Fleet(Protocol):
     """The nodes of the log, as this node knows them."""
@@ -25,8 +21,6 @@ class Fleet(Protocol):
     async def all(self) -> list[NodeStatus]: ...
 
     async def order(self, name: str, draining: bool, order: NodeOrder) -> NodeStatus | None: ...
-
-    async def orders(self, name: str) -> list[NodeOrder]: ...
 
     def is_gone(self, status: NodeStatus, now_us: int) -> bool: ...
 
@@ -80,24 +74,6 @@ def _answer(
 
 def _nobody_takes_work(fleet: Fleet, nodes: list[NodeStatus], now_us: int) -> bool:
     return all(node.draining or fleet.is_gone(node, now_us) for node in nodes)
-
-
-async def audited(fleet: Fleet, name: str) -> pb.ListAuditResponse:
-    """What operators did to one, newest first. Raises Refused."""
-    tokens.demand_everywhere()
-    return pb.ListAuditResponse(
-        entries=[
-            pb.AuditEntry(
-                at_us=order.at_us,
-                actor=order.actor,
-                identity=order.identity,
-                action=order.action,
-                reason=order.reason,
-                target=name,
-            )
-            for order in reversed(await fleet.orders(name))
-        ]
-    )
 
 
 def _not_found(text: str) -> Refused:

@@ -13,7 +13,16 @@ from txcoord_client._pb import common_pb2 as c
 from txcoord_client.protocol import identifiers, reasons
 
 from ...core.model import Audit
-from ...core.replaying import AuditRow, ItemState, JobState, Order, ParkedBranch, Replay, ReplayItem
+from ...core.replaying import (
+    AuditQuery,
+    AuditRow,
+    ItemState,
+    JobState,
+    Order,
+    ParkedBranch,
+    Replay,
+    ReplayItem,
+)
 from ...core.words import storable
 from ...engine.coordinator import Coordinator
 from ...engine.replays import Replayer
@@ -225,10 +234,14 @@ class ReplayCalls:
             raise bad(reasons.BAD_REQUEST, f"page_token {request.page_token[:40]!r} was never given out")
         before = (int(match[1]), int(match[2])) if match is not None else None
         query = filters.parse_audit(request.filter, namespace=namespace, before=before, limit=size + 1)
+        if query.target or query.node:
+            tokens.demand_everywhere()
+        query = replace(query, everywhere=tokens.may_everywhere())
         if query.tx_id:
             # Also rows that were written before they named their namespace.
             tx = await self._ops.find(namespace, "", query.tx_id)
-            found = [AuditRow(tx.tx_id, 0, a) for a in reversed(await self._c.log.audits(tx.tx_id))]
+            audits = enumerate(await self._c.log.audits(tx.tx_id))
+            found = [AuditRow(tx.tx_id, n, a) for n, a in audits if _matches(query, n, a)][::-1]
         else:
             await self._c.log.settle()
             found = await self._jobs.store.audits(query)
@@ -244,6 +257,17 @@ async def _answered(work: Awaitable[T], context: Any) -> T:
         return await work
     except Exception as error:
         await status.abort(context, error)
+
+
+def _matches(query: AuditQuery, place: int, audit: Audit) -> bool:
+    """Of those of one transaction."""
+    return (
+        query.actor in ("", audit.actor)
+        and query.action in ("", audit.action)
+        and query.replay in ("", audit.replay)
+        and audit.at_us >= query.since_us
+        and (query.before is None or (audit.at_us, place) < query.before)
+    )
 
 
 def _code(reason: str) -> str:
@@ -347,5 +371,7 @@ def _entry(row: AuditRow, namespace: str) -> pb.AuditEntry:
         branch=a.branch,
         detail=a.detail,
         replay_id=a.replay,
-        namespace=namespace,
+        namespace=namespace if row.tx_id else row.namespace,
+        target=row.target or row.node,
+        identity=row.identity,
     )

@@ -91,21 +91,6 @@ class TargetDesk:
             "target.limit", request, namespace, lambda r: replace(r, rate_per_s=rate, at_once=at_once)
         )
 
-    async def audits(self, target: str, limit: int) -> list[pb.AuditEntry]:
-        """Who has changed its rule, the latest first."""
-        return [
-            pb.AuditEntry(
-                at_us=row.at_us,
-                actor=row.actor,
-                action=row.action,
-                reason=row.reason,
-                target=row.target,
-                detail=row.detail,
-                namespace=row.namespace,
-            )
-            for row in await self._rules.audits(target, limit)
-        ]
-
     async def _change(
         self, action: str, request: Any, namespace: str, edit: Callable[[TargetRule], TargetRule]
     ) -> pb.Target:
