@@ -17,6 +17,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[2] / "clients/python/txcoord_client"
 MODULES = (
+    "_answered",
+    "_answering",
     "_attached",
     "_barrier",
     "_block",
@@ -31,6 +33,7 @@ MODULES = (
     "_local",
     "_runs",
     "_runtime",
+    "_sending",
     "_sources",
     "_tries",
     "_xa/branch",

@@ -78,7 +78,7 @@ def mute(coord: Coordinator) -> None:
     tell = coord._runtime().wire.tell
 
     def muted(name: str, *args: Any, **more: Any) -> Any:
-        assert name == "report"
+        assert name in ("report", "submit_message")
         args[0].tx_id = "0" * 32
         return tell(name, *args, **more)
 
@@ -385,9 +385,17 @@ async def test_by_the_wire_itself(mail: Mail, shared: Site, submitted: bool) -> 
             outcome = (await wire.call("SubmitMessage", submit)).outcome
             assert (outcome.state, outcome.delivered) == (c.STATE_COMMITTED, True)
         await eventually(lambda: mail.came(body) == (1, 0))
-        prepare.check.target = "grpc://shop:1"
-        with refused("UNIMPLEMENTED", "NOT_SUPPORTED"):
-            await wire.call("PrepareMessage", prepare)
+        for check, code, reason in (
+            (pb.MessageCheck(), "INVALID_ARGUMENT", "BAD_REQUEST"),
+            (pb.MessageCheck(resource="accounts", target="nobody"), "INVALID_ARGUMENT", "BAD_REQUEST"),
+            (pb.MessageCheck(target="nobody"), "INVALID_ARGUMENT", "UNKNOWN_PARTICIPANT"),
+            (pb.MessageCheck(target="http://169.254.169.254"), "PERMISSION_DENIED", "TARGET_NOT_ALLOWED"),
+            (pb.MessageCheck(target=mail.shop.address, participant="?"), "INVALID_ARGUMENT", "BAD_REQUEST"),
+            (pb.MessageCheck(resource="accounts", interval_us=1), "UNIMPLEMENTED", "NOT_SUPPORTED"),
+        ):
+            prepare.check.CopyFrom(check)
+            with refused(code, reason):
+                await wire.call("PrepareMessage", prepare)
         with refused("NOT_FOUND", "NOT_FOUND"):
             await wire.call("SubmitMessage", pb.SubmitMessageRequest(tx_id=wire.tx().tx_id))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import pytest
 from tests.support.callers import TX, Endpoint, Reply, Seen, answers, confirms, over_the_web, request
 from txcoord.adapters.calling.any_ import AnyCaller
 from txcoord.core.action import Action, Answer, AnswerKind, Op
+from txcoord.ports import NotAnswered, Probed
 from txcoord_client.protocol import over_http
 
 PLAIN = Action("/try", commit_operation="/confirm", abort_operation="/cancel", headers={"X-Own": "a=b"})
@@ -176,3 +178,65 @@ async def test_connections_are_kept(caller: AnyCaller) -> None:
         connector = caller._http._session.connector
         assert connector is not None
         assert sum(len(kept) for kept in connector._conns.values()) == 1  # type: ignore[attr-defined]
+
+
+# ---- what became of a local transaction ----
+
+MINE = f'"txId": "{TX.tx_id}", "branch": "0"'
+SILENT: dict[str, tuple[int, str, str, str]] = {
+    "no such thing": (404, "text/plain", "", "HTTP_404: "),
+    "moved": (302, "text/html", "", "HTTP_302: "),
+    "a page": (200, "text/html", "<p>committed</p>", "BAD_REPLY: "),
+    "no JSON": (200, "application/json", "committed", "BAD_REPLY: "),
+    "an empty one": (200, "application/json", "{}", "NO_ANSWER: "),
+    "another one's": (
+        200,
+        "application/json",
+        '{"answers": [{"txId": "7", "branch": "0", "verdict": "QUERY_BACK_VERDICT_ABORTED"}]}',
+        "NO_ANSWER: ",
+    ),
+    "no verdict": (
+        200,
+        "application/json",
+        f'{{"answers": [{{{MINE}, "message": "a lock"}}]}}',
+        "NO_VERDICT: a lock",
+    ),
+    "another verdict": (
+        200,
+        "application/json",
+        f'{{"answers": [{{{MINE}, "verdict": 77}}]}}',
+        "NO_VERDICT: ",
+    ),
+    "too much": (200, "application/json", " " * 70_000 + "{}", "BAD_REPLY: "),
+}
+
+
+async def test_what_is_an_answer_to_what_became_of_it(caller: AnyCaller) -> None:
+    said = (200, "application/json", "")
+    asked: list[Seen] = []
+
+    async def endpoint(seen: Seen) -> Reply:
+        asked.append(seen)
+        return said[0], {"content-type": said[1], "location": "/elsewhere"}, said[2].encode()
+
+    async with over_the_web({"/base/txcoord/v1/query-back": endpoint}) as target:
+        for name, (status, kind, text, reason) in SILENT.items():
+            said = (status, kind, text)
+            with pytest.raises(NotAnswered) as silent:
+                await caller.query_back(f"{target}/base", "shop", TX, 5.0)
+            assert silent.value.reason.startswith(reason), name
+        for verdict, means in (
+            ("COMMITTED", Probed.COMMITTED),
+            ("ABORTED", Probed.NEVER),
+            ("OPEN", Probed.OPEN),
+            ("EXPIRED", Probed.TOO_LATE),
+        ):
+            text = f'{{"later": 1, "answers": [{{{MINE}, "verdict": "QUERY_BACK_VERDICT_{verdict}"}}]}}'
+            said = (200, "application/json; charset=utf-8", text)
+            assert await caller.query_back(f"{target}/base", "shop", TX, 5.0) is means
+    question = json.loads(asked[-1].body)
+    assert question["namespace"] == "shop"
+    assert question["items"][0].items() >= {"txId": TX.tx_id, "branch": "0", "participant": "shop"}.items()
+    for nobody in (target, "shop"):
+        with pytest.raises(NotAnswered, match="UNAVAILABLE: "):
+            await caller.query_back(nobody, "", TX, 5.0)

@@ -21,14 +21,20 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from tests.support.acceptance_http import serving_asgi
-from tests.support.callers import SDK, answers, confirms, request
+from tests.support.callers import SDK, TX, answers, confirms, request
 from txcoord.adapters.calling.any_ import AnyCaller
 from txcoord.core.action import Action, Answer, AnswerKind, Op
+from txcoord.ports import NotAnswered, Probed
 from txcoord_client import _serving_http
 from txcoord_client._answers import Answer as Said
 from txcoord_client._answers import Call
+from txcoord_client._pb import participant_pb2 as pb
 from txcoord_client.protocol import over_http
 from txcoord_client.sync import _serving_http as sync_http
+
+
+def _committed(tx_id: str, branch: str) -> pb.QueryBackAnswer:
+    return pb.QueryBackAnswer(tx_id=tx_id, branch=branch, verdict=pb.QUERY_BACK_VERDICT_COMMITTED)
 
 
 class Echo:
@@ -43,6 +49,9 @@ class Echo:
         self.gone = threading.Event()
         self.running = 0
         self.most = 0
+
+    async def query_back(self, tx_id: str, branch: str) -> pb.QueryBackAnswer:
+        return _committed(tx_id, branch)
 
     def under_way(self, call: Call) -> Said | None:
         return None
@@ -61,6 +70,9 @@ class Echo:
 class SyncEcho(Echo):
     def execute(self, call: Call) -> Said:  # type: ignore[override]
         return Said.done(call.payload)
+
+    def query_back(self, tx_id: str, branch: str) -> pb.QueryBackAnswer:  # type: ignore[override]
+        return _committed(tx_id, branch)
 
 
 async def shop(_: Any) -> PlainTextResponse:
@@ -108,10 +120,14 @@ async def test_mounts(which: str, kind: str, caller: AnyCaller) -> None:
     async with serving_asgi(app, leave=True, lifespan="auto") as url:
         found = await answers(caller, url + below, *confirms(30))
         assert set(found.values()) == {Answer(AnswerKind.DONE, b"p")}
+        assert await caller.query_back(url + below, "stock", TX, 5.0) is Probed.COMMITTED
+        with pytest.raises(NotAnswered, match="NO_VERDICT: which participant is asked"):
+            await caller.query_back(url + below, "coupons", TX, 5.0)
         async with httpx.AsyncClient(base_url=url) as web:
             if which in ("mounted", "around"):
                 assert (await web.get("/shop")).text == "a shop"
             assert (await web.get(below + over_http.PATH)).status_code == 405
+            assert (await web.get(below + over_http.QUERY_BACK_PATH)).status_code == 405
             assert (await web.get("/nothing")).status_code == 404
     if kind == "async":
         assert echo.most <= echo.concurrency
@@ -155,5 +171,6 @@ async def test_an_asynchronous_view_of_django(caller: AnyCaller) -> None:
         async with serving_asgi(get_asgi_application(), leave=True) as url:
             found = await answers(caller, f"{url}/stock", *confirms(30))
             assert set(found.values()) == {Answer(AnswerKind.DONE, b"p")}
+            assert await caller.query_back(f"{url}/stock", "", TX, 5.0) is Probed.COMMITTED
             async with httpx.AsyncClient(base_url=url) as web:
                 assert (await web.get(f"/stock{over_http.PATH}")).status_code == 405

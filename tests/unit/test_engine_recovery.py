@@ -72,7 +72,7 @@ def test_a_dead_database_holds_no_other_deadline_back(hangs: bool) -> None:
             if shop.a.hold:
                 shop.a.hold.set()
             await eventually(lambda: all(r.ended for r in shop.storage.rows.values()), within_s=20)
-            await eventually(lambda: node.recovery.deadlines.asking == 0)
+            await eventually(lambda: not node.recovery.deadlines.asking)
 
     run(main())
 

@@ -153,6 +153,12 @@ def waits_for(tx: Any, now_us: int) -> list[str]:
         return [_step(b, now_us) for b in tx.branches if _branch_state(b) == "RUNNING"]
     if outcome.decision == c.DECISION_UNSPECIFIED:
         when = console.since(outcome.deadline_us, now_us)
+        who = tx.spec.one_phase_resource
+        if outcome.deadline_us <= now_us and who:
+            name = who.removeprefix("target:")
+            return [
+                f"{name}, which is asked since the deadline, {when}: has the local transaction there committed?"
+            ]
         if outcome.deadline_us <= now_us:
             return [f"its deadline passed {when}: the abort is on its way"]
         return [f"the initiator's commit or rollback; its deadline is {when}, then it is aborted"]

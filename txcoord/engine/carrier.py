@@ -35,6 +35,7 @@ from ..core.model import BranchState, Change, ChangeKind, Tx, TxState, Windows, 
 from ..observe import logs
 from ..observe.metrics import Metrics
 from ..ports import (
+    Answerer,
     Caller,
     Clock,
     Due,
@@ -124,6 +125,7 @@ class Carrier:
         spawn: Spawn,
         failpoints: Failpoints,
         caller: Caller | None = None,
+        answerer: Answerer | None = None,
         queue: Queue | None = None,
         metrics: Metrics | None = None,
         shared_gate: SharedGate | None = None,
@@ -151,6 +153,8 @@ class Carrier:
             clock=clock,
             failpoints=failpoints,
             interval_s=settings.probe_interval_s,
+            answerer=answerer,
+            answer_s=settings.retry.call_timeout_us / 1e6,
         )
         self._strays = Strays(
             self.finishers, spawn=spawn, alarm=self.alarm, clock=clock, hold_us=settings.hold_us

@@ -1,13 +1,15 @@
-"""Asking a database whether it has committed a transaction in one phase."""
+"""Asking a database whether it has committed a transaction in one phase: itself, or a participant whose it is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
+from ..core import answering
 from ..core.errors import Refusal, Refused
 from ..core.events import DeadlinePassed, OnePhaseDone, Probe, Rollback
 from ..core.model import Tx, Windows
-from ..ports import Clock, Failpoints, Finisher, Probed, ResourceTrouble
+from ..ports import Answerer, Clock, Failpoints, Finisher, NotAnswered, Probed, ResourceTrouble
 
 _ASKED_AT_MOST = 50
 _ANY_TIME_US = 2**62
@@ -24,8 +26,12 @@ class Prober:
         clock: Clock,
         failpoints: Failpoints,
         interval_s: float,
+        answerer: Answerer | None = None,
+        answer_s: float = 5.0,
     ) -> None:
         self._finishers = finishers
+        self._answerer = answerer
+        self._answer_s = answer_s
         self._windows = windows
         self._clock = clock
         self._failpoints = failpoints
@@ -44,21 +50,11 @@ class Prober:
             _ANY_TIME_US if isinstance(event, DeadlinePassed) else self._windows.abort_until(tx.deadline_us)
         )
         for name in probe.resources or tuple(self._finishers):
-            finisher = self._finishers.get(name)
-            if finisher is None:
-                raise Refused(
-                    Refusal(
-                        "FAILED_PRECONDITION",
-                        "UNKNOWN_RESOURCE",
-                        f"resource {name!r} is not configured here, so it cannot be asked",
-                        False,
-                        {"resource": name},
-                    )
-                )
+            question = self._question(name, tx, not_after_us)
             await self._failpoints.reach("probe.before")
             # The sweep comes back: one whose local transaction is still open must not keep it from all others.
             times = 1 if isinstance(event, DeadlinePassed) else _ASKED_AT_MOST
-            answer = await self._ask_one(finisher, tx.tx_id, not_after_us, times)
+            answer = await self._ask_one(name, question, times)
             await self._failpoints.reach("probe.after")
             if answer is Probed.COMMITTED:
                 return False, OnePhaseDone(tx)
@@ -68,32 +64,43 @@ class Prober:
                 )
         return True, None
 
-    async def _ask_one(self, finisher: Finisher, tx_id: str, not_after_us: int, times: int) -> Probed:
+    def _question(self, name: str, tx: Tx, not_after_us: int) -> Callable[[], Awaitable[Probed]]:
+        """What is asked of a resource, or of a participant. Raises Refused."""
+        target = answering.target_of(name)
+        if target and self._answerer is not None:
+            participant = answering.participant_of(name)
+            return partial(self._answerer.query_back, target, participant, tx, self._answer_s)
+        finisher = self._finishers.get(name)
+        if finisher is not None:
+            return partial(finisher.probe_one_phase, tx.tx_id, not_after_us)
+        raise Refused(
+            Refusal(
+                "FAILED_PRECONDITION",
+                "UNKNOWN_PARTICIPANT" if target else "UNKNOWN_RESOURCE",
+                f"participants are not called here, so {target!r} cannot be asked"
+                if target
+                else f"resource {name!r} is not configured here, so it cannot be asked",
+                False,
+                {"resource": name},
+            )
+        )
+
+    async def _ask_one(self, name: str, question: Callable[[], Awaitable[Probed]], times: int) -> Probed:
         for asked in range(times):
             if asked:
                 await self._clock.sleep(self._interval_s)
             try:
-                answer = await finisher.probe_one_phase(tx_id, not_after_us)
+                answer = await question()
             except ResourceTrouble as trouble:
-                raise Refused(
-                    Refusal(
-                        "UNAVAILABLE",
-                        trouble.reason,
-                        str(trouble),
-                        False,
-                        {"resource": finisher.name},
-                        500_000,
-                    )
-                ) from trouble
+                raise _unavailable(trouble.reason, str(trouble), name, 500_000) from trouble
+            except NotAnswered as silent:
+                pause_us = silent.retry_after_us or 500_000
+                raise _unavailable("NOT_ANSWERED", str(silent), name, pause_us) from silent
             if answer is not Probed.OPEN:
                 return answer
-        raise Refused(
-            Refusal(
-                "UNAVAILABLE",
-                "IN_PROGRESS",
-                f"the local commit on {finisher.name!r} is still open: ask again",
-                False,
-                {"resource": finisher.name},
-                1_000_000,
-            )
-        )
+        text = f"the local commit on {name!r} is still open: ask again"
+        raise _unavailable("IN_PROGRESS", text, name, 1_000_000)
+
+
+def _unavailable(reason: str, message: str, name: str, retry_after_us: int) -> Refused:
+    return Refused(Refusal("UNAVAILABLE", reason, message, False, {"resource": name}, retry_after_us))

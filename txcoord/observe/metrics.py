@@ -55,6 +55,12 @@ WAITING = Named(
     ("what",),
     "Branches of those that wait in this node: due, later, finish, finish_later.",
 )
+ASKED = Named(
+    "txcoord_unanswered",
+    "gauge",
+    ("target",),
+    "Transactions past their deadline of which this node asks a database or participant whether it has committed.",
+)
 ALARMS = Named(
     "txcoord_alarms_total", "counter", ("kind",), "What a person must see, as in the log lines alarm.KIND."
 )

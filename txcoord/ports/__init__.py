@@ -9,9 +9,11 @@ from .log import Backlog, DeliveryQuery, Figures, Log, LogIdentity, LogUnavailab
 from .operators import Replays, TargetRules
 from .process import Clock, Failpoints, Randomness, Spawn, Task
 from .resources import (
+    Answerer,
     Finished,
     Finisher,
     FinishResult,
+    NotAnswered,
     PreparedBranch,
     Probed,
     ResourceStatus,
@@ -19,6 +21,7 @@ from .resources import (
 )
 
 __all__ = [
+    "Answerer",
     "Backlog",
     "CallRequest",
     "Caller",
@@ -37,6 +40,7 @@ __all__ = [
     "NodeOrder",
     "NodeStatus",
     "Nodes",
+    "NotAnswered",
     "PreparedBranch",
     "Probed",
     "Query",

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from ..core.model import Tx
+
 
 class Finished(Enum):
     """What became of an attempt to finish a branch in its database."""
@@ -56,6 +58,26 @@ class ResourceTrouble(Exception):
         self.resource = resource
         self.reason = reason
         self.message = message
+
+
+class NotAnswered(Exception):
+    """Whoever was asked what became of a local transaction has not told: unreachable, or it could not find out."""
+
+    def __init__(self, target: str, reason: str, retry_after_us: int = 0) -> None:
+        super().__init__(f"{target}: {reason}")
+        self.target = target
+        self.reason = reason
+        """A code, perhaps followed by a text."""
+        self.retry_after_us = retry_after_us
+
+
+class Answerer(Protocol):
+    """Asks participants what became of local transactions in databases of their own."""
+
+    async def query_back(self, target: str, participant: str, tx: Tx, timeout_s: float) -> Probed:
+        """Ask once; ``participant`` is the name under which the target is asked. NEVER says that a tombstone is there.
+        Raises NotAnswered for anything that is no answer."""
+        ...
 
 
 class Finisher(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..adapters.sql.log import SqlLog
 from ..config import split_listen
 from ..engine.coordinator import Coordinator
+from ..engine.deadlines import Deadlines
 from ..observe import logs, metrics
 from ..observe.metrics import Metrics
 from ..ports import Clock, LogUnavailable, Queue, Spawn
@@ -45,6 +47,12 @@ class Observed:
             metrics.DISABLED: lambda: {(target,): 1 for target in coordinator.gate.all_disabled()},
             metrics.QUEUE: lambda: {(tier,): count for tier, count in queue.depth().items()},
             metrics.WAITING: lambda: {(what,): count for what, count in _waiting(coordinator).items()},
+        }
+
+    def watch_deadlines(self, deadlines: Deadlines) -> None:
+        """Who is asked what became of local transactions."""
+        self.metrics.gauges[metrics.ASKED] = lambda: {
+            (name,): count for name, count in Counter(deadlines.asking).most_common(metrics.MOST)
         }
 
     async def start(self, address: str, spawn: Spawn) -> str:

@@ -226,6 +226,7 @@ class Node:
             spawn=self.tasks.spawn,
             failpoints=self._failpoints,
             caller=self.caller,
+            answerer=self.caller,
             queue=self.queue.queue,
             metrics=self.observed.metrics,
             wakeups=shared.wakeups,
@@ -256,6 +257,7 @@ class Node:
         )
         recovery.watch_clock(self.clock, tolerance_us)
         self._recovery = recovery
+        self.observed.watch_deadlines(recovery.deadlines)
         await recovery.start()
         self._carrying = Carrying(coordinator, failpoints=self._failpoints)
         await self.queue.queue.start(self._carrying.carry)

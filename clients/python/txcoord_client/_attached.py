@@ -11,7 +11,7 @@ import sys
 from types import TracebackType
 from typing import Any, Self
 
-from . import _aio, _tries
+from . import _aio, _answered, _tries
 from . import outcome as outcomes
 from ._block import Home, Scope
 from ._db import kinds
@@ -19,6 +19,7 @@ from ._db.hands import Hand
 from ._runtime import Runtime
 from .errors import Rejected, ResourceMismatch, TxcoordError, UnknownResource
 from .outcome import Outcome
+from .participant import Participant
 from .protocol import mariadb, marker, postgresql, reasons
 from .transaction import Transaction
 
@@ -32,11 +33,14 @@ class Attached:
     durable; they leave once the application has committed, and not at all when it has rolled back, or only the
     savepoint around the block."""
 
-    def __init__(self, home: Home, scope: Scope, db: Any, resource: str) -> None:
+    def __init__(
+        self, home: Home, scope: Scope, db: Any, resource: str, answerer: Participant | None = None
+    ) -> None:
         self._home = home
         self._scope = scope
         self._db = db
         self._resource = resource
+        self._answerer = answerer
         self._joined = False
         self._transaction: Transaction | None = None
 
@@ -60,6 +64,8 @@ class Attached:
         tx = self.transaction
         if self._joined or not tx._begun:
             raise Rejected("there is nothing to ask about: it has no messages, or ends with its transaction")
+        if self._answerer is not None:
+            return await _answered.settle(tx, self._answerer, _aio.now() + _ASK_S)
         out = await tx._runtime.settle(
             tx.tx_id,
             tx.gid,
@@ -73,6 +79,11 @@ class Attached:
     async def __aenter__(self) -> Self:
         outer = self._home.current_or_none()
         self._joined = outer is not None
+        if self._joined and self._answerer is not None:
+            raise Rejected(
+                "answered_by: inside a global transaction its messages leave with that one: send them by it",
+                reason=reasons.NOT_SUPPORTED,
+            )
         self._transaction = outer if outer is not None else await self._scope._begin()
         return self
 
@@ -85,14 +96,21 @@ class Attached:
         tx._close()
         if error is not None or not tx._deliveries:
             return
+        if self._answerer is not None:
+            self._ask_later()
+            await _answered.announce(tx, self._db, self._answerer)
+            return
         hand = kinds.hand_of(self._db)
         await hand.refuse_autocommit()
         await _mark(tx, hand, self._resource)
+        self._ask_later()
+        tx._one_phase_resource = self._resource
+        await _tries.enlisted(tx, list(tx._deliveries.values()))
+
+    def _ask_later(self) -> None:
         session = _session_of(self._db)
         if session is not None:
             _ask_at_its_end(session, self)
-        tx._one_phase_resource = self._resource
-        await _tries.enlisted(tx, list(tx._deliveries.values()))
 
     def _over(self) -> None:
         """Its session has ended its transaction, one way or the other."""

@@ -9,7 +9,7 @@ import asyncio
 import hmac
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, MutableMapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ._answers import Answer, Call
 from ._pb import participant_pb2 as pb
@@ -35,6 +35,18 @@ class Participant(Protocol):
     def under_way(self, call: Call) -> Answer | None: ...
 
     async def execute(self, call: Call) -> Answer: ...
+
+    async def query_back(self, tx_id: str, branch: str) -> pb.QueryBackAnswer: ...
+
+
+class Named(Protocol):
+    """One who may be asked."""
+
+    name: str
+    _tokens: tuple[str, ...]
+
+
+Asked = TypeVar("Asked", bound=Named)
 
 
 class _Cancelled(Exception):
@@ -80,6 +92,17 @@ class Runner:
             if action.context < len(request.contexts)
         }
 
+    async def query_back(self, request: pb.QueryBackRequest, authorization: str) -> pb.QueryBackResponse:
+        """What became of local transactions. It takes no place of an operation: those may hang."""
+        response = pb.QueryBackResponse()
+        for item in request.items:
+            asked, why = answerer_of(self._participants, item.participant, authorization)
+            if asked is not None:
+                response.answers.append(await asked.query_back(item.tx_id, item.branch))
+            else:
+                response.answers.add(tx_id=item.tx_id, branch=item.branch, message=why)
+        return response
+
     async def _one(self, call: Call, authorization: str) -> Answer:
         # What is declared after it was mounted counts too.
         participant = next((p for p in self._participants if call.operation in p._operations), None)
@@ -92,6 +115,17 @@ class Runner:
             return later
         async with self._room[participant.name]:
             return await participant.execute(call)
+
+
+def answerer_of(participants: Sequence[Asked], name: str, authorization: str) -> tuple[Asked | None, str]:
+    """Whose database it is, or why that cannot be said: the wrong one would say that nothing has committed."""
+    found = [p for p in participants if p.name == name] if name else list(participants)
+    if len(found) != 1:
+        there = ", ".join(sorted(p.name for p in participants))
+        return None, f"which participant is asked? {name!r} is not one of {there}"
+    if not permitted(found[0]._tokens, authorization):
+        return None, f"{reasons.UNAUTHENTICATED}: {found[0].name} is only asked with one of its bearer tokens"
+    return found[0], ""
 
 
 def nobody(call: Call) -> Answer:

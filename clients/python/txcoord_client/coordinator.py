@@ -15,11 +15,9 @@ from typing import Any, Literal, ParamSpec, Self, TypeVar
 
 from . import _aio, _forks
 from . import outcome as outcomes
-from ._attached import Attached
 from ._block import Scope
 from ._carrying import Targets
 from ._delivered import Listing
-from ._local import Local
 from ._nodes import joined
 from ._pb import coordinator_pb2 as pb
 from ._places import ParticipantAt, places_of
@@ -27,6 +25,7 @@ from ._registering import new_instance
 from ._runs import Run, submitted
 from ._runtime import Runtime
 from ._scope import outside_on_purpose
+from ._sending import Sending
 from ._services import Services
 from ._sources import Resources
 from ._version import __version__
@@ -52,7 +51,7 @@ R = TypeVar("R")
 Seconds = float | timedelta
 
 
-class Coordinator(Services, Listing):
+class Coordinator(Services, Listing, Sending):
     """A txcoord coordinator, as a service uses it.
 
     ``address`` is a gRPC target such as ``127.0.0.1:7070``, or several of them that share a log, in a list or in one
@@ -201,66 +200,6 @@ class Coordinator(Services, Listing):
             retry_of=retry_of,
             again=again,
         )
-
-    def local(
-        self,
-        target: Any,
-        *,
-        resource: str = "",
-        name: str = "local",
-        gid: str = "",
-        timeout: Seconds | None = None,
-        labels: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
-        wait: str = "committed",
-    ) -> Local:
-        """``async with coord.local(engine) as tx: await tx.db.execute(…); tx.message(target, body)``: one local
-        transaction, and messages that leave exactly when it has committed, whatever dies in between.
-
-        ``target`` and ``resource``: as in :meth:`Transaction.xa`; the coordinator has to know the database, since it
-        asks there when this process has gone. The local transaction must have ended by the deadline (``timeout``).
-        The rest is as in :meth:`begin`. Inside a transaction it becomes a part of that one, and ends with it.
-
-        Entering raises UnknownResource for a database that the coordinator does not know, and what entering
-        :meth:`begin` raises; leaving raises what leaving that raises.
-        """
-        source = self._resources.source(target, resource)
-        scope = self.begin(
-            name,
-            gid=gid,
-            timeout=timeout,
-            labels=labels,
-            headers=headers,
-            resources=[source.resource],
-            wait=wait,
-        )
-        return Local(scope, target, source.resource)
-
-    def attach(
-        self,
-        db: Any,
-        *,
-        resource: str = "",
-        name: str = "attached",
-        timeout: Seconds | None = None,
-        labels: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Attached:
-        """``async with coord.attach(session) as tx: tx.message(target, body)`` inside a transaction that you own and
-        commit: the messages leave when it has, and not at all when it, or a savepoint around the block, was rolled
-        back.
-
-        ``db``: a session or connection of SQLAlchemy, or a driver's, in a transaction; ``resource``: the name of its
-        database, where ``Coordinator(resources=…)`` does not say it. They leave at once after the outermost commit of a
-        session; after that of a connection call ``await tx.settle()``, else they leave at the deadline (``timeout``),
-        by which the transaction must have ended. Inside a global transaction it becomes a part of that one.
-
-        Leaving the block raises Unavailable or Rejected when they could not be made durable (roll back then), and
-        ResourceMismatch for another database than the coordinator means.
-        """
-        source = self._resources.source(db, resource)
-        scope = self.begin(name, timeout=timeout, labels=labels, headers=headers)
-        return Attached(self, scope, db, source.resource)
 
     def transaction(
         self, name: str = "", *, timeout: Seconds | None = None, new: bool = False

@@ -21,14 +21,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from . import _aio, _barrier, _values
+from . import _aio, _answering, _barrier, _values
 from ._answers import Answer, Call
 from ._barrier import Entry
 from ._db import kinds
 from ._db.redis_ import Repeated
 from ._db.sources import Source
+from ._pb import participant_pb2 as pb
 from .errors import Pending, Refused, Rejected
-from .protocol import barrier, identifiers, reasons
+from .protocol import barrier, identifiers, marker, reasons
 
 log = logging.getLogger("txcoord.client")
 T = TypeVar("T", bound=type)
@@ -155,6 +156,7 @@ class Participant:
     def db(self, db: Any) -> None:
         self._source: Source | None = None if db is None else kinds.source_of(db)
         self._db = db
+        self._schema: str | None = None
 
     # ---- declarations ----
 
@@ -299,6 +301,30 @@ class Participant:
             return Answer.failed(error)
         finally:
             self._count(call, -1)
+
+    async def query_back(self, tx_id: str, branch: str = marker.ONE_BRANCH) -> pb.QueryBackAnswer:
+        """What became of a local transaction in this participant's database. What has not committed cannot commit any
+        more once it is told. Never raises."""
+        answer = pb.QueryBackAnswer(tx_id=tx_id, branch=branch)
+        try:
+            if branch != marker.ONE_BRANCH:
+                raise Rejected(f"branch {branch[:40]!r} has no such marker")
+            schema = await self._home()
+            async with self._transaction() as db:
+                verdict = await _answering.asked(db, tx_id, schema)
+            answer.verdict = verdict  # Only now is it on disk.
+        except Exception as error:
+            answer.verdict = _answering.verdict_of(error)
+            answer.message = f"{type(error).__name__}: {error}"[:500]
+            log.warning("%s cannot tell what became of %s: %s", self.name, tx_id, answer.message)
+        return answer
+
+    async def _home(self) -> str:
+        """The schema of its marker table, asked for once: a connection may be led elsewhere later."""
+        if self._schema is None:
+            async with self._transaction() as db:
+                self._schema = await _answering.schema_of(db)
+        return self._schema
 
     def _count(self, call: Call, step: int) -> None:
         key = call.tx_id, call.branch

@@ -10,10 +10,12 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from ...core.action import Answer, AnswerKind, Op
+from ...core.model import Tx
 from ...core.statements import PREFIX
 from ...core.targets import ANYBODY, Target, Targets
 from ...core.topics import PREFIX as TOPIC
-from ...ports import Caller, CallRequest, Registry
+from ...ports import Caller, CallRequest, NotAnswered, Probed, Registry
+from . import query_back
 from .credentials import Credentials, Tls, TokenFile
 from .dialling import Dialling
 from .grpc_ import GrpcCaller
@@ -111,6 +113,10 @@ class AnyCaller:
     async def _first_over_http(
         self, target: str, requests: Sequence[CallRequest], timeout_s: float
     ) -> AsyncIterator[tuple[CallRequest, Answer]]:
+        async for item in (await self._over_http()).call(target, requests, timeout_s):
+            yield item
+
+    async def _over_http(self) -> HttpCaller:
         """Most nodes have nobody to call over HTTP: only for the others it is loaded, past the loop."""
         async with self._loading:
             if self._http is None:
@@ -123,8 +129,7 @@ class AnyCaller:
                     dialling_hooks=self._dialling_hooks,
                 )
                 self._http.log_id = self.grpc.log_id
-        async for item in self._http.call(target, requests, timeout_s):
-            yield item
+            return self._http
 
     async def _by_name(
         self, addresses: Sequence[Target], requests: Sequence[CallRequest], timeout_s: float
@@ -162,6 +167,31 @@ class AnyCaller:
         """As they were written, but those that rest come last."""
         now = time.monotonic()
         return sorted(addresses, key=lambda target: max(self._resting.get(target, 0.0) - now, 0.0))
+
+    # ---- asking back ----
+
+    async def query_back(self, target: str, participant: str, tx: Tx, timeout_s: float) -> Probed:
+        """``ports.Answerer``: a name is asked at the first of its addresses that answers."""
+        found = Target.parse(target)
+        places: Sequence[Target] = [found] if found is not None else self._targets.named.get(target, ())
+        if not places and self.registry is not None:
+            places = self.registry.places(tx.namespace, target)
+        silent = NotAnswered(target, "UNAVAILABLE: no address is known")
+        request = query_back.request_of(
+            tx, participant, node=self._node, log_id=self.grpc.log_id, now_us=time.time_ns() // 1000
+        )
+        for place in self._in_order(places):
+            try:
+                async with asyncio.timeout(timeout_s + 1.0):  # Its host is looked up, too.
+                    caller = await self._over_http() if place.is_http else self.grpc
+                    response = await caller.query_back(place, request, timeout_s)
+                return query_back.answer_of(response, tx, str(place))
+            except TimeoutError:
+                silent = NotAnswered(str(place), f"TIMED_OUT: no answer within {timeout_s:g} s")
+            except NotAnswered as error:
+                self._resting[place] = time.monotonic() + _REST_S
+                silent = error
+        raise silent
 
     async def close(self) -> None:
         """Disconnect."""

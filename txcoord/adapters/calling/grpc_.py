@@ -8,11 +8,12 @@ from typing import Any
 
 import grpc
 
+from txcoord_client._pb import participant_pb2 as pb
 from txcoord_client._pb import participant_pb2_grpc
 
 from ...core.action import Answer, AnswerKind
 from ...core.targets import Target
-from ...ports import CallRequest
+from ...ports import CallRequest, NotAnswered
 from . import execute, grpc_plain, plain
 from .credentials import Credentials
 from .dialling import Dialling, DiallingRefused, NotFound
@@ -139,6 +140,28 @@ class GrpcCaller:
         except Exception as error:
             answer = Answer(AnswerKind.FAILED, reason=f"OTHER: {type(error).__name__}: {error}")
         answered.put_nowait((request, answer))
+
+    async def query_back(
+        self, target: Target, request: pb.QueryBackRequest, timeout_s: float
+    ) -> pb.QueryBackResponse:
+        """What became of local transactions. Raises NotAnswered."""
+        try:
+            channel = await self._channel(target)
+            authorization = self._credentials.authorization(target)
+        except Exception as error:
+            raise NotAnswered(str(target), not_reached(error)) from error
+        stub: Any = participant_pb2_grpc.ParticipantServiceStub(channel)
+        metadata: Metadata = [("authorization", authorization)] if authorization else []
+        self.messages += 1
+        try:
+            response: pb.QueryBackResponse = await stub.QueryBack(
+                request, timeout=timeout_s, metadata=metadata
+            )
+        except grpc.aio.AioRpcError as error:
+            self._failed(target, error)
+            raise NotAnswered(str(target), grpc_plain.failure_of(error, timeout_s)) from error
+        self.messages += 1
+        return response
 
     # ---- channels ----
 

@@ -21,8 +21,8 @@ from txcoord_client.protocol import over_http
 
 from ...core.action import Answer, AnswerKind, Op
 from ...core.targets import Target
-from ...ports import CallRequest
-from . import execute, http_plain, plain, webhooks
+from ...ports import CallRequest, NotAnswered
+from . import execute, http_plain, plain, query_back, webhooks
 from .credentials import Credentials
 from .dialling import Dialling, DiallingRefused, NotFound
 from .webhooks import Webhooks
@@ -194,6 +194,37 @@ class HttpCaller:
         except Exception as error:
             answer = Answer(AnswerKind.FAILED, reason=failure_of(error, timeout_s))
         answered.put_nowait((request, answer))
+
+    async def query_back(
+        self, target: Target, request: pb.QueryBackRequest, timeout_s: float
+    ) -> pb.QueryBackResponse:
+        """What became of local transactions, in JSON. Raises NotAnswered."""
+        name = str(target)
+        headers = {"content-type": over_http.JSON_TYPE, "accept": over_http.JSON_TYPE}
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._dialling.to(target)
+                to = _To(
+                    self._session or self._open(), name, timeout_s, self._credentials.authorization(target)
+                )
+                body = query_back.to_json(request)
+                reply = await self._send(to, over_http.QUERY_BACK_PATH, headers, body, True)
+                try:
+                    said = await _start_of(reply, query_back.MOST_REPLY + 1)
+                finally:
+                    reply.release()
+        except Exception as error:
+            raise NotAnswered(name, failure_of(error, timeout_s)) from error
+        self.messages += 1
+        if reply.status != 200:
+            found = http_plain.answer_of(reply.status, reply.headers, said[:_MOST_OF_A_FAILURE])
+            raise NotAnswered(
+                name, http_plain.failure_of(reply.status, reply.headers, said), found.retry_after_us
+            )
+        kind = reply.headers.get("Content-Type", "")
+        if over_http.media_type(kind) != over_http.JSON_TYPE or len(said) > query_back.MOST_REPLY:
+            raise NotAnswered(name, f"BAD_REPLY: {len(said)} bytes of {kind[:100]!r}: JSON is needed")
+        return query_back.from_json(said, name)
 
     # ---- the wire ----
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from txcoord_client._pb import common_pb2 as c
-from txcoord_client.protocol import reasons
+from txcoord_client._pb import coordinator_pb2 as pb
+from txcoord_client.protocol import identifiers, marker, reasons
 
-from ...core import statements, topics
+from ...core import answering, statements, topics
 from ...core.action import Action, Delivery, Event
 from ...core.errors import Refusal, Refused
 from ...core.model import Branch, Kind
@@ -211,3 +212,31 @@ def _check_size(wrong: Wrong, part: c.DeliveryPart) -> None:
     size = sum(len(k) + len(v) for k, v in part.headers.items())
     if size > MOST_HEADERS or len(part.content_type) > 255:
         raise wrong(f"content type or headers ({size} bytes) are too long", reasons.TOO_LARGE)
+
+
+def asked(check: pb.MessageCheck, resource: Callable[[str], str], targets: Targets) -> str:
+    """Who is asked what became of a sender's local transaction, as its row says it. Raises Refused."""
+
+    def wrong(message: str, reason: str = reasons.BAD_REQUEST, code: str = "INVALID_ARGUMENT") -> Refused:
+        return Refused(Refusal(code, reason, f"check: {message}", True))
+
+    if bool(check.resource) == bool(check.target):
+        raise wrong("a resource, or a target that answers for its own database: one of them")
+    if check.branch not in ("", marker.ONE_BRANCH):
+        text = f"the marker's key is op {marker.ONE!r}, branch {marker.ONE_BRANCH!r}"
+        raise wrong(text, reasons.BAD_BRANCH)
+    if check.interval_us or check.headers:
+        raise wrong(
+            "intervals and headers of its own are not carried out: the transaction's headers are sent",
+            reasons.NOT_SUPPORTED,
+            "UNIMPLEMENTED",
+        )
+    if check.resource:
+        return resource(check.resource)
+    check_target(wrong, check.target, targets)
+    if check.participant and not identifiers.is_name(check.participant):
+        raise wrong(f"participant {check.participant[:80]!r}: 1 to 63 characters of [A-Za-z0-9_.-]")
+    said = answering.by_target(check.target, check.participant)
+    if len(said) > answering.MOST:
+        raise wrong(f"target {check.target[:80]!r}: it is too long", reasons.TOO_LARGE)
+    return said

@@ -7,7 +7,7 @@ from typing import Any
 
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client._pb import coordinator_pb2 as pb
-from txcoord_client.protocol import identifiers, marker, reasons
+from txcoord_client.protocol import identifiers, reasons
 
 from ... import __version__
 from ...core.branches import filled, is_called
@@ -211,18 +211,12 @@ class Operations:
         self, request: pb.PrepareMessageRequest, namespace: str, most_s: float
     ) -> pb.PrepareMessageResponse:
         """Make messages durable that leave when the sender's local transaction has committed."""
-        check = request.check
-        if check.target or not check.resource:
-            text = "check.resource names the database that is asked: this version asks no services"
-            raise bad(reasons.NOT_SUPPORTED, text, "UNIMPLEMENTED")
-        if check.branch not in ("", marker.ONE_BRANCH):
-            text = f"check.branch: the marker's key is op {marker.ONE!r}, branch {marker.ONE_BRANCH!r}"
-            raise bad(reasons.BAD_BRANCH, text)
+        asked = deliveries.asked(request.check, self._read.resource, self._limits.targets)
         tx = self._read.tx(namespace, request.tx_id, request.gid, request.deadline_us, request.spec)
         branches = self._read.branches(request.tx_id, request.deadline_us, request.branches)
         if not branches or not all(b.kind.is_delivery and b.action is not None for b in branches):
             raise bad(reasons.BAD_BRANCH, "messages and notifications are needed here, and nothing else")
-        tx = replace(tx, one_phase_resource=self._read.resource(check.resource))
+        tx = replace(tx, one_phase_resource=asked)
         branches += self._read.callbacks(request.spec, request.branches)
         done = await self._c.enlist(Enlist(tx, branches), begun=False)
         return pb.PrepareMessageResponse(outcome=mapping.outcome(done))

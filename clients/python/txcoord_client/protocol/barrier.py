@@ -18,7 +18,7 @@ Rows go some day. No row then proves nothing any more, so each statement is also
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from . import mariadb, marker, postgresql
@@ -188,7 +188,12 @@ def _lite_key(tx_id: str) -> str:
 
 
 def _lite_enter(tx_id: str, branch: str, op: str, not_after_us: int) -> str:
-    rows = " UNION ALL ".join(f"SELECT '{name}' AS op, {state} AS state" for name, state in _rows(op))
+    return lite_insert(tx_id, branch, _rows(op), not_after_us)
+
+
+def lite_insert(tx_id: str, branch: str, states: Iterable[tuple[str, int]], not_after_us: int) -> str:
+    """SQLite: insert rows of one branch, by op; no limit of time where that is 0."""
+    rows = " UNION ALL ".join(f"SELECT '{name}' AS op, {state} AS state" for name, state in states)
     limit = f"{_LITE_NOW_US} <= {int(not_after_us)}" if not_after_us else "true"
     return (
         f"INSERT INTO {marker.TABLE} (tx_id, branch, op, state, created_us)"

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 PATH = "/txcoord/v1/execute"
 """Below the participant's address."""
+QUERY_BACK_PATH = "/txcoord/v1/query-back"
+"""The same for ``QueryBack``, whose messages are in protobuf's JSON form: any language can answer it."""
+JSON_TYPE = "application/json"
 REQUEST_TYPE = "application/x-protobuf"
 REPLY_TYPE = "application/x-protobuf; encoding=delimited"
 MOST_REQUEST = 4 * 1024 * 1024

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from .._answers import Answer, Call
 from .._pb import participant_pb2 as pb
-from .._serving import nobody, permitted, responses_of, stranger
+from .._serving import answerer_of, nobody, permitted, responses_of, stranger
 
 
 class Participant(Protocol):
@@ -23,6 +23,8 @@ class Participant(Protocol):
     def under_way(self, call: Call) -> Answer | None: ...
 
     def execute(self, call: Call) -> Answer: ...
+
+    def query_back(self, tx_id: str, branch: str) -> pb.QueryBackAnswer: ...
 
 
 class Runner:
@@ -51,6 +53,23 @@ class Runner:
             asyncio.wrap_future(future): action
             for future, action in self.begin(request, authorization).items()
         }
+
+    def query_back(self, request: pb.QueryBackRequest, authorization: str) -> pb.QueryBackResponse:
+        """What became of local transactions, in the caller's thread: those of operations may hang."""
+        response = pb.QueryBackResponse()
+        for item in request.items:
+            asked, why = answerer_of(self._participants, item.participant, authorization)
+            if asked is not None:
+                response.answers.append(asked.query_back(item.tx_id, item.branch))
+            else:
+                response.answers.add(tx_id=item.tx_id, branch=item.branch, message=why)
+        return response
+
+    async def query_back_in_loop(
+        self, request: pb.QueryBackRequest, authorization: str
+    ) -> pb.QueryBackResponse:
+        """The same for an event loop that waits for it."""
+        return await asyncio.to_thread(self.query_back, request, authorization)
 
     def _start(self, call: Call, authorization: str) -> Future[Answer]:
         # What is declared after it was mounted counts too.
