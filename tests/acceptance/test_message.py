@@ -403,7 +403,7 @@ async def test_by_the_wire_itself(mail: Mail, shared: Site, submitted: bool) -> 
 async def test_what_is_not_carried_out_is_refused_at_the_edge(mail: Mail, shared: Site) -> None:
     async with wire_to(shared.address) as wire:
         for target, code, reason in (
-            ("topic:orders", "UNIMPLEMENTED", "NOT_SUPPORTED"),
+            ("topic:orders", "PERMISSION_DENIED", "TARGET_NOT_ALLOWED"),
             ("sql:ledger", "PERMISSION_DENIED", "TARGET_NOT_ALLOWED"),
             ("nobody", "INVALID_ARGUMENT", "UNKNOWN_PARTICIPANT"),
             ("grpc://169.254.169.254:80", "PERMISSION_DENIED", "TARGET_NOT_ALLOWED"),
