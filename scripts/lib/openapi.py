@@ -62,6 +62,21 @@ SHIP: Mapping[str, Any] = {
     ],
 }
 
+TOLD: Mapping[str, Any] = {
+    "gid": "order-9",
+    "check": {"target": "http://shop.example:8000", "participant": "shop"},
+    "branches": [
+        {
+            "id": "1",
+            "kind": "KIND_MESSAGE",
+            "delivery": {
+                "target": "http://warehouse.example:8000",
+                "operation": "/pack",
+                "payloadJson": {"order": 7},
+            },
+        }
+    ],
+}
 # Of each route: its operationId, the rpc whose comment describes it, its answer, the statuses of success, an example.
 OPERATIONS: Mapping[str, tuple[str, str, type[Any], tuple[int, ...], Mapping[str, Any] | None]] = {
     "POST /v1/transactions": (
@@ -73,6 +88,14 @@ OPERATIONS: Mapping[str, tuple[str, str, type[Any], tuple[int, ...], Mapping[str
     ),
     "GET /v1/transactions": ("list", "List", pb.ListResponse, (200,), None),
     "POST /v1/plans": ("submit", "Submit", pb.SubmitResponse, (200, 202), SHIP),
+    "POST /v1/messages": ("prepareMessage", "PrepareMessage", pb.PrepareMessageResponse, (201,), TOLD),
+    "POST /v1/messages/{id}/submit": (
+        "submitMessage",
+        "SubmitMessage",
+        pb.SubmitMessageResponse,
+        (200, 202),
+        {},
+    ),
     "GET /v1/transactions/{id}": ("get", "Get", pb.GetResponse, (200,), None),
     "GET /v1/transactions/{id}/wait": ("waitOfOne", "", pb.SubmitResponse, (200, 202), None),
     "POST /v1/transactions/{id}/branches": (
@@ -108,6 +131,7 @@ OPERATIONS: Mapping[str, tuple[str, str, type[Any], tuple[int, ...], Mapping[str
     "GET /v1/hello": ("hello", "Hello", pb.HelloResponse, (200,), None),
 }
 _LEADS_TO = {
+    "prepareMessage": ("submitMessage", "rollback", "get", "waitOfOne"),
     "begin": ("enlist", "vote", "commit", "rollback", "get", "waitOfOne"),
     "submit": ("waitOfOne", "get", "rollback"),
 }
@@ -287,7 +311,7 @@ def operation(route: Route, schemas: Schemas) -> dict[str, Any]:
         parameters.append({"$ref": "#/components/parameters/id"})
     queries = ["namespace", *route.query, *(["timeout"] if route.waits else [])]
     parameters += [{"name": query, "in": "query", **_QUERY[query]} for query in queries]
-    if name in ("begin", "submit"):
+    if name in ("begin", "submit", "prepareMessage"):
         parameters.append({"$ref": "#/components/parameters/idempotencyKey"})
     if route.waits:
         parameters.append({"$ref": "#/components/parameters/prefer"})

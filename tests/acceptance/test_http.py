@@ -342,8 +342,19 @@ async def test_its_description_is_served_and_its_examples_work(api: Api, shop: P
                     "?timeout=0" if any(p.get("name") == "timeout" for p in operation["parameters"]) else ""
                 )
                 key = {"Idempotency-Key": "ship-7"} if operation["operationId"] == "submit" else {}
-                url = path.replace("{id}", "order-7") + once
+                gid = "order-9" if operation["operationId"] == "submitMessage" else "order-7"
+                url = path.replace("{id}", gid) + once
                 answer = await api.call(method.upper(), url, body["example"], headers=key)
                 assert answer.status_code in (200, 201, 202), answer.text
                 done.append(operation["operationId"])
-    assert set(done) == {"begin", "enlist", "vote", "commit", "submit", "rollback", "wait"}
+    assert set(done) == {
+        "begin",
+        "enlist",
+        "vote",
+        "commit",
+        "submit",
+        "rollback",
+        "wait",
+        "prepareMessage",
+        "submitMessage",
+    }

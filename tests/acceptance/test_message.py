@@ -414,6 +414,12 @@ async def test_what_is_not_carried_out_is_refused_at_the_edge(mail: Mail, shared
                 branch = c.Branch(id="1", kind=c.KIND_MESSAGE, delivery=part)
                 request = pb.CommitRequest(tx_id=tx.tx_id, deadline_us=tx.deadline_us, branches=[branch])
                 await wire.call("Commit", request)
+            with refused(code, reason):
+                check = pb.MessageCheck(resource="accounts")
+                prepare = pb.PrepareMessageRequest(
+                    tx_id=tx.tx_id, deadline_us=tx.deadline_us, branches=[branch], check=check
+                )
+                await wire.call("PrepareMessage", prepare)
     with pytest.raises(Rejected):
         async with mail.coord.begin("order") as g:
             g.message("topic:orders", {})

@@ -3,9 +3,10 @@ a service that knows nothing of us as participant."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,6 +105,8 @@ class PlainService:
     """Paths that say no."""
     fail: set[str] = field(default_factory=set)
     """Paths that have a bug."""
+    answers: Callable[[Any], Any] | None = None
+    """Instead: what it says to what it is given."""
 
     def paths(self) -> list[str]:
         return [path for path, _, _ in self.calls]
@@ -114,6 +117,8 @@ class PlainService:
             return web.json_response({"reason": "SOLD_OUT"}, status=409)
         if request.path in self.fail:
             return web.Response(status=500)
+        if self.answers is not None and request.path == "/txcoord/v1/query-back":
+            return web.json_response(await asyncio.to_thread(self.answers, self.calls[-1][1]))
         return web.Response(text=json.dumps({"did": request.path}) + "\n", content_type="application/json")
 
     @staticmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from txcoord_client._pb import common_pb2 as c
@@ -14,7 +15,8 @@ from txcoord_client.protocol import identifiers, marker, reasons
 from ...core import answering, statements, topics
 from ...core.action import Action, Delivery, Event
 from ...core.errors import Refusal, Refused
-from ...core.model import Branch, Kind
+from ...core.known import content_of, same_plan
+from ...core.model import Branch, Kind, Tx
 from ...core.targets import Targets
 from .actions import (
     MOST_HEADERS,
@@ -240,3 +242,12 @@ def asked(check: pb.MessageCheck, resource: Callable[[str], str], targets: Targe
     if len(said) > answering.MOST:
         raise wrong(f"target {check.target[:80]!r}: it is too long", reasons.TOO_LARGE)
     return said
+
+
+def must_be_same(row: Tx, asked: Tx, branches: tuple[Branch, ...]) -> None:
+    """Is what was prepared what is asked for, and nothing else? A row that was begun without saying who is asked about
+    it would be aborted at its deadline without a question. Raises Refused."""
+    known = replace(asked, branches=branches)
+    if content_of(row) != content_of(known) or not same_plan(row, known):
+        text = "this transaction was begun, or prepared, with other content"
+        raise Refused(Refusal("ALREADY_EXISTS", reasons.CONTENT_MISMATCH, text, True, {"tx_id": row.tx_id}))

@@ -212,14 +212,22 @@ class Operations:
     ) -> pb.PrepareMessageResponse:
         """Make messages durable that leave when the sender's local transaction has committed."""
         asked = deliveries.asked(request.check, self._read.resource, self._limits.targets)
-        tx = self._read.tx(namespace, request.tx_id, request.gid, request.deadline_us, request.spec)
-        branches = self._read.branches(request.tx_id, request.deadline_us, request.branches)
+        now_us = self._c.clock.now_us()
+        tx_id = self._tx_id(request, now_us)
+        deadline_us = request.deadline_us or now_us + self._limits.deadline_default_us
+        deliveries.may_be(request.branches, namespace, self._limits.executes, self._limits.topics)
+        tx = self._read.tx(namespace, tx_id, request.gid, deadline_us, request.spec)
+        branches = self._read.branches(tx_id, deadline_us, request.branches)
         if not branches or not all(b.kind.is_delivery and b.action is not None for b in branches):
             raise bad(reasons.BAD_BRANCH, "messages and notifications are needed here, and nothing else")
         tx = replace(tx, one_phase_resource=asked)
         branches += self._read.callbacks(request.spec, request.branches)
-        done = await self._c.enlist(Enlist(tx, branches), begun=False)
-        return pb.PrepareMessageResponse(outcome=mapping.outcome(done))
+        first = self._c.enlist(Enlist(tx, branches), begun=False)
+        done = await repeats.same(
+            request, first, lambda tx_id: self._c.begin(Begin(replace(tx, tx_id=tx_id)))
+        )
+        deliveries.must_be_same(done, tx, branches)
+        return pb.PrepareMessageResponse(outcome=mapping.outcome(done, named=True))
 
     async def submit_message(
         self, request: pb.SubmitMessageRequest, namespace: str, most_s: float
@@ -437,7 +445,9 @@ class Operations:
 
     # ---- helpers ----
 
-    def _tx_id(self, request: pb.BeginRequest | pb.SubmitRequest, now_us: int) -> str:
+    def _tx_id(
+        self, request: pb.BeginRequest | pb.SubmitRequest | pb.PrepareMessageRequest, now_us: int
+    ) -> str:
         if not request.tx_id and not request.gid:
             text = "without a tx_id a gid is needed, so that the call can be repeated"
             raise bad(reasons.BAD_REQUEST, text)

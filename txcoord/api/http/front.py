@@ -211,6 +211,18 @@ class Front:
         response = await self._run("submit", call)
         return self._waited(call, response, _location(response.outcome))
 
+    async def _prepare(self, call: Call) -> Answer:
+        self._name(call)
+        response = await self._run("prepare_message", call)
+        return Answer(201, mapping.write(response), _location(response.outcome))
+
+    async def _send(self, call: Call) -> Answer:
+        request = call.request
+        if not self._is_named(call):
+            request.gid, request.tx_id = call.ref, ""  # The operation looks it up by itself.
+        self._maybe_later(call)
+        return self._waited(call, await self._run("submit_message", call))
+
     async def _enlist(self, call: Call) -> Answer:
         await self._known(call)
         if not call.request.wait_us:
@@ -387,6 +399,8 @@ ROUTES = (
         changes=False,
     ),
     Route("POST", "/v1/plans", Front._submit, pb.SubmitRequest, waits=True),
+    Route("POST", "/v1/messages", Front._prepare, pb.PrepareMessageRequest),
+    Route("POST", "/v1/messages/{id}/submit", Front._send, pb.SubmitMessageRequest, waits=True),
     Route("GET", _TX, Front._get, pb.GetRequest, ("history", "payloads"), changes=False),
     Route("GET", f"{_TX}/wait", Front._wait_of_one, pb.WaitRequest, ("level",), waits=True, changes=False),
     Route("POST", f"{_TX}/branches", Front._enlist, pb.EnlistRequest, waits=True),
