@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError
 from txcoord.adapters.calling.sql_ import answer_of
 from txcoord.core.action import AnswerKind
 from txcoord.core.breaker import means_away
+from txcoord.core.statements import why_not
 
 
 class FromPostgres(Exception):
@@ -57,9 +58,34 @@ def test_a_no_to_the_statement(error: DBAPIError) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [wrapped(OperationalError(1213, "Deadlock found")), wrapped(FromPostgres("40P01"))]
+    "error",
+    [
+        wrapped(OperationalError(1213, "Deadlock found")),
+        wrapped(FromPostgres("40P01")),
+        wrapped(FromPostgres("28P01")),  # a password that was changed
+        wrapped(FromPostgres("3D000")),
+    ],
 )
 def test_what_passes_by_itself_is_no_sign_that_it_is_away(error: DBAPIError) -> None:
     answer = answer_of(error)
     assert answer.kind is AnswerKind.FAILED
     assert not means_away(answer.reason)
+
+
+@pytest.mark.parametrize(
+    ("statement", "why"),
+    [
+        ("UPDATE t SET n = n + :n WHERE id = :id", "its parameter :id"),
+        ("INSERT INTO t VALUES (' :b', :n)", "its parameter :b"),
+        (r"INSERT INTO t VALUES (' \:b', :n::int)", ""),
+        ("COMMIT", "INSERT, UPDATE"),
+        ("UPDATE t SET n = :n; COMMIT", "semicolon"),
+        ("INSERT INTO txcoord_marker VALUES (:n)", "txcoord_"),
+        ("DELETE FROM public.TXCOORD_marker", "txcoord_"),
+        (r'INSERT INTO U&"\0074xcoord_marker" VALUES (:n)', "txcoord_"),
+    ],
+)
+def test_what_is_never_run(statement: str, why: str) -> None:
+    found = why_not(statement, {"n"})
+    assert why in found
+    assert bool(why) == bool(found)

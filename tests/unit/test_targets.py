@@ -118,6 +118,7 @@ def test_what_is_dialled(host: str, port: int, address: str, allowed: bool) -> N
 @pytest.mark.parametrize(
     "address",
     ["169.254.169.254", "169.254.170.2", "fd00:ec2::254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "fe80::1",
+     "::169.254.169.254", "::ffff:0:169.254.169.254",
      "fe80::1%eth0", "0.0.0.0", "::", "100.100.100.200", "168.63.129.16", "224.0.0.1", "2002:a9fe:a9fe::"],
 )  # fmt: skip
 def test_never_called(address: str) -> None:

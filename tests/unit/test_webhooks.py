@@ -67,6 +67,11 @@ def test_a_file_that_is_written_anew_is_read_again(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("txcoord.adapters.calling.webhooks._FRESH_S", -1.0)
     headers, body = sent(how, request())
     standardwebhooks.Webhook(NEW).verify(body, headers)
+    (tmp_path / "secrets").write_text("")  # caught while it is written
+    headers, body = sent(how, request())
+    standardwebhooks.Webhook(NEW).verify(body, headers)
+    with pytest.raises(ValueError, match="has no secret"):
+        Webhooks(secrets=[SecretFile(tmp_path / "secrets", ["*.example"])]).check()
 
 
 def test_what_an_independent_library_signs_is_verified() -> None:
@@ -138,6 +143,11 @@ def test_what_is_answered(status: int, kind: str) -> None:
         ("::1", False),
         ("::ffff:10.0.0.1", False),
         ("64:ff9b::7f00:1", False),
+        ("64:ff9b:1::a9fe:a9fe", False),
+        ("64:ff9b:1:2::808:808", False),
+        ("fec0::1", False),
+        ("::10.0.0.1", False),
+        ("::ffff:0:10.0.0.1", False),
         ("fd00::1", False),
         ("169.254.169.254", False),
         ("fd00:ec2::254", False),

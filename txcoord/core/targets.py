@@ -99,7 +99,12 @@ _NEVER: tuple[Network, ...] = tuple(
 )  # fmt: skip
 """Called for nobody, whatever the settings say."""
 _LOOPBACK: tuple[Network, ...] = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_HIDING: tuple[ipaddress.IPv6Network, ...] = tuple(
+    ipaddress.IPv6Network(text) for text in ("64:ff9b::/96", "::ffff:0:0:0/96", "::/96")
+)
+"""In these the last 32 bits are an address of IPv4 (RFC 6052, 2765, 4291)."""
+_SMALLEST_IPV4 = 1 << 16
+"""Below it ``::/96`` has what is no address of IPv4: ``::`` and ``::1``."""
 _PATTERN = re.compile(
     r"(?P<host>(?:\*\.)?[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?)(?::(?P<port>[1-9][0-9]{0,4}))?", re.ASCII
 )
@@ -131,7 +136,7 @@ def meant(text: str) -> Address | None:
         return None
     if isinstance(address, ipaddress.IPv6Address):
         hidden = address.ipv4_mapped or address.sixtofour
-        if hidden is None and address in _NAT64:
+        if hidden is None and int(address) >= _SMALLEST_IPV4 and any(address in net for net in _HIDING):
             hidden = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         return hidden or address
     return address

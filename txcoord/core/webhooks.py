@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 
-from .targets import _NEVER, NOT_ALLOWED, NotAllowed, Target, Targets, meant
+from .targets import _NEVER, NOT_ALLOWED, Address, NotAllowed, Target, Targets, meant
+
+_PUBLIC_IPV6 = ipaddress.IPv6Network("2000::/3")
+"""All that IANA gives out as global unicast. What lies outside of it may lead into a network of one's own (fec0::/10,
+the local NAT64 of RFC 8215)."""
+
+
+def _is_public(address: Address) -> bool:
+    return address.is_global and (address.version == 4 or address in _PUBLIC_IPV6)
 
 
 class WebhookTargets(Targets):
@@ -48,7 +57,7 @@ class WebhookTargets(Targets):
                 NOT_ALLOWED,
                 f"{host}:{port} is {address}: link-local, multicast and metadata addresses are never called",
             )
-        if found.is_global or self._participants.why_not_dialled(host, port, address, own=own) is None:
+        if _is_public(found) or self._participants.why_not_dialled(host, port, address, own=own) is None:
             return None
         if super().why_not_dialled(host, port, address) is None:
             return None

@@ -17,22 +17,30 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 from sqlalchemy import text
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    ProgrammingError,
+    SQLAlchemyError,
+    StatementError,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client.protocol import barrier, mariadb, postgresql
 
 from ...core.action import Answer, AnswerKind
-from ...core.statements import PREFIX
+from ...core.statements import PREFIX, why_not
 from ...observe import logs
 from ...ports import CallRequest
 
 log = logs.get("txcoord.sql")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_AGAIN_PG = ("08", "40", "53", "55", "57", "58", "25", "XX")
-"""SQLSTATE classes of what passes by itself: connection, rollback, resources, locks, operators, a read-only standby."""
+_AGAIN_PG = ("08", "40", "53", "55", "57", "58", "25", "28", "3D", "XX")
+"""SQLSTATE classes of what passes by itself, or says nothing of the statement: connection, rollback, resources, locks,
+operators, a read-only standby, a password that was changed, a database that is not there yet."""
 _NO_MARIADB = frozenset(
     {
         1048,
@@ -106,6 +114,10 @@ class SqlCaller:
             why = f"TIMED_OUT: not done within {timeout_s:g} s"
         except DBAPIError as error:
             return request, answer_of(error)
+        except StatementError as error:
+            # It never went to the database. Its own text would tell the parameters to everybody.
+            why = f"BAD_REQUEST: {' '.join(str(error.orig).split())}"
+            return request, Answer(AnswerKind.REFUSED, reason=why[:500])
         except (SQLAlchemyError, OSError) as error:
             why = f"UNAVAILABLE: {' '.join(str(error).split())}"
         return request, Answer(AnswerKind.FAILED, reason=why[:500])
@@ -119,6 +131,9 @@ class SqlCaller:
             )
         try:
             unit = c.SqlUnit.FromString(request.branch.sent)
+            for s in unit.statements:  # an operator may have replaced what was looked at when it was enlisted
+                if why := why_not(s.text, s.parameters):
+                    raise ValueError(why)
             statements = [
                 (text(s.text), {k: value_of(v) for k, v in s.parameters.items()}) for s in unit.statements
             ]

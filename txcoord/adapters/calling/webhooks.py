@@ -17,8 +17,11 @@ from txcoord_client.protocol import webhooks
 
 from ...core.action import Answer, AnswerKind, Event, Op
 from ...core.targets import ANYBODY, Target, Targets
+from ...observe import logs
 from ...ports import CallRequest
 from . import cloud_event, http_plain, plain
+
+log = logs.get("txcoord.webhooks")
 
 _FRESH_S = 10.0
 _HELD = (*http_plain.RESERVED, "webhook-", "ce-")
@@ -45,12 +48,22 @@ class SecretFile:
     def secrets(self) -> tuple[bytes, ...]:
         """They. Raises OSError, ValueError."""
         if time.monotonic() - self._read_at > _FRESH_S:
-            lines = [line.strip() for line in self._path.read_text(encoding="utf-8").splitlines()]
-            self._secrets = tuple(webhooks.secret_of(line) for line in lines if line and line[0] != "#")
-            if not self._secrets:
-                raise ValueError(f"{self._path} has no secret: one a line, such as {webhooks.PREFIX}…")
+            try:
+                self._secrets = self._read()
+            except (OSError, ValueError) as error:
+                if not self._secrets:
+                    raise
+                # Caught while it is written, perhaps: those that it had are good until it can be read again.
+                log.warning("webhook.secrets_unreadable", file=str(self._path), error=str(error))
             self._read_at = time.monotonic()
         return self._secrets
+
+    def _read(self) -> tuple[bytes, ...]:
+        lines = [line.strip() for line in self._path.read_text(encoding="utf-8").splitlines()]
+        found = tuple(webhooks.secret_of(line) for line in lines if line and line[0] != "#")
+        if not found:
+            raise ValueError(f"{self._path} has no secret: one a line, such as {webhooks.PREFIX}…")
+        return found
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def _sql(item: c.Branch, kind: Kind, sized: Callable[[bytes, str], None]) -> Bra
     if not 1 <= len(part.sql.statements) <= _MOST_STATEMENTS:
         raise wrong(f"between 1 and {_MOST_STATEMENTS} statements")
     for statement in part.sql.statements:
-        if why := statements.why_not(statement.text):
+        if why := statements.why_not(statement.text, statement.parameters):
             raise wrong(why)
     payload = part.sql.SerializeToString(deterministic=True)
     sized(payload, f"statements of branch {item.id}")
