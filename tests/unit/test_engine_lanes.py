@@ -58,3 +58,20 @@ def test_many_that_time_out_in_one_moment_hold_nobody_up() -> None:
             await asyncio.wait_for(node.coordinator.live.drained(), 300)
 
     run(main())
+
+
+def test_what_waits_for_room_where_each_is_taken_by_itself_has_not_failed() -> None:
+    """Thirty for a database with three connections, of a second each: longer than the time of a call."""
+
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node(call_alone={"sql:ledger": 3})
+            place.participants.latency_s = 1.0
+            waiting = [await tried(node, place.tx(), tcc("1", "sql:ledger")) for _ in range(30)]
+            done = [await node.ended(tx, 60) for tx in waiting]
+            assert {tx.state for tx in done} == {TxState.COMMITTED}
+            assert place.participants.batches == [("sql:ledger", 1)] * 30
+            begun = [at for at, *_ in place.participants.calls]
+            assert min(later - one for one, later in zip(begun, begun[3:], strict=False)) >= 1_000_000
+
+    run(main())

@@ -3,7 +3,8 @@
 So one that hangs delays only its own branches, and one tenant's slow calls delay no other tenant's.
 
 Calls of one lane that are due together travel together, and each answer counts as soon as it is there. A lane has
-room for some such calls at a time; while all are on their way the next one fills.
+room for some such calls at a time; while all are on their way the next one fills. Where a target takes each by itself
+(``alone``) what waits for room has no time running: it has not been tried.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Calls:
         look: Callable[[str], Tx | None],
         gate: Gate,
         width: int = 16,
+        alone: Mapping[str, int] | None = None,
         called: Timed = untimed,
         notified: Callable[[str, Answer], None] = lambda _target, _answer: None,
     ) -> None:
@@ -85,6 +87,7 @@ class Calls:
         self._tell = tell
         self._look = look
         self._width = width
+        self._alone = alone or {}
         self._due: dict[Lane, deque[Job]] = {}
         self._workers: dict[Lane, set[Task]] = {}
         self._coming: set[Lane] = set()
@@ -187,7 +190,7 @@ class Calls:
     def _come(self, lane: Lane, due: deque[Job]) -> None:
         """Somebody comes for what is due, if there is room and nobody does yet."""
         workers = self._workers.setdefault(lane, set())
-        if lane not in self._coming and len(workers) < self._width:
+        if lane not in self._coming and len(workers) < self._alone.get(lane[1], self._width):
             self._coming.add(lane)
             workers.add(self._spawn(self._work(lane, due, workers), f"call:{lane[1]}"))
 
@@ -214,11 +217,12 @@ class Calls:
 
     async def _admitted(self, target: str, due: deque[Job]) -> tuple[list[Job], Admission | None]:
         """Take what may be called now; what may not is put off, but for what may be soon."""
+        most = 1 if target in self._alone else _MOST
         wanted = 0
         while due:
             wanted = 0
             for job in due:
-                if wanted == _MOST or job.timeout_us != due[0].timeout_us:
+                if wanted == most or job.timeout_us != due[0].timeout_us:
                     break
                 wanted += 1
             if self._gate.free(target):

@@ -78,6 +78,8 @@ class EngineSettings:
     """When participants are called again, and when that is given up, where a branch says nothing else."""
     call_width: int = 16
     """How many calls of one participant are on their way at a time, each for many branches."""
+    call_alone: Mapping[str, int] = field(default_factory=dict)
+    """By target: so many calls at a time, each for one branch."""
     finish_width: int = 8
     hold_us: int = 2_000_000
     """How long the session that prepared a branch has, from the decision on, before it is ended."""
@@ -194,6 +196,7 @@ class Carrier:
             look=self._as_it_stands,
             gate=self.gate,
             width=settings.call_width,
+            alone=settings.call_alone,
             called=metrics.called,
             notified=self.disabling.heard,
         )

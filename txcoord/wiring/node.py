@@ -52,6 +52,7 @@ from .queue import choose
 from .replays import replayer
 from .resources import Resources
 from .shared import Shared
+from .sql import widths
 
 if TYPE_CHECKING:
     from ..api.http.server import HttpServer
@@ -201,6 +202,7 @@ class Node:
                 windows=windows(s),
                 lease_us=microseconds(s.recovery.lease),
                 hold_us=microseconds(s.recovery.hold),
+                call_alone=widths(s),
                 shared=self._claim is None,
                 overdue_us=self.queue.overdue_us,
                 overdue_share=self.queue.overdue_share,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..config import Settings, engine_of, items
+from ..core.statements import PREFIX
 from .resources import Resources
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ def executes(settings: Settings) -> Mapping[str, frozenset[str]]:
         for name, found in settings.resources.items()
         if found.execute_url is not None
     }
+
+
+def widths(settings: Settings) -> Mapping[str, int]:
+    """By target, how many units there are connections for."""
+    return {f"{PREFIX}{name}": settings.resources[name].width for name in executes(settings)}
 
 
 def sql(settings: Settings, resources: Resources) -> SqlCaller | None:
