@@ -6,36 +6,8 @@ without it. Where the code around it changes the entry changes too: ``tests/unit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Edit:
-    """Takes a mend out of one file."""
-
-    file: str
-    mended: str
-    broken: str
-
-
-@dataclass(frozen=True)
-class Bug:
-    """One that was found, and is mended."""
-
-    name: str
-    wrong: str
-    """What was wrong, and what came of it."""
-    found_by: str
-    commit: str
-    """The subject of the commit that mended it."""
-    edits: tuple[Edit, ...]
-    test: str
-    """What fails without the mend: arguments for pytest."""
-    also: str = ""
-    """Another command that shows it, if there is one."""
-    services: bool = False
-    """Does its test need databases?"""
-
+from .bugs_of_queues import OF_QUEUES
+from .entry import Bug, Edit
 
 MODEL = "the model (TLC)"
 SIMULATION = "the simulation"
@@ -490,5 +462,8 @@ BUGS = (
         ),
         "tests/unit/test_resources.py -k whatever_is_seen",
     ),
+    *OF_QUEUES,
 )
 BY_NAME = {bug.name: bug for bug in BUGS}
+
+__all__ = ["BUGS", "BY_NAME", "Bug", "Edit"]
