@@ -64,6 +64,15 @@ def test_beside_participants_that_hang_nothing_fails() -> None:
     assert rows[0]["ratio"] > 0
 
 
+def test_beside_endpoints_of_no_use_nothing_fails() -> None:
+    rows: list[Any] = []
+    assert bench.notify(10, [2], 0.5, "sqlite", lambda line: rows.append(json.loads(line))) == 0
+    assert [(row["kind"], row["errors"]) for row in rows] == [("beside-bad", 0), ("alone", 0)]
+    assert (rows[0]["well"], rows[0]["bad"]) == (7, 4)
+    assert rows[0]["told_bad"] > 40
+    assert rows[0]["ratio"] > 0
+
+
 def test_beside_the_same_without_kafka_and_redis(redis_server: RedisServer) -> None:
     rows: list[Any] = []
     nobody = "127.0.0.1:1"  # Kafka may be away: nothing needs it here.

@@ -134,6 +134,24 @@ def returned(
 
 
 @app.command()
+def notify(
+    endpoints: Annotated[
+        int, typer.Option(min=10, help="Webhooks: of a hundred ten hang, ten answer 500, five 302, five 429.")
+    ] = 100,
+    concurrency: Callers = None,
+    seconds: Annotated[float, typer.Option(min=0.5, help="For each contender.")] = 10.0,
+    log: Log = "sqlite",
+    json: settings.Json = False,
+) -> None:
+    """Notifications to endpoints that are well: alone, and beside others that are of no use."""
+    callers = _numbers(concurrency or ["4"])
+    from . import bench
+
+    _check_log(log)
+    _run(lambda tell: bench.notify(endpoints, callers, seconds, log, tell), json, "p99 {:.2f} of alone")
+
+
+@app.command()
 def shared(
     kafka: Annotated[str, typer.Option(help="host:port of a Kafka; topics bench-* are made there.")],
     redis: Annotated[str, typer.Option(help="redis://host:port of a Redis or Valkey.")],

@@ -72,8 +72,10 @@ class HttpCaller:
     ) -> AsyncIterator[tuple[CallRequest, Answer]]:
         """One POST for all; for paths of their own, and for notifications, one for each branch."""
         found = Target.parse(target)
-        hooks = [r for r in requests if found is not None and webhooks.is_one(r, found)]
-        asked = [r for r in requests if r not in hooks] if hooks else requests
+        hooks: list[CallRequest] = []
+        asked: list[CallRequest] = []
+        for r in requests:
+            (hooks if found is not None and webhooks.is_one(r, found) else asked).append(r)
         answered: Queue = asyncio.Queue()
         tasks = [
             asyncio.ensure_future(self._notify(found, target, r, timeout_s, answered)) for r in hooks if found

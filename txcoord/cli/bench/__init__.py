@@ -22,6 +22,7 @@ from .drivers import DATABASES, Drivers, WrongDrivers
 from .events import run as events
 from .hung import run as hung
 from .match import ACCOUNTS, Row
+from .notify import run as notify
 from .returned import run as returned
 from .shared import run as shared
 
@@ -33,6 +34,7 @@ __all__ = [
     "called",
     "events",
     "hung",
+    "notify",
     "returned",
     "shared",
     "xa",

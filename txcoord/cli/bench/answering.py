@@ -4,15 +4,18 @@ With the SDK they are mounted as any participant is, but nothing is done and the
 one unary method that answers at once.
 
 ``python -m txcoord.cli.bench.answering NAME=PORT …``; a name after ``hung:`` takes
-calls and never answers one, after ``deaf:`` it takes connections and never says a word.
+calls and never answers one, after ``deaf:`` it takes connections and never says a word; ``web:STATUS:`` is an endpoint
+over HTTP that answers all with that status, with 0 nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -24,6 +27,7 @@ from txcoord_client._answers import Answer, Call
 BARE_METHOD: Final = "/txcoord.bench.Bare/Do"
 HUNG: Final = "hung:"
 DEAF: Final = "deaf:"
+WEB: Final = "web:"
 
 
 class Answering(Participant):
@@ -85,6 +89,13 @@ async def serve(places: Sequence[str]) -> None:
         if name.startswith(DEAF):
             deaf.append(await asyncio.start_server(_listen_only, "127.0.0.1", int(port)))
             continue
+        if name.startswith(WEB):
+            deaf.append(
+                await asyncio.start_server(
+                    partial(_web, name.split(":")[1]), "127.0.0.1", int(port), backlog=1_000
+                )
+            )
+            continue
         # Another server on the same port would take half of the calls.
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         if name.startswith(HUNG):
@@ -109,6 +120,22 @@ async def _listen_only(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
     while await reader.read(65_536):
         pass
     writer.close()
+
+
+async def _web(status: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    reply = f"HTTP/1.1 {status} .\r\ncontent-length: 0\r\nretry-after: 30\r\nlocation: /elsewhere\r\n\r\n"
+    try:
+        while True:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+            found = re.search(r"content-length: *(\d+)", head)
+            await reader.readexactly(int(found[1]) if found is not None else 0)
+            if status != "0":
+                writer.write(reply.encode())
+                await writer.drain()
+    except (asyncio.IncompleteReadError, ConnectionError):
+        pass  # It has hung up.
+    finally:
+        writer.close()
 
 
 if __name__ == "__main__":
