@@ -28,7 +28,8 @@ from txcoord.adapters.sql.outbox import SqlOutbox
 from txcoord.core.model import Announcement, Change, Decision, Topic, Written
 from txcoord.outgoing import Outbox, Outgoing
 from txcoord.ports import Log
-from txcoord.testing.memory_log import MemoryLog, MemoryOutbox, Storage
+from txcoord.testing.memory_beside import MemoryOutbox
+from txcoord.testing.memory_log import MemoryLog, Storage
 
 MANY = 100
 

@@ -52,6 +52,7 @@ _TABLES = (
     "lease",
     "outbox",
     "outbox_held",
+    "ordering",
     "node",
     "node_audit",
     "replay",

@@ -17,7 +17,8 @@ from txcoord.engine.failpoints import Switchboard
 from txcoord.engine.live import WaitLevel
 from txcoord.engine.recovery import Recovery, RecoverySettings
 from txcoord.ports import Caller, Clock, Due, Finisher, Queue, SharedGate, TargetRules
-from txcoord.testing.memory_log import LOG_ID, MemoryLeases, MemoryLog, Storage
+from txcoord.testing.memory_beside import MemoryLeases
+from txcoord.testing.memory_log import LOG_ID, MemoryLog, Storage
 from txcoord_client.protocol import identifiers
 from txcoord_client.protocol.xid import Xid
 

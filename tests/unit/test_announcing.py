@@ -29,7 +29,7 @@ from txcoord.core.model import (
 from txcoord.engine.relay import Relay, RelaySettings
 from txcoord.outgoing import Outgoing, Publishing, Record
 from txcoord.ports import LogUnavailable
-from txcoord.testing.memory_log import MemoryLeases, MemoryOutbox
+from txcoord.testing.memory_beside import MemoryLeases, MemoryOutbox
 
 from .engine_support import Shop, a_shop
 

@@ -97,6 +97,8 @@ class Delivery:
     """Not before; 0: as soon as the whole is COMMITTED."""
     event: Event | None = None
     """It is sent as this CloudEvent."""
+    order_key: str = ""
+    """Messages of one namespace and target with one key leave one after the other; empty: in any order."""
     partition_key: bytes = b""
     """On a topic: the record's key."""
 

@@ -169,14 +169,20 @@ def lazy(old: Tx, new: Tx, moved: Branch, history: tuple[HistoryEntry, ...]) -> 
     troubled = any(
         b.attempts or b.heuristic or b.state in _BY_HAND or held_back(b.reason) for b in new.branches
     )
-    if not history and not troubled and (not new.ended or (old.ended and not new.rests)):
+    # Others wait for it.
+    soon = (
+        moved.action is not None and bool(moved.action.delivery.order_key) and moved.state in SETTLED_BRANCH
+    )
+    if not soon and not history and not troubled and (not new.ended or (old.ended and not new.rests)):
         return None  # Also for a delivery that is done while others are on their way: the last one says it.
     touched: tuple[Branch, ...] = new.branches if troubled else ()
     if new.ended and not troubled:
         touched = tuple(b for b in new.branches if not RULES[b.kind].first_phase)
     # A heuristic outcome is a fact that a person must not lose.
     forced = moved.heuristic
-    return Change(ChangeKind.PROGRESS, new, touched, expected_epoch=old.epoch, forced=forced, history=history)
+    return Change(
+        ChangeKind.PROGRESS, new, touched, expected_epoch=old.epoch, forced=forced, soon=soon, history=history
+    )
 
 
 _SILENT = {BranchState.FINISHING: BranchState.DONE, BranchState.UNDOING: BranchState.UNDONE}

@@ -13,17 +13,20 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from ..core import plans
 from ..core.action import Answer, AnswerKind, Op, Retry
 from ..core.calling import op_of, waits_for_target
 from ..core.events import Answered, Call, Deferred, Event, NotSent
 from ..core.model import Tx
+from ..core.ordering import line_of
 from ..observe import logs
 from ..observe.metrics import Timed, untimed
 from ..ports import Backlog, Caller, CallRequest, Clock, Failpoints, Randomness, Spawn, Task
 from .gate import Admission, Gate
 from .later import Key, Later
+from .ordering import Ordering, Waiting
 
 log = logs.get("txcoord.calls")
 
@@ -44,6 +47,8 @@ class Job:
     op: Op
     attempt: int
     timeout_us: int
+    line: str = ""
+    """Of a message that leaves only when those before it have ended."""
 
 
 _AT_ONCE = 8
@@ -70,6 +75,7 @@ class Calls:
         tell: Callable[[str, Event], None],
         look: Callable[[str], Tx | None],
         gate: Gate,
+        ordering: Ordering,
         width: int = 16,
         alone: Mapping[str, int] | None = None,
         called: Timed = untimed,
@@ -79,6 +85,7 @@ class Calls:
         self._called = called
         self._caller = caller
         self._gate = gate
+        self._ordering = ordering
         self._clock = clock
         self._random = randomness
         self._spawn = spawn
@@ -109,6 +116,7 @@ class Calls:
             call.op,
             call.attempt,
             own.call_timeout_us or self._defaults.call_timeout_us,
+            line_of(tx.namespace, call.branch),
         )
         under_way = self._under_way.get(job.key)
         if under_way is not None:
@@ -150,6 +158,12 @@ class Calls:
             self._do(job)
         return len(jobs)
 
+    def call_now(self, key: Key) -> None:
+        """Call for this branch, if it waits here."""
+        job = self._later.pop(key)
+        if job is not None:
+            self._do(job)
+
     def undecided(self) -> Mapping[str, Backlog]:
         """What plans that run here wait with, by target: the log does not say it of them."""
         found: dict[str, list[int]] = {}
@@ -183,6 +197,20 @@ class Calls:
         if job.op is Op.NOTIFY and (why := self._gate.disabled(job.lane[1])):
             self._later_told(job, NotSent(job.key[1], job.op, job.attempt, why))
             return
+        if job.line:
+            waiting = Waiting(job.line, partial(self._line_up, job), partial(self._wait_for_turn, job))
+            self._ordering.ask(job.key, waiting)
+        else:
+            self._line_up(job)
+
+    def _wait_for_turn(self, job: Job, until_us: int, why: str) -> None:
+        self._under_way.pop(job.key, None)
+        try:
+            self._tell(job.key[0], Deferred(job.key[1], job.op, job.attempt, until_us, why))
+        finally:
+            self._next(job)
+
+    def _line_up(self, job: Job) -> None:
         due = self._due.setdefault(job.lane, deque())
         due.append(job)
         self._come(job.lane, due)

@@ -32,6 +32,7 @@ from ..core.evolve import replace
 from ..core.handing import first_due
 from ..core.machine import decide, expired, resume
 from ..core.model import BranchState, Change, ChangeKind, Tx, TxState, Windows, WriteResult, Written
+from ..core.ordering import ended
 from ..observe import logs
 from ..observe.metrics import Metrics
 from ..ports import (
@@ -56,6 +57,7 @@ from .gate import Gate, GateSettings
 from .handing import Writes
 from .live import Live, LiveSet
 from .one_phase import Prober
+from .ordering import Ordering
 from .phase_two import PhaseTwo
 from .strays import Strays
 from .waiting import Waiting
@@ -185,6 +187,7 @@ class Carrier:
             clock=clock, randomness=randomness, spawn=spawn, settings=settings.gate, shared=shared_gate
         )
         self.disabling = Disabling(clock, settings.disable_after_us)
+        self.ordering = Ordering(self, spawn=spawn, failpoints=failpoints)
         self.calls = Calls(
             caller,
             clock=clock,
@@ -195,6 +198,7 @@ class Carrier:
             tell=self.tell,
             look=self._as_it_stands,
             gate=self.gate,
+            ordering=self.ordering,
             width=settings.call_width,
             alone=settings.call_alone,
             called=metrics.called,
@@ -253,6 +257,10 @@ class Carrier:
             old, change, self.clock.now_us(), events=s.events, dead_letters=s.dead_letters
         )
 
+    def call_now(self, key: tuple[str, str]) -> None:
+        """Call for this branch, by tx id and its own, if it waits here."""
+        self.calls.call_now(key)
+
     # ---- phase two ----
 
     def adopt(self, tx: Tx) -> None:
@@ -262,6 +270,8 @@ class Carrier:
     def _adopt(self, tx: Tx, effects: tuple[Effect, ...], *, logged: bool = True) -> None:
         if tx.decision is not None:
             self.waiting.decided(tx, logged=logged)
+        for line in ended(tx).values():
+            self.ordering.ended(line)
         live = self.live.get(tx.tx_id)
         if live is not None and live.logged and (not logged or live.tx.epoch >= tx.epoch):
             return
@@ -452,6 +462,8 @@ class Carrier:
             if result.written is Written.OK:
                 if change.tx.ended or change.tx.shown_parked:
                     self.waiting.tell_others(change.tx)
+                for line in ended(change.tx).values():
+                    self.ordering.ended(line)
                 if live is not None and live.tx is change.tx:
                     if live.tx.shown_parked:
                         # At rest until an operator comes, to this node or to another: the log alone knows it.

@@ -48,6 +48,7 @@ NAMES = frozenset(
         "takeover.after_claim",
         "hand_off.before_put",
         "due.after_claim",
+        "order.after_turn",
     }
 )
 

@@ -55,6 +55,11 @@ class Later(Generic[T]):
         """Nothing waits for this branch any more."""
         self._valid.pop(key, None)
 
+    def pop(self, key: Key) -> T | None:
+        """What waits for this branch: now it does so no more."""
+        valid = self._valid.pop(key, None)
+        return next((item for _, ticket, _, item in self._waiting if ticket == valid), None)
+
     def take(self, most: int, wanted: Callable[[Key, T], bool]) -> list[T]:
         """At most so many of those that are wanted, and that wait for their time, in the order of that: now they do so
         no more."""

@@ -5,7 +5,17 @@ No implementation here, and nothing but the core is imported.
 
 from .calling import Caller, CallRequest, Due, Queue
 from .fleet import Leases, NodeOrder, Nodes, NodeStatus, Registry, SharedGate, SharedLost, Wakeups
-from .log import Backlog, DeliveryQuery, Figures, Log, LogIdentity, LogUnavailable, Query, SchemaMismatch
+from .log import (
+    Backlog,
+    DeliveryQuery,
+    Figures,
+    Log,
+    LogIdentity,
+    LogUnavailable,
+    Query,
+    SchemaMismatch,
+    Turn,
+)
 from .operators import Replays, TargetRules
 from .process import Clock, Failpoints, Randomness, Spawn, Task
 from .resources import (
@@ -56,5 +66,6 @@ __all__ = [
     "Spawn",
     "TargetRules",
     "Task",
+    "Turn",
     "Wakeups",
 ]

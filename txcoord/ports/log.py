@@ -109,6 +109,19 @@ class DeliveryQuery:
     limit: int = 100
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The message whose turn it is, and how its transaction stands."""
+
+    tx_id: str
+    branch: str
+    epoch: int
+    owner: str
+    decided: bool
+    waits: bool
+    """It says of itself that it waits for its turn."""
+
+
 class Log(Protocol):
     """The durable truth.
 
@@ -187,6 +200,17 @@ class Log(Protocol):
         """Pull work for this target forward: take over, as :meth:`claim_due`, transactions of which a branch waits for
         its next attempt there, those that are due first first. In them that branch is due at once; which others are
         due later still are."""
+        ...
+
+    async def turns(self, lines: Collection[str]) -> Mapping[str, Turn]:
+        """Whose turn it is in each of these lines (:mod:`..core.ordering`): the message that keeps it until it has
+        ended; then the first that is due and has taken its place. A line without one is not answered. What is answered
+        stays so whatever crashes: nothing that was before it comes back."""
+        ...
+
+    async def ahead(self, keys: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
+        """How many, up to a limit, are before each of these messages, by tx id and branch; one that has no place in a
+        line is not answered."""
         ...
 
     async def backlog(self) -> Mapping[str, Backlog]:

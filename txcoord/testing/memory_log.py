@@ -26,9 +26,10 @@ from txcoord.core.model import (
     WriteResult,
     Written,
 )
+from txcoord.core.ordering import WAITS, Place, ended, places_of
 from txcoord.core.settle import read_back
 from txcoord.outgoing import Outgoing
-from txcoord.ports import Backlog, DeliveryQuery, Figures, LogIdentity, LogUnavailable, Query
+from txcoord.ports import Backlog, DeliveryQuery, Figures, LogIdentity, LogUnavailable, Query, Turn
 
 LOG_ID = "0123456789"
 Done = Callable[[WriteResult], None]
@@ -75,16 +76,21 @@ class Storage:
     outbox: dict[tuple[str, int, int], Outgoing] = field(default_factory=dict)
     durable_outbox: dict[tuple[str, int, int], Outgoing] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
+    places: dict[tuple[str, str], Place] = field(default_factory=dict)
+    durable_places: dict[tuple[str, str], Place] = field(default_factory=dict)
+    has_turn: set[tuple[str, str]] = field(default_factory=set)
     written: list[tuple[Change, Written]] = field(default_factory=list)
     """Every change that was tried, for tests to look at."""
 
     def lose_unforced(self) -> None:
         """Its database crashes: what no forced write has brought to disk is gone."""
         self.rows, self.outbox = dict(self.durable), dict(self.durable_outbox)
+        self.places = dict(self.durable_places)
 
     def sync(self) -> None:
         """What was written is on disk now."""
         self.durable, self.durable_outbox = dict(self.rows), dict(self.outbox)
+        self.durable_places = dict(self.places)
 
     def check(self) -> None:
         if self.down:
@@ -148,9 +154,32 @@ class Storage:
         for told in change.announcements:
             out = Outgoing(new.tx_id, told)
             self.outbox.setdefault(out.key, out)
+        for place in places_of(change):
+            self.places.setdefault((new.tx_id, place.branch), place)
         if change.audit is not None:
             self.audit_rows.setdefault(new.tx_id, []).append(change.audit)
         return Written.OK
+
+    def turn(self, line: str) -> Turn | None:
+        """Whose turn it is; what has ended is forgotten."""
+        now_us = self.clock()
+        for key, place in list(self.places.items()):
+            row = self.rows.get(key[0])
+            branch = row.branch(key[1]) if row is not None else None
+            if place.line == line and (row is None or branch is None or key[1] in ended(row)):
+                del self.places[key]
+                self.has_turn.discard(key)
+        mine = [key for key, place in self.places.items() if place.line == line]
+        due = [key for key in mine if self.places[key].due_us <= now_us]
+        held = next((key for key in mine if key in self.has_turn), None) or next(iter(due), None)
+        if held is None:
+            return None
+        self.has_turn.add(held)
+        row = self.rows[held[0]]
+        branch = row.branch(held[1])
+        assert branch is not None
+        waits = branch.reason.startswith(WAITS)
+        return Turn(*held, row.epoch, row.owner, row.decision is not None, waits)
 
     def by_gid(self, namespace: str, gid: str) -> Tx | None:
         for row in self.rows.values():
@@ -368,6 +397,22 @@ class MemoryLog:
             self.storage.rows[row.tx_id] = replace(row, branches=branches)
         return self._claim_due(owner, lease_us, [(row.tx_id, row.epoch) for row in due])
 
+    async def turns(self, lines: Collection[str]) -> dict[str, Turn]:
+        await asyncio.sleep(0)
+        self.storage.check()
+        out = {line: turn for line in lines if (turn := self.storage.turn(line)) is not None}
+        self.storage.sync()
+        return out
+
+    async def ahead(self, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], int]:
+        await asyncio.sleep(0)
+        self.storage.check()
+        places = self.storage.places
+        lines = {
+            key: [k for k, p in places.items() if p.line == places[key].line] for key in keys if key in places
+        }
+        return {key: line.index(key) for key, line in lines.items()}
+
     async def backlog(self) -> dict[str, Backlog]:
         self.storage.check()
         found: dict[str, list[int]] = {}
@@ -426,48 +471,3 @@ class MemoryLog:
 
     async def flushes(self) -> tuple[int, int]:
         return self.forced_flushes, self.lazy_flushes
-
-
-class MemoryOutbox:
-    """``ports.Outbox`` beside the storage."""
-
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-
-    async def take(self, published: Sequence[tuple[str, int, int]], limit: int) -> list[Outgoing]:
-        await asyncio.sleep(0)
-        s = self._storage
-        s.check()
-        for key in published:
-            s.outbox.pop(key, None)
-            s.held.pop(key[0], None)
-        s.sync()
-        now_us = s.clock()
-        free = [key for key in sorted(s.outbox) if s.held.get(key[0], 0) <= now_us]
-        return [s.outbox[key] for key in free[:limit]]
-
-    async def hold(self, tx_ids: Collection[str], hold_us: int) -> None:
-        await asyncio.sleep(0)
-        self._storage.check()
-        until_us = self._storage.clock() + hold_us
-        self._storage.held.update((tx_id, until_us) for tx_id in tx_ids)
-
-
-class MemoryLeases:
-    """``ports.Leases`` beside the storage."""
-
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-
-    async def acquire(self, duty: str, owner: str, ttl_us: int) -> int | None:
-        now_us = self._storage.clock()
-        holder, token, until_us = self._storage.leases.get(duty, ("", 0, 0))
-        if holder not in ("", owner) and until_us > now_us:
-            return None
-        self._storage.leases[duty] = (owner, token + 1, now_us + ttl_us)
-        return token + 1
-
-    async def release(self, duty: str, owner: str) -> None:
-        holder, token, _ = self._storage.leases.get(duty, ("", 0, 0))
-        if holder == owner:
-            self._storage.leases[duty] = ("", token, 0)

@@ -34,6 +34,7 @@ class Wish:
     retry: Retry | None = None
     event: CloudEvent | None = None
     key: str | bytes = b""
+    order_key: str = ""
 
 
 def part_of(
@@ -63,6 +64,7 @@ def part_of(
         deliver_at_us=due_us(wish, now_us),
         message_id=wish.message_id,
         cloud_event=_event(wish.event),
+        ordering_key=wish.order_key,
         partition_key=wish.key.encode() if isinstance(wish.key, str) else wish.key,
     )
 

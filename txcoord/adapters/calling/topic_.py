@@ -66,7 +66,7 @@ def record_of(request: CallRequest) -> TopicRecord:
         "txcoord-branch": branch.id,
         "txcoord-attempt": str(request.attempt),
     }
-    key = action.delivery.partition_key or None
+    key = action.delivery.partition_key or action.delivery.order_key.encode() or None
     return TopicRecord(key, body, tuple((name, value.encode()) for name, value in headers.items()))
 
 

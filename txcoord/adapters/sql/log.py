@@ -16,8 +16,8 @@ from txcoord_client.protocol.identifiers import is_tx_id
 from ...coalesce import Gate
 from ...core.model import Audit, Branch, Change, ChangeKind, HistoryEntry, Tx, Windows, WriteResult, Written
 from ...observe import logs
-from ...ports import Backlog, DeliveryQuery, Figures, LogIdentity, LogUnavailable, Query
-from . import figures, mapping, reading, schema, upkeep, waiting
+from ...ports import Backlog, DeliveryQuery, Figures, LogIdentity, LogUnavailable, Query, Turn
+from . import figures, mapping, reading, schema, turns, upkeep, waiting
 from .batch import Flushed, Item, Round, halves, rounds_of
 from .outage import Outage
 from .sqlite import SqliteStore, path_of
@@ -357,6 +357,15 @@ class SqlLog:
         # Synced, unless a crash that loses it takes this node with it: else another one might have the same epoch. What
         # is written of it afterwards is on disk only if the claim is.
         return await self._changing(work, relaxed=self.store.own_machine)
+
+    async def turns(self, lines: Collection[str]) -> Mapping[str, Turn]:
+        """Whose turn it is; what has ended is forgotten, and the next one has it then."""
+        clock = self.store.clock
+        return await self._changing(lambda c: turns.turns(c, clock(c), lines))
+
+    async def ahead(self, keys: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
+        """How many are before each of these."""
+        return await self._reading(lambda c: turns.ahead(c, keys))
 
     async def backlog(self) -> Mapping[str, Backlog]:
         """How many branches wait for each target, and since when."""

@@ -21,6 +21,7 @@ from ...core.model import (
     Tx,
     TxState,
 )
+from ...core.ordering import places_of
 from ...core.settle import read_back
 from ...outgoing import Outgoing
 from . import actions
@@ -118,6 +119,14 @@ OUTBOX = (
     Col("at_us", "bigint"),
     Col("topics", "smallint"),
     Col("data"),
+)
+
+ORDERING = (
+    Col("tx_id", "uuid"),
+    Col("branch"),
+    Col("position", "smallint"),
+    Col("line"),
+    Col("due_us", "bigint"),
 )
 
 Row = tuple[Any, ...]
@@ -233,6 +242,16 @@ def audit_rows(change: Change, ordinal: int) -> Iterable[Row]:
 def outbox_rows(change: Change) -> Iterable[Row]:
     for a in change.announcements:
         yield (change.tx.tx_id, a.epoch, a.seq, a.what, a.branch, a.at_us, int(a.topics), a.data)
+
+
+def ordering_rows(items: Iterable[Change]) -> list[Row]:
+    """In the order in which their places are to be taken."""
+    found = [
+        (change.tx.tx_id, place.branch, place.position, place.line, place.due_us)
+        for change in items
+        for place in places_of(change)
+    ]
+    return sorted(found, key=lambda row: (row[0], row[2]))
 
 
 def outgoing_from(row: Any) -> Outgoing:

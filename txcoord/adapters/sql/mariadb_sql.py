@@ -56,6 +56,7 @@ def _round(round_: Round, mark: int) -> list[str]:
     add(_HISTORY, m.HISTORY, (row for i in items for row in m.history_rows(i.change, i.ordinal)))
     add(_AUDIT, m.AUDIT, (row for i in items for row in m.audit_rows(i.change, i.ordinal)))
     add(_OUTBOX, m.OUTBOX, (row for i in items for row in m.outbox_rows(i.change)))
+    add(_ORDERING, m.ORDERING, m.ordering_rows(i.change for i in items))
     keys = ",".join(f"X'{bytes.fromhex(i.change.tx.tx_id).hex()}'" for i in items)
     parts.append(f"SELECT tx_id FROM txcoord_tx WHERE tx_id IN ({keys}) AND flush_id = {mark}")
     parts.append(f"SELECT {NOW}")
@@ -166,3 +167,6 @@ _BRANCH = _beside("txcoord_branch", m.BRANCH, ", ".join(f"{c.name} = VALUES({c.n
 _HISTORY = _beside("txcoord_history", m.HISTORY, "ordinal = txcoord_history.ordinal")
 _AUDIT = _beside("txcoord_audit", m.AUDIT, "ordinal = txcoord_audit.ordinal")
 _OUTBOX = _beside("txcoord_outbox", m.OUTBOX, "seq = txcoord_outbox.seq")
+# Numbered in the order of the rows, since the loop over them is the outer one. ORDER BY, which would say so, makes
+# MariaDB read empty ids from its temporary table.
+_ORDERING = _beside("txcoord_ordering", m.ORDERING, "branch = txcoord_ordering.branch")

@@ -354,6 +354,7 @@ def _statement_of(round_: Round, relaxed: bool) -> tuple[str, list[Any]]:
         [row for i in round_.items for row in m.history_rows(i.change, i.ordinal)],
         [row for i in round_.items for row in m.audit_rows(i.change, i.ordinal)],
         [row for i in round_.items for row in m.outbox_rows(i.change)],
+        m.ordering_rows(i.change for i in round_.items),
     ]
     sql = _statement(tuple(bool(part) for part in rows), relaxed)
     return sql, [column for part in rows if part for column in zip(*part, strict=True)]
@@ -397,13 +398,13 @@ def _statement(present: tuple[bool, ...], relaxed: bool) -> str:
             f"UPDATE txcoord_tx t SET {sets} FROM {source} WHERE t.tx_id = i.tx_id AND {where} {_RETURNING}"
         )
 
-    def beside(table: str, columns: Sequence[m.Col], conflict: str) -> str:
+    def beside(table: str, columns: Sequence[m.Col], conflict: str, order: str = "") -> str:
         return (
             f"INSERT INTO {table} ({_names(columns)}) SELECT {_names(columns, 'i.')} FROM {arrays(columns)}"
-            f" WHERE i.tx_id IN (SELECT tx_id FROM written) ON CONFLICT {conflict}"
+            f" WHERE i.tx_id IN (SELECT tx_id FROM written){order} ON CONFLICT {conflict}"
         )
 
-    insert, amend, progress, release, branch, history, audit, outbox = present
+    insert, amend, progress, release, branch, history, audit, outbox, ordering = present
     synchronous = ", set_config('synchronous_commit', 'off', true) AS relaxed" if relaxed else ""
     parts = [f"clock AS MATERIALIZED (SELECT {_NOW} AS now_us{synchronous})"]
     changed = []
@@ -443,6 +444,10 @@ def _statement(present: tuple[bool, ...], relaxed: bool) -> str:
         parts.append(f"a AS ({beside('txcoord_audit', m.AUDIT, 'DO NOTHING')})")
     if outbox:
         parts.append(f"o AS ({beside('txcoord_outbox', m.OUTBOX, 'DO NOTHING')})")
+    if ordering:
+        # Numbered in this order.
+        order = " ORDER BY i.tx_id, i.position"
+        parts.append(f"g AS ({beside('txcoord_ordering', m.ORDERING, 'DO NOTHING', order)})")
     seen = ", relaxed" if relaxed else ""
     return f"WITH {', '.join(parts)} SELECT now_us, ARRAY(SELECT tx_id FROM written){seen} FROM clock"
 

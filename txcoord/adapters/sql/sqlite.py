@@ -291,6 +291,7 @@ def _write_round(raw: sqlite3.Connection, each: Round, flushed: Flushed, largest
         ),
         ("txcoord_audit", m.AUDIT, [r for i in written for r in m.audit_rows(i.change, i.ordinal)], _KEEP),
         ("txcoord_outbox", m.OUTBOX, [r for i in written for r in m.outbox_rows(i.change)], _KEEP),
+        ("txcoord_ordering", m.ORDERING, m.ordering_rows(i.change for i in written), _KEEP),
     ]
     for table, columns, rows, conflict in beside:
         for some in _parts(rows, largest):

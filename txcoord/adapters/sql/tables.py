@@ -277,6 +277,24 @@ outbox_held = Table(
     Column("until_us", BigInteger, nullable=False),
 )
 
+ordering = Table(
+    "txcoord_ordering",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True
+    ),  # in the order of the writes
+    Column("tx_id", TxId, nullable=False),
+    Column("branch", String(64), nullable=False),
+    Column("position", SmallInteger, nullable=False),
+    Column("line", String(32), nullable=False),  # of namespace, target and key
+    Column("due_us", BigInteger, nullable=False),
+    Column("turn", SmallInteger),  # 1: its; else NULL
+    Index("txcoord_ordering_branch", "tx_id", "branch", unique=True),
+    Index("txcoord_ordering_turn", "line", "turn", unique=True),
+    Index("txcoord_ordering_line", "line", "id"),
+    sqlite_autoincrement=True,
+)
+
 node = Table(
     "txcoord_node",
     metadata,

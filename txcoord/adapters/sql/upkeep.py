@@ -115,6 +115,8 @@ def prune(conn: Connection, now_us: int, windows: Windows, detail_retention_us: 
     for some in reading.chunks(stripped):
         conn.execute(delete(branch).where(branch.c.tx_id.in_(some)))
         conn.execute(delete(tables.history).where(tables.history.c.tx_id.in_(some)))
+        # The last of a line may still have a row: nobody has asked for the next turn.
+        conn.execute(delete(tables.ordering).where(tables.ordering.c.tx_id.in_(some)))
         # What ended long after its deadline, or had none, is kept as if that had been its end; but a fence of the
         # scanner's is told from an outcome by its deadline.
         late = (tx.c.ended_us > tx.c.deadline_us) & (func.coalesce(tx.c.decided_by, "") != "scanner")

@@ -214,6 +214,8 @@ def write(out: c.Branch, kind: Kind, action: Action, target: str) -> None:
         out.delivery.content_type = action.content_type
         out.delivery.deliver_at_us = action.delivery.deliver_at_us
         out.delivery.message_id = action.delivery.message_id
+        out.delivery.ordering_key = action.delivery.order_key
+        out.delivery.partition_key = action.delivery.partition_key
         return
     out.after.extend(action.after)
     out.action.target = target

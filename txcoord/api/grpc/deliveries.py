@@ -18,6 +18,7 @@ from ...core.errors import Refusal, Refused
 from ...core.known import content_of, same_plan
 from ...core.model import Branch, Kind, Tx
 from ...core.targets import Targets
+from ...core.words import storable
 from .actions import (
     MOST_HEADERS,
     NO_RETRY,
@@ -32,7 +33,14 @@ from .actions import (
 _CALLBACK_ID = re.compile(r"[A-Za-z0-9_.-]{1,48}")
 _MESSAGE_ID = re.compile(r"[!-~]{1,128}")
 _TOLD = frozenset({"target", "operation", "payload", "content_type", "headers"})
-_DELIVERED = _TOLD | {"deliver_at_us", "message_id", "aborted_means_refused", "http_method", "cloud_event"}
+_DELIVERED = _TOLD | {
+    "deliver_at_us",
+    "message_id",
+    "aborted_means_refused",
+    "http_method",
+    "cloud_event",
+    "ordering_key",
+}
 _ON_TOPIC = frozenset(
     {
         "target",
@@ -43,9 +51,11 @@ _ON_TOPIC = frozenset(
         "message_id",
         "cloud_event",
         "partition_key",
+        "ordering_key",
     }
 )
 _MOST_KEY = 1_000
+_MOST_ORDER = 200
 MOST_DELAY_US = 30 * 86_400_000_000
 """Of a delivery: its receiver's barrier remembers for 90 days what was done."""
 
@@ -93,6 +103,10 @@ def delivery(
             raise wrong(f"http_method {part.http_method[:20]!r}: POST only", reasons.NOT_SUPPORTED)
         _check_delivery(wrong, part, targets)
         operation = part.operation
+    if part.ordering_key and kind is not Kind.MESSAGE:
+        raise wrong("ordering_key: messages alone keep an order", reasons.NOT_SUPPORTED, "UNIMPLEMENTED")
+    if len(part.ordering_key) > _MOST_ORDER or storable(part.ordering_key) != part.ordering_key:
+        raise wrong(f"ordering_key: at most {_MOST_ORDER} characters, which can be stored")
     sized(part.payload, f"payload of branch {item.id}")
     if not 0 <= part.deliver_at_us <= now_us + MOST_DELAY_US:
         raise wrong(f"deliver_at_us: at most {MOST_DELAY_US // 86_400_000_000} days from now")
@@ -108,7 +122,11 @@ def delivery(
         aborted_means_refused=part.aborted_means_refused,
         retry=read_retry(item.retry, wrong) if item.HasField("retry") else NO_RETRY,
         delivery=Delivery(
-            part.message_id, part.deliver_at_us, _event(part, wrong, kind), partition_key=part.partition_key
+            part.message_id,
+            part.deliver_at_us,
+            _event(part, wrong, kind),
+            part.ordering_key,
+            part.partition_key,
         ),
     )
     return Branch(item.id, kind, resource=part.target, payload=part.payload, action=action)

@@ -17,7 +17,8 @@ from ...engine.due import Carrying
 from ...engine.failpoints import Switchboard
 from ...engine.recovery import Recovery, RecoverySettings
 from ...ports import Caller, ResourceStatus
-from ..memory_log import MemoryLeases, MemoryLog, Storage
+from ..memory_beside import MemoryLeases
+from ..memory_log import MemoryLog, Storage
 from .loop import Loop
 
 NAME = "in-process"

@@ -179,6 +179,7 @@ class Transaction:
         retry: Retry | None = None,
         event: CloudEvent | None = None,
         key: str | bytes = b"",
+        order_key: str = "",
     ) -> str:
         """Something that must arrive: it leaves once the whole is COMMITTED, and is tried until its receiver has taken
         it; not at all when the transaction aborts. Gives its id, which the receiver can tell repeats by.
@@ -187,14 +188,16 @@ class Transaction:
         address with a path or method, such as ``https://shop.example/orders`` or
         ``grpc://shop:9000/shop.Orders/Told``; or a participant's name or address, and ``operation``, its name there; or
         a topic of Kafka, ``topic:orders.paid``, with the record's ``key``, and ``event`` to be a CloudEvent.
+        ``order_key``: after those of the same target and key whose transactions were committed before, one at a time.
         ``body``: JSON, a dataclass or model, or bytes. ``deliver_at``, or ``delay`` in seconds: not before then.
         ``retry``: when it is tried again; after that, or once its receiver has refused it, it is parked for an
         operator, and the transaction stays COMMITTED.
 
         Raises Rejected for what does not fit, NoTransaction when the transaction has ended.
         """
+        more = dict(headers or {})
         wish = _deliveries.Wish(
-            operation, deliver_at, delay, message_id, content_type, dict(headers or {}), retry, event, key
+            operation, deliver_at, delay, message_id, content_type, more, retry, event, key, order_key
         )
         return self._deliver(c.KIND_MESSAGE, target, body, wish)
 
