@@ -9,13 +9,18 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from tests.support.acceptance import eventually
+from tests.support.acceptance import QUICK, Db, eventually
+from tests.support.databases import Databases
 from tests.support.http_api import http_node
 from txcoord.core.events import Operate
 from txcoord.core.model import Audit
+from txcoord.testing.postgres import PostgresServer
+from txcoord.testing.processes import Managed, coordinator, run_txcoord
 from txcoord.wiring import Node
-from txcoord_client import Aborted, Coordinator, Rejected, Retry
+from txcoord_client import Aborted, Coordinator, Rejected, Retry, TxcoordError
 
 OFTEN = Retry(first=0.02, factor=1, cap=0.02)
 
@@ -140,3 +145,65 @@ async def test_what_is_refused_before_anything_is_written(node: Node, receiver: 
             await send(coord, receiver, "a0", "k" * 201)
         await send(coord, receiver, "a1", "k" * 200)
         await eventually(lambda: receiver.came == ["a1"], what="it came", within=60)
+
+
+@pytest.mark.timeout(180)
+async def test_two_coordinators_are_killed_and_each_key_stays_in_the_order_of_its_commits(
+    pg18: PostgresServer, new_database: Databases, tmp_path: Path, receiver: Receiver
+) -> None:
+    """A row of the sender's own database says the order: each transaction counts it up, and sends the number."""
+    db, log_url = Db("accounts", pg18, new_database(pg18)), new_database(pg18)
+    db.sql("CREATE TABLE counter (key text PRIMARY KEY, n integer NOT NULL)")
+    db.sql("INSERT INTO counter VALUES ('a', 0), ('b', 0)")
+    settings = {**QUICK, "RECOVERY__LEASE": "1s", "TARGETS__ALLOW": "loopback"}
+    nodes: list[Managed] = []
+    for name, dies in (("n1", "order.after_turn=kill@9"), ("n2", "call.after=kill@14")):
+        made = coordinator(
+            tmp_path, resources={"accounts": db.url}, log_url=log_url, settings=settings, name=name
+        )
+        made.env["TXCOORD_FAILPOINTS"] = dies
+        nodes.append(made)
+    env = nodes[0].env
+    await asyncio.to_thread(run_txcoord, "migrate", env=env, cwd=tmp_path)
+    await asyncio.to_thread(run_txcoord, "resource", "check", "--fix", env=env, cwd=tmp_path)
+    engine = create_async_engine(db.url)
+    refused = [0]
+
+    async def sends(coord: Coordinator, key: str, times: int) -> None:
+        for _ in range(times):
+            try:
+                async with coord.local(engine, timeout=2) as tx:
+                    count = text("UPDATE counter SET n = n + 1 WHERE key = :key RETURNING n")
+                    n = (await tx.db.execute(count, {"key": key})).scalar_one()
+                    body = {"name": f"{key}{n}", "key": key}
+                    tx.message(receiver.url, body, order_key=key, retry=OFTEN)
+            except TxcoordError:
+                refused[0] += 1  # It was committed, or not: the row says so.
+
+    try:
+        for node in nodes:
+            node.start()
+        where = [node.address for node in nodes]
+        async with (
+            Coordinator(where, resources={"accounts": engine}) as one,
+            Coordinator(where[::-1], resources={"accounts": engine}) as other,
+        ):
+            work = [sends(coord, key, 10) for coord in (one, other) for key in "ab" for _ in range(2)]
+            under_way = asyncio.gather(*work)
+            for node in nodes:
+                await eventually(lambda node=node: node.exit_code == -9, what="it was killed", within=60)
+                node.env["TXCOORD_FAILPOINTS"] = ""
+                node.start()
+            await under_way
+        rows = dict(line.split("|") for line in db.sql("SELECT key, n FROM counter").splitlines())
+        for key in "ab":
+            await eventually(
+                lambda key=key: len(receiver.of(key)) == int(rows[key]), what="all came", within=90
+            )
+    finally:
+        await engine.dispose()
+        for node in nodes:
+            node.stop()
+    assert int(rows["a"]) + int(rows["b"]) >= 80 - refused[0]
+    for key in "ab":
+        assert receiver.of(key) == [f"{key}{n}" for n in range(1, int(rows[key]) + 1)]

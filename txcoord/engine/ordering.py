@@ -39,6 +39,8 @@ class Waiting:
     go: Callable[[], None]
     put_off: Callable[[int, str], None]
     """Until when, and why."""
+    waited: bool = False
+    """Here, for as long as one does."""
 
 
 class _Settings(Protocol):
@@ -137,7 +139,7 @@ class Ordering:
             # What has no place there is one that an operator has sent again, after others: nobody waits for it.
             if _has(turn, key) or key not in ahead:
                 one.go()
-            elif turn is not None and self._c.live.get(turn.tx_id) is not None:
+            elif turn is not None and not one.waited and self._c.live.get(turn.tx_id) is not None:
                 self._held.setdefault(one.line, {})[key] = one
                 self._later.put(self._clock.now_us() + HERE_US, key, one.line)
             else:
@@ -164,7 +166,7 @@ class Ordering:
     def _too_long(self, key: Key, line: str) -> None:
         one = self._taken(line, key)
         if one is not None:
-            self._put_off(one, None, 1 + len(self._held.get(line, ())))
+            self.ask(key, replace(one, waited=True))
 
     def _put_off(self, one: Waiting, turn: Turn | None, ahead: int) -> None:
         until_us = self._clock.now_us() + min(LONGEST_US, STEP_US * max(1, ahead))
