@@ -52,6 +52,9 @@ _OF_TXCOORD = (
 _OF_SERVICES = ("txcoord_client", "grpc_health.v1.health", "sqlalchemy.ext.asyncio", "asyncpg")
 
 
+_LOOK_S = 0.2
+
+
 class Forked:
     """What `subprocess.Popen` is, for a process that another one forked and reaps."""
 
@@ -60,7 +63,8 @@ class Forked:
         self._text = ""
         self._reading = threading.Lock()
         self.returncode: int | None = None
-        self.pid = int(self._line(None) or -1)
+        self.pid = int(self._line() or -1)
+        told.setblocking(False)
         if self.pid < 0:
             raise processes.NotReady("the process that forks commands has ended")
 
@@ -86,23 +90,30 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
     def _ended(self, timeout: float | None) -> int | None:
-        with self._reading:
-            if self.returncode is None and (line := self._line(timeout)) is not None:
-                # The forge itself was killed: so are all that it forked.
-                self.returncode = int(line) if line else -signal.SIGKILL
-                self._told.close()
-        return self.returncode
-
-    def _line(self, timeout: float | None) -> str | None:
-        """The next line that was told. Empty: nobody tells any more; None: not yet."""
+        """Its exit code. Whoever waits keeps nobody else from asking."""
         until = None if timeout is None else time.monotonic() + timeout
-        while "\n" not in self._text:
-            left = None if until is None else max(0.0, until - time.monotonic())
-            poll = select.poll()  # select.select knows few descriptors only
-            poll.register(self._told, select.POLLIN)
-            if not poll.poll(None if left is None else left * 1000):
+        while True:
+            with self._reading:
+                if self.returncode is None and (line := self._line()) is not None:
+                    # The forge itself was killed: so are all that it forked.
+                    self.returncode = int(line) if line else -signal.SIGKILL
+                    self._told.close()
+                if self.returncode is not None:
+                    return self.returncode
+                poll = select.poll()  # select.select knows few descriptors only
+                poll.register(self._told, select.POLLIN)
+            left = _LOOK_S if until is None else min(_LOOK_S, until - time.monotonic())
+            if left <= 0:
                 return None
-            data = self._told.recv(64)
+            poll.poll(left * 1000)  # In vain if another thread reads it, and closes it.
+
+    def _line(self) -> str | None:
+        """The next line that was told. Empty: nobody tells any more; None: not yet."""
+        while "\n" not in self._text:
+            try:
+                data = self._told.recv(64)
+            except BlockingIOError:
+                return None
             if not data:
                 return ""
             self._text += data.decode()
@@ -164,10 +175,10 @@ def _forge(python: str) -> Forge:
 def start(
     command: Sequence[str], *, stdin: int, stdout: int, stderr: int, env: Mapping[str, str], cwd: Path | None
 ) -> processes.Process:
-    """Start a command: forked, if it is one of txcoord or a service of the tests."""
+    """Start a command: forked, if it is one of txcoord or a service of tests or examples."""
     of_txcoord = tuple(command[: len(processes.TXCOORD)]) == processes.TXCOORD
-    of_tests = command[:2] == [sys.executable, "-m"] and command[2].startswith("tests.")
-    known = sys.platform == "linux" and (of_txcoord or of_tests)
+    of_ours = command[:2] == [sys.executable, "-m"] and command[2].startswith(("tests.", "examples."))
+    known = sys.platform == "linux" and (of_txcoord or of_ours)
     begin = (
         partial(_forge(command[0]).start, command[1:]) if known else partial(processes.start_process, command)
     )

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,7 +67,11 @@ def test_signals_and_exit_codes(forge: Forge, tmp_path: Path) -> None:
     assert killed.poll() is None
     with pytest.raises(subprocess.TimeoutExpired):
         killed.wait(0)
+    waiting = threading.Thread(target=killed.wait)
+    waiting.start()
+    assert killed.poll() is None  # Who waits keeps nobody from asking.
     killed.kill()
+    waiting.join(60)
     assert killed.wait(60) == killed.poll() == -signal.SIGKILL
     killed.kill()  # nobody else may have its number by now
     assert left.poll() is None
