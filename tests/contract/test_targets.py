@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.support.logs import LogContract, Place, new_id
+from tests.support.logs import LogContract, Place, committing, new_id, put
 from txcoord.adapters.sql.log import SqlLog
 from txcoord.adapters.sql.nodes import SqlNodes
 from txcoord.adapters.sql.outbox import SqlOutbox
 from txcoord.adapters.sql.replays import SqlReplays
 from txcoord.adapters.sql.targets import SqlTargets
-from txcoord.core.model import Audit, TargetAudit, TargetRule
+from txcoord.core.model import Audit, Branch, BranchState, Kind, TargetAudit, TargetRule
 from txcoord.core.replaying import AuditQuery, AuditRow
 from txcoord.ports import NodeOrder, NodeStatus
 
@@ -75,6 +75,20 @@ class TestTargets(LogContract):
         found = [o.announcement for o in await SqlOutbox(log).take([], 500)]
         [told] = [json.loads(a.data) for a in found if a.what == "target.disabled" and t in a.data]
         assert told == {"target": t, "reason": "works", "failing_since_us": 7, "disabled_us": 9}
+
+    async def test_what_is_parked_for_each(self, log: SqlLog) -> None:
+        t, now_us = a_target(), await log.now_us()
+
+        def branch(number: str, state: BranchState) -> Branch:
+            return Branch(number, Kind.TCC, state, t)
+
+        for states in (
+            [BranchState.PARKED, BranchState.DONE],
+            [BranchState.PARKED] * 2,
+            [BranchState.FINISHING],
+        ):
+            await put(log, committing(now_us, *(branch(str(n), s) for n, s in enumerate(states, 1))))
+        assert (await SqlTargets(log).parked())[t] == 3
 
     async def test_the_trail_is_one_by_pages_and_by_what_is_asked(self, log: SqlLog) -> None:
         targets, nodes, store, t = SqlTargets(log), SqlNodes(log), SqlReplays(log), a_target()

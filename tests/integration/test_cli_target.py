@@ -99,6 +99,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
 
 def test_paused_is_not_failing(shop: Shop) -> None:
     until(lambda: shop.calls(shop.commit()) or shop.seen, "a call while all is well")
+    until(lambda: shop.target().calls_per_s, "its rate is known")
+    assert shop.target().p99_us > 0
+    assert ", p99 " in shop.desk.run("target", "list").stdout
     said = shop.desk.run("target", "pause", shop.url, "--reason", "new disks").stdout
     assert said.startswith(f"{shop.url}: PAUSED, no limits")
     tx_id = shop.commit()
@@ -116,7 +119,10 @@ def test_paused_is_not_failing(shop: Shop) -> None:
     assert (target["name"], target["state"], target["backlog"]) == (shop.url, "paused", 1)
     assert target["message"] == "paused until it is resumed by ada@desk: new disks"
     [line] = [line for line in shop.desk.run("target", "list").stdout.splitlines() if shop.url in line]
-    assert re.search(r"PAUSED \d+ \w+ +0 +1 +in ", line)
+    assert re.search(r"PAUSED \d+ \w+ +0 +1 +0 +in ", line)
+    assert [t["name"] for t in shop.desk.json("target", "list", "state = PAUSED AND backlog")] == [shop.url]
+    assert not shop.desk.json("target", "list", f'parked AND name = "{shop.url}"')
+    assert "BAD_REQUEST" in shop.desk.run("target", "list", "state = ODD", code=6).stderr
     assert not shop.calls(tx_id)
     shop.desk.run("target", "resume", shop.url, "--reason", "done")
     until(lambda: shop.calls(tx_id), "it goes on")

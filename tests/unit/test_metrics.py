@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.logs import aborted, committing, xa
 from txcoord.core.model import Branch, BranchState, Kind
 from txcoord.observe import metrics
+from txcoord.observe.lately import Rates
 from txcoord.observe.metrics import MOST, OTHERS, Metrics
 from txcoord.ports import Figures
 
@@ -112,3 +113,19 @@ def test_the_alert_rules_name_metrics_and_labels_that_exist() -> None:
 def test_every_metric_has_a_name_of_its_own_and_a_text() -> None:
     assert len({named.name for named in metrics.ALL}) == len(metrics.ALL)
     assert all(named.text and named.name.startswith("txcoord_") for named in metrics.ALL)
+
+
+def test_lately_is_what_was_counted_within_the_window() -> None:
+    m = Metrics()
+    assert m.lately.of(0.0) == {}
+    m.called("stock", "done", 9.0)
+    for second in range(0, 75, 15):
+        m.lately.move(float(second))
+    for _ in range(98):
+        m.called("stock", "done", 0.004)
+    m.called("stock", "failed", 0.2)
+    m.called("stock", "failed", 40.0)
+    # The window begins at 15: what came before is not in it.
+    assert m.lately.of(65.0) == {"stock": Rates(2.0, 0.04, 250_000)}
+    m.called("ship", "done", 99.0)
+    assert m.lately.of(65.0)["ship"].p99_us == 30_000_000

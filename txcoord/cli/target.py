@@ -25,11 +25,18 @@ _STATES = {1: "healthy", 2: "DOWN, probed", 3: "PAUSED", 4: "DISABLED"}
 
 @app.command("list")
 def list_(
-    address: Address = "127.0.0.1:7070", namespace: Namespace = "default", json: settings.Json = False
+    filter_: Annotated[
+        str,
+        typer.Argument(metavar="[FILTER]", help="Such as: state = PAUSED|DISABLED AND parked AND backlog."),
+    ] = "",
+    address: Address = "127.0.0.1:7070",
+    namespace: Namespace = "default",
+    json: settings.Json = False,
 ) -> None:
     """List the participants that this coordinator calls, those in trouble first.
 
-    BACKLOG: branches that wait, in the whole log. IN FLIGHT: calls of this coordinator. LIVE: instances that have
+    BACKLOG: branches that wait, in the whole log; PARKED: those that need a person. IN FLIGHT, and LATELY (calls of up
+    to a minute, how many of them failed, the slowest hundredth): of this coordinator. LIVE: instances that have
     registered themselves, of those that are known; --json names them.
     """
     from txcoord_client._pb import admin_pb2 as pb
@@ -38,7 +45,8 @@ def list_(
     page, now_us = "", _now_us()
     with Client(address) as client:
         while True:
-            answer = client.admin("ListTargets", pb.ListTargetsRequest(namespace=namespace, page_token=page))
+            request = pb.ListTargetsRequest(namespace=namespace, filter=filter_, page_token=page)
+            answer = client.admin("ListTargets", request)
             found.extend(answer.targets)
             page = answer.next_page_token
             if not page:
@@ -48,7 +56,8 @@ def list_(
             console.emit(_as_dict(target))
         return
     if not found:
-        console.say("no participant was called by this coordinator yet, and nothing waits for one")
+        none = "no participant was called by this coordinator yet, and nothing waits for one"
+        console.say("no target matches" if filter_ else none)
         return
     rows = [
         (
@@ -56,7 +65,9 @@ def list_(
             _STATES[t.state] + (f" {console.length(now_us - t.state_since_us)}" if t.state > 1 else ""),
             str(t.in_flight),
             str(t.backlog),
+            str(t.parked),
             console.since(t.oldest_due_us, now_us) or "-",
+            _lately(t),
             _limits(t),
             _live(t, now_us),
             t.message or "-",
@@ -64,7 +75,10 @@ def list_(
         for t in found
     ]
     console.table(
-        ("TARGET", "STATE", "IN FLIGHT", "BACKLOG", "OLDEST DUE", "LIMITS", "LIVE", "WHY, OR LAST ERROR"),
+        (
+            *("TARGET", "STATE", "IN FLIGHT", "BACKLOG", "PARKED", "OLDEST DUE", "LATELY", "LIMITS", "LIVE"),
+            "WHY, OR LAST ERROR",
+        ),
         rows,
     )
 
@@ -168,6 +182,14 @@ def _limits(target: Any, none: str = "-") -> str:
     return ", ".join(said) or none
 
 
+def _lately(target: Any) -> str:
+    if not target.calls_per_s:
+        return "-"
+    part = round(100 * target.failures_per_s / target.calls_per_s)
+    failed = f", {part} % failed" if target.failures_per_s else ""
+    return f"{target.calls_per_s:.1f}/s{failed}, p99 {target.p99_us / 1000:g} ms"
+
+
 def _live(target: Any, now_us: int) -> str:
     if not target.instances:
         return "-"
@@ -181,6 +203,10 @@ def _as_dict(target: Any) -> dict[str, Any]:
         "state_since": console.moment(target.state_since_us),
         "in_flight": target.in_flight,
         "backlog": target.backlog,
+        "parked": target.parked,
+        "calls_per_s": round(target.calls_per_s, 3),
+        "failures_per_s": round(target.failures_per_s, 3),
+        "p99_ms": target.p99_us / 1000,
         "oldest_due": console.moment(target.oldest_due_us),
         "rate_per_s": target.limits.rate_per_s,
         "at_once": target.limits.max_in_flight,

@@ -18,6 +18,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from ..core.model import Decision, Kind, Tx
 from ..ports import Figures
+from .lately import Lately
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 MOST: Final = 200
@@ -133,6 +134,8 @@ def untimed(_whom: str, _what: str, _seconds: float) -> None:
 class Histogram:
     """How long something took, by labels; the first label is limited."""
 
+    bounds: tuple[float, ...] = _BOUNDS
+
     def __init__(self) -> None:
         self._children: dict[tuple[str, str], list[float]] = {}
         self._firsts: set[str] = set()
@@ -152,6 +155,10 @@ class Histogram:
             self._firsts.add(first)
         return self._children.setdefault((first, second), [0] * (len(_BOUNDS) + 2))
 
+    def counts(self) -> dict[tuple[str, str], tuple[float, ...]]:
+        """By labels: how many in each bucket, and beyond the last; then the sum."""
+        return {labels: tuple(child) for labels, child in self._children.items()}
+
     def rows(self) -> Iterator[tuple[tuple[str, str], list[tuple[str, float]], float]]:
         """Labels, cumulated buckets, sum."""
         for labels, child in self._children.items():
@@ -169,6 +176,7 @@ class Metrics:
         self.transactions: dict[tuple[str, ...], int] = {}
         self.events: dict[tuple[str, ...], int] = {}
         self.calls = Histogram()
+        self.lately = Lately(self.calls)
         self.finishes = Histogram()
         self.flushes = Histogram()
         self.figures: Figures | None = None

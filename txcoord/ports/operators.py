@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from ..core.model import (
@@ -79,6 +79,10 @@ class TargetRules(Protocol):
         """Change the rule of the target that the audit names (one that limits nothing, if it has none) and write the
         audit, both or neither. ``edit`` may be called more than once; who, why and when are the audit's, and the
         log's clock."""
+        ...
+
+    async def parked(self) -> Mapping[str, int]:
+        """How many parked branches there are for each target; of all together no more than 10,000 are counted."""
         ...
 
     async def note(self, target: str, edit: Callable[[TargetRule], TargetRule]) -> TargetRule:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from ..core.model import TargetAudit, TargetRule
+from ..core.model import BranchState, TargetAudit, TargetRule
 from .memory_log import Storage
 
 
@@ -27,6 +28,11 @@ class MemoryTargets:
         self._storage.targets[audit.target] = after
         self._storage.target_audits.insert(0, replace(audit, at_us=now_us))
         return after
+
+    async def parked(self) -> Mapping[str, int]:
+        self._storage.check()
+        rows = self._storage.rows.values()
+        return Counter(b.resource for tx in rows for b in tx.branches if b.state is BranchState.PARKED)
 
     async def note(self, target: str, edit: Callable[[TargetRule], TargetRule]) -> TargetRule:
         self._storage.check()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from ..config import split_listen
 from ..engine.coordinator import Coordinator
 from ..engine.deadlines import Deadlines
 from ..observe import logs, metrics
+from ..observe.lately import EVERY_S
 from ..observe.metrics import Metrics
 from ..ports import Clock, LogUnavailable, Queue, Spawn
 from .errors import ExitCode, StartError
@@ -86,6 +88,12 @@ class Observed:
             self.metrics.figures = None
         else:
             self.metrics.backlog = {target: (b.count, b.oldest_due_us) for target, b in backlog.items()}
+
+    async def keep_lately(self) -> None:
+        """Let what is said of the last minute be of the last minute, for ever."""
+        while True:
+            self.metrics.lately.move(time.monotonic())
+            await asyncio.sleep(EVERY_S)
 
     async def _keep_asking(self) -> None:
         """Now and then, for ever: whoever reads the figures must not wait for the log."""

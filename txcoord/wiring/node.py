@@ -269,6 +269,7 @@ class Node:
         self._running = True
         if self._serves:
             await self._serve(coordinator, recovery)
+        self.tasks.spawn(self.observed.keep_lately(), "lately")
         if self.metrics_address:
             self.metrics_address = await self.observed.start(self.metrics_address, self.tasks.spawn)
         self.tasks.spawn(self._keep_ready(self._server, self._http), "readiness")

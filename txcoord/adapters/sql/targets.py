@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from txcoord_client.protocol import identifiers
 
 from ...core import announcing
-from ...core.model import Announcement, TargetAudit, TargetRule
+from ...core.model import Announcement, BranchState, TargetAudit, TargetRule
 from . import upkeep
 from .log import SqlLog
-from .tables import outbox
+from .tables import PARKED, branch, outbox, tx
 from .tables import target as rules
 from .tables import target_audit as audits
 
+_MOST_PARKED = 10_000
 _FIELDS = [column.name for column in rules.columns]
 _SHOWN = ("paused", "paused_until_us", "rate_per_s", "at_once", "disabled_us")
 
@@ -47,6 +48,10 @@ class SqlTargets:
             return after
 
         return await self._store.changing(work)
+
+    async def parked(self) -> Mapping[str, int]:
+        """How many parked branches each target has."""
+        return await self._store.reading(_parked)
 
     async def note(self, target: str, edit: Callable[[TargetRule], TargetRule]) -> TargetRule:
         """Change what is noted of it, by nobody's order."""
@@ -78,6 +83,18 @@ def _change(
         )
     )
     return before, after
+
+
+def _parked(conn: Connection) -> dict[str, int]:
+    few = (
+        select(branch.c.resource)
+        .join_from(tx, branch, branch.c.tx_id == tx.c.tx_id)
+        .where(PARKED.of(conn), branch.c.state == str(BranchState.PARKED))
+        .limit(_MOST_PARKED)
+        .subquery()
+    )
+    rows = conn.execute(select(few.c.resource, func.count()).group_by(few.c.resource))
+    return {target: int(count) for target, count in rows}
 
 
 def _announce(conn: Connection, a: Announcement) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from txcoord_client._pb import admin_pb2
 from txcoord_client.protocol import reasons
 
 from ...core.model import Kind, TxState
@@ -97,6 +98,53 @@ def parse_audit(text: str, *, namespace: str, before: tuple[int, int] | None, li
 
 _OF_AUDIT = {name: name for name in ("tx_id", "actor", "action", "target", "node")} | {"replay_id": "replay"}
 _AFTER = re.compile(r"\s*at_us\s*>\s*(\d{1,17})\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class WantedTargets:
+    """Which targets; what is empty is left open."""
+
+    name: str = ""
+    states: tuple[int, ...] = ()
+    parked: bool = False
+    backlog: bool = False
+
+    def takes(self, target: admin_pb2.Target) -> bool:
+        """Is it one of them?"""
+        return (
+            self.name in ("", target.name)
+            and (not self.states or target.state in self.states)
+            and (not self.parked or bool(target.parked))
+            and (not self.backlog or bool(target.backlog))
+        )
+
+
+_TARGET_STATES = {
+    name.removeprefix("TARGET_STATE_"): number for name, number in admin_pb2.TargetState.items() if number
+}
+KNOWN_OF_TARGETS = 'state = PAUSED|DISABLED, parked, backlog, name = "x"'
+
+
+def parse_targets(text: str) -> WantedTargets:
+    """Which targets are listed."""
+    wanted = WantedTargets()
+    for term in _AND.split(text.strip()) if text.strip() else []:
+        match = _TERM.fullmatch(term)
+        if match is None or "\0" in term:
+            raise _bad(term, KNOWN_OF_TARGETS)
+        field, op = match["field"].lower(), match["op"]
+        value = match["quoted"] if match["quoted"] is not None else match["bare"]
+        if field == "parked" and op is None:
+            wanted = replace(wanted, parked=True)
+        elif field == "backlog" and op is None:
+            wanted = replace(wanted, backlog=True)
+        elif field == "name" and op == "=":
+            wanted = replace(wanted, name=value)
+        elif field == "state" and op == "=" and {*value.upper().split("|")} <= _TARGET_STATES.keys():
+            wanted = replace(wanted, states=tuple(_TARGET_STATES[part] for part in value.upper().split("|")))
+        else:
+            raise _bad(term, KNOWN_OF_TARGETS)
+    return wanted
 
 
 def _states(value: str, term: str) -> list[str]:

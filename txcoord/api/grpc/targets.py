@@ -15,7 +15,9 @@ from ...core.model import BY_ITSELF, FOREVER_US, TargetAudit, TargetRule
 from ...core.targets import Target, is_name
 from ...engine.coordinator import Coordinator
 from ...engine.gate import TargetSeen
+from ...observe.lately import Rates
 from ...ports import Backlog, Registry, TargetRules
+from . import filters
 from .mapping import bad
 from .replays import audit_of, must_say
 
@@ -47,15 +49,21 @@ class TargetDesk:
 
     async def page(self, request: pb.ListTargetsRequest, namespace: str) -> pb.ListTargetsResponse:
         """A page of targets, worst first."""
-        if request.filter.strip():
-            raise bad(reasons.NOT_SUPPORTED, "targets are listed without a filter", "UNIMPLEMENTED")
+        wanted = filters.parse_targets(request.filter)
         await self._c.log.settle()
         seen, backlog = self._seen(await self._rules.all()), await self._backlog()
         live = self._instances(namespace)
-        names = {*seen, *backlog, *live} - self._c.finishers.keys()
+        parked = await self._rules.parked()
+        rates = self._c.metrics.lately.of(self._c.clock.monotonic())
+        names = {*seen, *backlog, *live, *parked} - self._c.finishers.keys()
         found = [self._target(name, seen.get(name), backlog.get(name)) for name in names]
         for target in found:
             target.instances.extend(live.get(target.name, ()))
+            target.parked = parked.get(target.name, 0)
+            lately = rates.get(target.name, Rates())
+            target.calls_per_s, target.failures_per_s = lately.calls_per_s, lately.failures_per_s
+            target.p99_us = lately.p99_us
+        found = [target for target in found if wanted.takes(target)]
         found.sort(key=lambda t: (_STATES[t.state], -t.backlog, t.name))
         start = int(request.page_token) if request.page_token.isdecimal() else 0
         size = min(request.page_size or _PAGE, 1_000)
