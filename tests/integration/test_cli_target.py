@@ -173,3 +173,33 @@ def test_limits_and_what_is_refused(shop: Shop) -> None:
     assert "UNKNOWN_PARTICIPANT" in shop.desk.run("target", "pause", "no target", *say, code=6).stderr
     assert "BAD_REQUEST" in shop.desk.run("target", "pause", shop.url, "--reason", " ", code=6).stderr
     assert "--for" in shop.desk.run("target", "pause", shop.url, "--for", "soon", *say, code=2).stderr
+
+
+def test_one_that_has_moved(shop: Shop) -> None:
+    say, old = ("--reason", "moved"), "http://127.0.0.1:9"
+    url, shop.url = shop.url, old
+    try:
+        tx_id = shop.commit()
+        until(lambda: shop.target().backlog, "it waits: nobody is there")
+        for to, why in (
+            (old, "BAD_REQUEST"),
+            ("grpc://127.0.0.1:9", "BAD_REQUEST"),
+            ("http://10.0.0.1", "TARGET_NOT_ALLOWED"),
+            ("nobody", "UNKNOWN_PARTICIPANT"),
+        ):
+            assert why in shop.desk.run("target", "alias", old, to, *say, code=6).stderr
+        said = shop.desk.run("target", "alias", old, url, *say).stdout
+        assert f"its calls go to {url}" in said
+        assert (
+            "goes no further"
+            in shop.desk.run("target", "alias", url, "http://127.0.0.1:8", *say, code=6).stderr
+        )
+        until(lambda: shop.calls(tx_id), "it is called there")
+        [shown] = shop.desk.json("target", "list", f'name = "{old}"')
+        assert shown["alias_of"] == url
+        shop.desk.run("target", "alias", old, *say)
+        assert not shop.target().alias_of
+        found = shop.desk.json("audit", "list", "--target", old)
+        assert [e["detail"]["after"]["alias_of"] for e in found] == ["", url]
+    finally:
+        shop.url = url

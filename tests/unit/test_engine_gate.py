@@ -295,3 +295,37 @@ def test_a_limit_that_is_raised_lets_what_waits_go_on() -> None:
                 await node.ended(tx, timeout_s=5)
 
     run(main())
+
+
+def test_what_waits_for_one_that_has_moved_goes_to_its_new_address() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node, other = await place.node(), await place.node("n2")
+            await opened(place, node)
+            await opened(place, other)
+            waiting = [await tried(node, place.tx(), tcc("1", DEAD)) for _ in range(20)]
+            await asyncio.sleep(20)
+            since_us = place.clock.now_us()
+            moved = TargetRule(DEAD, alias_of="grpc://moved")
+            for one in (node, other):
+                one.coordinator.gate.rules_are([moved])
+            fresh = await tried(other, place.tx(), tcc("1", DEAD))
+            for tx in (*waiting, fresh):
+                assert (await node.ended(tx, timeout_s=10)).state is TxState.COMMITTED
+            assert {to for at, to, *_ in place.participants.calls if at > since_us} == {"grpc://moved"}
+            # Then that one dies, and is back: what waits for it by its old name goes on too.
+            place.participants.down.add("grpc://moved")
+            for _ in range(6):
+                await tried(node, place.tx(), tcc("1", DEAD))
+            await eventually(lambda: not node.coordinator.gate.free("grpc://moved"))
+            await asyncio.sleep(120)
+            place.participants.down = {DEAD}
+            await all_ended(place, 20)
+            # And to itself again.
+            place.participants.down.clear()
+            for one in (node, other):
+                one.coordinator.gate.rules_are([])
+            await node.ended(await tried(node, place.tx(), tcc("1", DEAD)), timeout_s=5)
+            assert place.participants.calls[-1][1] == DEAD
+
+    run(main())

@@ -70,7 +70,7 @@ def list_(
             _lately(t),
             _limits(t),
             _live(t, now_us),
-            t.message or "-",
+            (f"goes to {t.alias_of}" if t.alias_of else t.message) or "-",
         )
         for t in found
     ]
@@ -150,6 +150,31 @@ def limit(
     _order(address, "LimitTarget", request, json)
 
 
+@app.command()
+def alias(
+    target: Name,
+    reason: Reason,
+    to: Annotated[
+        str, typer.Argument(metavar="[OTHER]", help="Where its calls go from now on; none: to itself again.")
+    ] = "",
+    actor: Actor = "",
+    address: Address = "127.0.0.1:7070",
+    namespace: Namespace = "default",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be.")] = False,
+    json: settings.Json = False,
+) -> None:
+    """Let what is addressed to it, and what waits for it, go to another one: the same service, moved.
+
+    Pause, limits and breaker are then those of the other one.
+    """
+    from txcoord_client._pb import admin_pb2 as pb
+
+    request = pb.AliasTargetRequest(
+        namespace=namespace, audit=_audit(actor, reason, dry_run), target=target, alias_of=to
+    )
+    _order(address, "AliasTarget", request, json)
+
+
 def _order(address: str, method: str, request: Any, json: bool) -> None:
     with Client(address) as client:
         target = client.admin(method, request).target
@@ -157,7 +182,8 @@ def _order(address: str, method: str, request: Any, json: bool) -> None:
         console.emit(_as_dict(target))
         return
     would = "would be " if request.audit.dry_run else ""
-    waiting = f", {console.plural(target.backlog, 'branch')} waiting" if target.backlog else ""
+    goes = f", its calls go to {target.alias_of}" if target.alias_of else ""
+    waiting = f"{goes}, {console.plural(target.backlog, 'branch')} waiting" if target.backlog else goes
     console.out(
         f"{target.name}: {would}{_STATES[target.state]}, {_limits(target, none='no limits')}{waiting}"
     )
@@ -210,6 +236,7 @@ def _as_dict(target: Any) -> dict[str, Any]:
         "oldest_due": console.moment(target.oldest_due_us),
         "rate_per_s": target.limits.rate_per_s,
         "at_once": target.limits.max_in_flight,
+        "alias_of": target.alias_of,
         "message": target.message,
         "instances": [
             {

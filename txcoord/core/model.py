@@ -436,10 +436,17 @@ class TargetRule:
     """Since when no notification is sent to it, as nothing arrived for long; 0: it is."""
     failing_since_us: int = 0
     """Since when no notification has arrived, as far as that was noted; 0: some do."""
+    alias_of: str = ""
+    """Where its calls go instead; empty: to itself."""
 
     def is_paused(self, now_us: int) -> bool:
         """Are no calls made now?"""
         return self.paused and (not self.paused_until_us or now_us < self.paused_until_us)
+
+    @property
+    def says_something(self) -> bool:
+        """Does it make a difference to calls?"""
+        return self.paused or self.limits or bool(self.disabled_us or self.alias_of)
 
     @property
     def limits(self) -> bool:
@@ -453,7 +460,7 @@ class TargetAudit:
 
     target: str
     action: str
-    """``target.pause``, ``target.resume``, ``target.limit`` or ``target.disable``."""
+    """``target.pause``, ``target.resume``, ``target.limit``, ``target.alias`` or ``target.disable``."""
     actor: str
     reason: str
     at_us: int

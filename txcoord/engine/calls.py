@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ..core import plans
@@ -193,6 +193,9 @@ class Calls:
         if job.key in self._under_way:
             return
         self._later.drop(job.key)
+        called = self._gate.called(job.lane[1])
+        if called != job.lane[1]:
+            job = replace(job, lane=(job.lane[0], called))
         self._under_way[job.key] = job
         if job.op is Op.NOTIFY and (why := self._gate.disabled(job.lane[1])):
             self._later_told(job, NotSent(job.key[1], job.op, job.attempt, why))

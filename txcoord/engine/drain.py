@@ -56,8 +56,9 @@ class Drain:
         c = self._c
         pulled, saved, then = 0, 0.0, c.clock.monotonic() - _TURN_S
         try:
-            while not c.gate.holds(target):
-                pace = min(float(c.settings.gate.drain_per_s), c.gate.pace(target) or math.inf)
+            while not c.gate.holds(c.gate.called(target)):
+                pace = c.gate.pace(c.gate.called(target)) or math.inf
+                pace = min(float(c.settings.gate.drain_per_s), pace)
                 now = c.clock.monotonic()
                 saved, then = min(saved, 1.0) + pace * min(now - then, 2 * _TURN_S), now
                 most = int(saved)

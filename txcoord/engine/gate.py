@@ -120,6 +120,7 @@ class Gate:
         self._rooms = Rooms()
         self._rules: dict[str, TargetRule] = {}
         self._paused: set[str] = set()
+        self._aliases: dict[str, str] = {}
         self._known: dict[str, _Known] = {}
         self._said: set[str] = set()
         """Targets that all nodes were told to be dead."""
@@ -134,10 +135,13 @@ class Gate:
     def rules_are(self, rules: Iterable[TargetRule]) -> None:
         """All rules as they are now. Those that limit less than before let what waits go on."""
         before, now_us = self._rules, self._clock.now_us()
-        self._rules = {rule.target: rule for rule in rules if rule.paused or rule.limits or rule.disabled_us}
+        self._rules = {rule.target: rule for rule in rules if rule.says_something}
         paused = {target for target, rule in self._rules.items() if rule.is_paused(now_us)}
         freed = self._paused - paused
         self._paused = paused
+        aliases = {rule.target: rule.alias_of for rule in self._rules.values() if rule.alias_of}
+        freed |= {t for t in {*aliases, *self._aliases} if aliases.get(t) != self._aliases.get(t)}
+        self._aliases = aliases
         for target, old in before.items():
             new = self._rules.get(target, TargetRule(target))
             if _more(new.rate_per_s, old.rate_per_s) or _more(new.at_once, old.at_once):
@@ -148,6 +152,10 @@ class Gate:
     def rule(self, target: str) -> TargetRule:
         """Its rule; one that limits nothing if there is none."""
         return self._rules.get(target) or TargetRule(target)
+
+    def called(self, target: str) -> str:
+        """Where the calls of what is addressed to it go."""
+        return self._aliases.get(target, target) if self._aliases else target
 
     def disabled(self, target: str) -> str:
         """Why no notification is sent to it; empty: they are."""
@@ -363,6 +371,9 @@ class Gate:
         known.turns.clear()
         self._ring(target)
         self.returned(target)
+        for other, alias in self._aliases.items():
+            if alias == target:
+                self.returned(other)
 
     def _count(self, known: _Known, count: int) -> None:
         now_us = self._clock.now_us()

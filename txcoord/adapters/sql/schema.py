@@ -7,7 +7,7 @@ from sqlalchemy import Column, Connection, MetaData, String, Table, inspect, sel
 from ...ports import SchemaMismatch
 
 VERSION_TABLE = "txcoord_revision"
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010")
 """Oldest first, as in ``migrations/versions``: kept here too, so that opening a log need not load Alembic."""
 HEAD = REVISIONS[-1]
 

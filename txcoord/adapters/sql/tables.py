@@ -334,6 +334,7 @@ target = Table(
     Column("changed_us", BigInteger, nullable=False),
     Column("disabled_us", BigInteger, nullable=False),
     Column("failing_since_us", BigInteger, nullable=False),
+    Column("alias_of", String(255), nullable=False),  # empty: it is called itself
 )
 
 target_audit = Table(

@@ -22,7 +22,7 @@ from .tables import target_audit as audits
 
 _MOST_PARKED = 10_000
 _FIELDS = [column.name for column in rules.columns]
-_SHOWN = ("paused", "paused_until_us", "rate_per_s", "at_once", "disabled_us")
+_SHOWN = ("paused", "paused_until_us", "rate_per_s", "at_once", "disabled_us", "alias_of")
 
 
 class SqlTargets:

@@ -125,6 +125,10 @@ class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
         target = await self._of_targets(self._targets.limit, request, context)
         return pb.LimitTargetResponse(target=target)
 
+    async def AliasTarget(self, request: pb.AliasTargetRequest, context: Any) -> Any:
+        target = await self._of_targets(self._targets.alias, request, context)
+        return pb.AliasTargetResponse(target=target)
+
     async def _of_targets(
         self, work: Callable[[Any, str], Awaitable[Any]], request: Any, context: Any
     ) -> Any:

@@ -87,12 +87,12 @@ class GrpcServer:
             now_us=now_us,
             participants=participants,
         )
-        self._admin = AdminServicer(  # type: ignore[abstract]
+        self._admin = AdminServicer(
             coordinator,
             operations,
             resources,
             now_us=now_us,
-            targets=TargetDesk(coordinator, targets, now_us, registry),
+            targets=TargetDesk(coordinator, targets, now_us, registry, allowed=settings.limits.targets),
             fleet=fleet,
             replayer=replayer,
             look=look,

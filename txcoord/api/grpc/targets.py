@@ -12,7 +12,7 @@ from txcoord_client.protocol import reasons
 
 from ...core.breaker import Breaker
 from ...core.model import BY_ITSELF, FOREVER_US, TargetAudit, TargetRule
-from ...core.targets import Target, is_name
+from ...core.targets import ANYBODY, Target, Targets, is_name
 from ...engine.coordinator import Coordinator
 from ...engine.gate import TargetSeen
 from ...observe.lately import Rates
@@ -41,7 +41,9 @@ class TargetDesk:
         rules: TargetRules,
         now_us: Callable[[], int],
         registry: Registry | None = None,
+        allowed: Targets = ANYBODY,
     ) -> None:
+        self._allowed = allowed
         self._registry = registry
         self._c = coordinator
         self._rules = rules
@@ -99,6 +101,24 @@ class TargetDesk:
             "target.limit", request, namespace, lambda r: replace(r, rate_per_s=rate, at_once=at_once)
         )
 
+    async def alias(self, request: pb.AliasTargetRequest, namespace: str) -> pb.Target:
+        """Let what is addressed to it go to another one; to none: to itself again."""
+        name, to = request.target, request.alias_of
+        if to:
+            why = self._allowed.why_not(to)
+            if why is not None:
+                raise bad(why.reason, why.message)
+            if to == name or to in self._c.finishers:
+                raise bad(reasons.BAD_REQUEST, f"{to!r} is no other participant")
+            here, there = Target.parse(name), Target.parse(to)
+            if here is not None and there is not None and here.is_http != there.is_http:
+                raise bad(reasons.BAD_REQUEST, f"{name} and {to} are not called over the same protocol")
+            for rule in await self._rules.all():
+                if (rule.target == to and rule.alias_of) or (rule.alias_of == name and rule.target != name):
+                    text = f"what is for {rule.target} goes to {rule.alias_of}: from there it goes no further"
+                    raise bad(reasons.BAD_REQUEST, text)
+        return await self._change("target.alias", request, namespace, lambda r: replace(r, alias_of=to))
+
     async def _change(
         self, action: str, request: Any, namespace: str, edit: Callable[[TargetRule], TargetRule]
     ) -> pb.Target:
@@ -144,7 +164,7 @@ class TargetDesk:
     def _seen(self, rules: Any) -> dict[str, TargetSeen]:
         seen = dict(self._c.gate.seen())
         for rule in rules:
-            if rule.paused or rule.limits or rule.disabled_us:
+            if rule.says_something:
                 seen[rule.target] = replace(seen.get(rule.target) or TargetSeen(rule.target, rule), rule=rule)
         return seen
 
@@ -180,4 +200,5 @@ class TargetDesk:
             oldest_due_us=waits.oldest_due_us if waits is not None else 0,
             limits=pb.TargetLimits(rate_per_s=rule.rate_per_s, max_in_flight=rule.at_once),
             state_since_us=since_us,
+            alias_of=rule.alias_of,
         )
