@@ -11,7 +11,9 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 import standardwebhooks
 from aiohttp import web
@@ -20,6 +22,8 @@ from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 from tests.support.acceptance import eventually, new_gid
 from txcoord.testing.processes import Managed, coordinator, run_txcoord
 from txcoord_client import Coordinator, Delivered, Rejected, Retry
+from txcoord_client._pb import admin_pb2, admin_pb2_grpc, coordinator_pb2, coordinator_pb2_grpc
+from txcoord_client._pb import common_pb2 as c
 from txcoord_client.webhooks import CloudEvent, NotVerified, Webhook
 
 OLD, NEW = (f"whsec_{base64.b64encode(bytes([n]) * 24).decode()}" for n in (1, 2))
@@ -256,3 +260,83 @@ async def test_what_became_of_it_and_what_was_missed(coord: Coordinator, partner
     rest = await coord.deliveries(partner.url, after=first.token)
     assert [d.message_id for d in (first, *rest)] == begun
     assert (await coord.deliveries("http://nobody.example"), first.body) == ([], b"")
+
+
+@pytest.mark.parametrize("kind", ["message", "notify"])
+async def test_orders_about_one_and_lists_of_them(
+    coord: Coordinator, partner: Partner, node: Managed, kind: str
+) -> None:
+    said, name = admin_pb2.Audit(actor="ann", reason="their new firewall"), new_gid(kind)
+    dry = admin_pb2.Audit(actor="ann", reason="what would be?", dry_run=True)
+    partner.script["/x"] = [web.Response(status=500, text="no") for _ in range(3)]
+    gids = [new_gid(kind) for _ in range(3)]
+    for gid in gids:
+        async with coord.begin(name, gid=gid) as g:
+            getattr(g, kind)(f"{partner.url}/x", {"gid": gid}, retry=Retry(schedule=(3600,)))
+    await eventually(lambda: len(partner.got["/x"]) == 3, what="each was tried once")
+    async with grpc.aio.insecure_channel(node.address) as channel:
+        admin: Any = admin_pb2_grpc.AdminServiceStub(channel)
+        asked: Any = coordinator_pb2_grpc.CoordinatorServiceStub(channel)
+
+        async def order(what: str, gid: str, audit: Any = said) -> tuple[str, int]:
+            request = getattr(admin_pb2, f"{what}Request")(
+                audit=audit, selector=admin_pb2.Selector(gid=gid, branches=["1"])
+            )
+            [effect] = (await getattr(admin, what)(request)).effects
+            return effect.effect, effect.state
+
+        async def found(filter_: str, size: int = 2) -> list[str]:
+            """By pages."""
+            out: list[str] = []
+            token = ""
+            while True:
+                request = coordinator_pb2.ListRequest(
+                    filter=f'name = "{name}" AND {filter_}', page_size=size, page_token=token
+                )
+                answer = await asked.List(request)
+                assert len(answer.transactions) <= size
+                out += [t.outcome.gid for t in answer.transactions]
+                token = answer.next_page_token
+                if not token:
+                    return out
+
+        async def waits() -> bool:
+            return await found("reason = HTTP_500") == gids[::-1]
+
+        await eventually(waits, what="each waits for its next attempt")
+        assert await found("parked") == []
+        assert await order("Retry", gids[0], dry) == ("retried", c.BRANCH_STATE_FINISHING)
+        assert [await order("Park", gid) for gid in gids] == [("parked", c.BRANCH_STATE_PARKED)] * 3
+        other = "notify" if kind == "message" else "message"
+        for filter_, wanted in {
+            "parked": gids[::-1],
+            f'parked AND kind = {kind} AND resource = "{partner.url}"': gids[::-1],
+            f"kind = {other}": [],
+            "reason = HTTP_500 AND state = COMMITTED AND age < 1h": gids[::-1],
+            "age > 1h": [],
+            f'gid = "{gids[1]}"': [gids[1]],
+        }.items():
+            assert await found(filter_) == wanted, filter_
+        for what in ("Skip", "Resolve", "Retry"):
+            assert (await order(what, gids[0], dry))[0] != "refused"
+        assert len(partner.got["/x"]) == 3
+        assert await order("Skip", gids[0]) == ("skipped", c.BRANCH_STATE_SKIPPED)
+        assert await order("Resolve", gids[1]) == ("resolved", c.BRANCH_STATE_RESOLVED)
+        assert await order("Retry", gids[2]) == ("retried", c.BRANCH_STATE_FINISHING)
+        await eventually(lambda: len(partner.got["/x"]) == 4, what="it is sent again")
+        assert b"".join(body for _, body in partner.got["/x"][3:]).decode() == f'{{"gid":"{gids[2]}"}}'
+        for gid in gids:
+            outcome = await coord.get(gid=gid)
+            assert outcome is not None
+            assert outcome.state == "COMMITTED"
+
+        async def over() -> bool:
+            return await found("parked") == [] and await found("heuristic") == gids[1::-1]
+
+        await eventually(over, what="what was settled by hand says so")
+        for gid, actions in zip(
+            gids, (["skip", "park"], ["resolve", "park"], ["retry", "park"]), strict=True
+        ):
+            trail = (await admin.ListAudit(admin_pb2.ListAuditRequest(filter=f'tx_id = "{gid}"'))).entries
+            assert [e.action for e in trail] == actions
+            assert {(e.actor, e.reason, e.branch) for e in trail} == {("ann", "their new firewall", "1")}
