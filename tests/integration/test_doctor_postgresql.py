@@ -199,6 +199,16 @@ def test_printing_looks_at_nothing_and_goes_alone(desk: Desk) -> None:
     grants = desk.run("resource", "check", "--print-grants", **away).stdout
     assert 'GRANT SELECT, INSERT, DELETE ON public.txcoord_marker TO "finisher";' in grants
     assert 'GRANT SELECT, INSERT ON public.txcoord_marker TO "app";' in grants
+    assert "best-effort" not in grants
+    for scheme, wanted in (
+        ("postgresql", 'GRANT INSERT ON public.txcoord_marker TO "late@shop";'),
+        ("mariadb", "GRANT SELECT ON `shop`.txcoord_identity TO 'late@shop'@'%';"),
+    ):
+        urls = {
+            **resource("orders", f"{scheme}://finisher@127.0.0.1:1/shop"),
+            "TXCOORD_RESOURCES__ORDERS__EXECUTE_URL": f"{scheme}://late%40shop@127.0.0.1:1/shop",
+        }
+        assert wanted in desk.run("resource", "check", "--print-grants", **urls).stdout
     both = desk.run("resource", "check", "--print-sql", "--print-grants", **away).stdout
     assert both.index("CREATE TABLE") < both.index("GRANT")
     assert "not with --fix" in desk.run("resource", "check", "--print-sql", "--fix", code=2, **away).stderr

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from urllib.parse import unquote, urlsplit
 
 from txcoord_client.protocol import reasons
 
@@ -20,7 +21,7 @@ from ..adapters.xa.checks import (
     ok,
     warning,
 )
-from ..config import ResourceSettings, Settings, microseconds, redacted
+from ..config import ResourceSettings, Settings, engine_of, microseconds, redacted
 from ..ports import Log
 from .examiners import examiner
 from .resources import mismatch, whose_identity
@@ -217,7 +218,19 @@ async def grants_of(name: str, resource: ResourceSettings, service: str) -> list
         lines = await eyes.grants(service)
     finally:
         await eyes.close()
+    if resource.execute_url is not None:
+        url = urlsplit(resource.execute_url.get_secret_value())
+        lines += _execute_grants(engine_of(url.geturl()), unquote(url.username or ""), unquote(url.path[1:]))
     return [f"-- {name}: {redacted(resource.url.get_secret_value())}", *lines]
+
+
+def _execute_grants(engine: str, user: str, database: str) -> list[str]:
+    # Here: their drivers are loaded only where they are needed.
+    if engine == "postgresql":
+        from ..adapters.xa.checks_postgresql import execute_grants as grants
+    else:
+        from ..adapters.xa.checks_mariadb import execute_grants as grants
+    return grants(user, database)
 
 
 def _here_us() -> int:

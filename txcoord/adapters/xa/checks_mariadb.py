@@ -318,6 +318,16 @@ def grants(user: str, service: str, database: str, flavour: Flavour) -> list[str
     ]
 
 
+def execute_grants(user: str, database: str) -> list[str]:
+    """The same, for the user of best-effort SQL."""
+    d, account = quoted(database), _account(f"{user}@%")
+    return [
+        "-- best-effort SQL: the tables that it may change are yours to grant, and no others",
+        f"GRANT INSERT ON {d}.{marker.TABLE} TO {account};",
+        f"GRANT SELECT ON {d}.{marker.IDENTITY_TABLE} TO {account};",
+    ]
+
+
 def _account(text: str) -> str:
     """``name@host``, quoted."""
     name, _, host = text.rpartition("@")

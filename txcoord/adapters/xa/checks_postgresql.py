@@ -227,5 +227,17 @@ def grants(role: str, service: str, database: str) -> list[str]:
     ]
 
 
+def execute_grants(user: str, database: str) -> list[str]:
+    """The same, for the role of best-effort SQL."""
+    s = pg.DEFAULT_SCHEMA
+    return [
+        "-- best-effort SQL: the tables that it may change are yours to grant, and no others",
+        f"GRANT CONNECT ON DATABASE {_quoted(database)} TO {_quoted(user)};",
+        f"GRANT USAGE ON SCHEMA {s} TO {_quoted(user)};",
+        f"GRANT INSERT ON {s}.{marker.TABLE} TO {_quoted(user)};",
+        f"GRANT SELECT ON {s}.{marker.IDENTITY_TABLE} TO {_quoted(user)};",
+    ]
+
+
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
