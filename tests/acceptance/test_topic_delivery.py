@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
 import secrets
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +16,18 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import CommitFailedError, IllegalStateError
 from cloudevents.core.bindings.kafka import KafkaMessage, from_kafka_event
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from tests.support.acceptance import eventually
 from tests.support.http_api import http_node
 from tests.support.kafka_server import KafkaServer
 from txcoord.config import ConfigError, load
 from txcoord.wiring import Node
-from txcoord_client import Aborted, Coordinator, Rejected, Retry
+from txcoord_client import Aborted, Coordinator, Refused, Rejected, Retry
+from txcoord_client.inbox import Inbox, id_of
 from txcoord_client.webhooks import CloudEvent
 
 OFTEN = Retry(first=0.1, factor=1, cap=0.1)
@@ -157,6 +166,119 @@ async def test_a_record_that_is_too_large_is_parked_and_those_beside_it_arrive(p
     for reason in await eventually(parked, what="two are parked", within=60):
         assert reason.startswith("REFUSED_IN_PHASE_TWO: TOO_LARGE")
     assert sorted(len(r.value) for r in await place.came(topic, 2)) == [10, 20]
+
+
+CONSUMER = """
+import asyncio, json, os, signal, sys
+from aiokafka import AIOKafkaConsumer
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+from txcoord_client.inbox import Inbox, id_of
+
+async def main(brokers, topic, group, url):
+    inbox, engine = None, create_async_engine(url)
+    inbox = Inbox("orders", engine)
+    async def note(db, name):
+        await db.execute(text("INSERT INTO note VALUES (:name)"), {"name": name})
+    consumer = AIOKafkaConsumer(
+        topic, bootstrap_servers=brokers, group_id=group, enable_auto_commit=False, auto_offset_reset="earliest",
+        session_timeout_ms=6000, heartbeat_interval_ms=500,
+    )
+    await consumer.start()
+    taken = 0
+    async for record in consumer:
+        await inbox.take(id_of(record), note, json.loads(record.value)["name"])
+        taken += 1
+        if taken == 5:
+            os.kill(os.getpid(), signal.SIGKILL)  # It is done, and its offset is not committed.
+        if taken % 2:
+            await consumer.commit()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.timeout(180)
+async def test_consumers_with_an_inbox_act_once_whatever_comes_again(place: Place, tmp_path: Path) -> None:
+    """One consumer is killed, another joins while the next one works, records fail for a while, some are refused."""
+    topic, count = f"{place.prefix}.inbox", 40
+    await make(place.kafka, topic)
+    url = f"sqlite+aiosqlite:///{tmp_path}/receiver.db"
+    engine = create_async_engine(url)
+    inbox = Inbox("orders", engine)
+    await inbox.make_table()
+    async with engine.begin() as conn:
+        await conn.execute(text("CREATE TABLE note (name text NOT NULL)"))
+    for n in range(count):
+        async with place.coord.begin("order") as g:
+            g.message(f"topic:{topic}", {"name": f"n{n}"}, key=str(n))
+    for record in await place.came(topic, count):  # Their sender repeats itself.
+        async with place.coord.begin("order") as g:
+            own = dict(record.headers)["txcoord-message-id"].decode()
+            g.message(f"topic:{topic}", record.value, key=record.key, message_id=own)
+    args = [place.kafka.address, topic, place.prefix, url]
+    dies = subprocess.Popen([sys.executable, "-c", CONSUMER, *args])
+    fails, refused, first = {"n7": 2, "n30": 1}, [], []
+
+    @inbox
+    async def note(db: AsyncConnection, name: str) -> None:
+        await db.execute(text("INSERT INTO note VALUES (:name)"), {"name": name})
+        if name.endswith("9"):
+            raise Refused("NO_NINES")
+        if fails.get(name, 0):
+            fails[name] -= 1
+            raise ZeroDivisionError
+
+    async def consume() -> None:
+        consumer = AIOKafkaConsumer(
+            topic,
+            bootstrap_servers=place.kafka.address,
+            group_id=place.prefix,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            heartbeat_interval_ms=500,
+        )
+        await consumer.start()
+        try:
+            async for record in consumer:
+                name = json.loads(record.value)["name"]
+                try:
+                    took = await note(id_of(record), name)
+                except ZeroDivisionError:
+                    consumer.seek(TopicPartition(record.topic, record.partition), record.offset)
+                    continue
+                if took.refused:
+                    refused.append(name)
+                elif took.first:
+                    first.append(name)
+                with contextlib.suppress(CommitFailedError, IllegalStateError):
+                    await consumer.commit()
+        finally:
+            await consumer.stop()
+
+    async def all_there() -> bool:
+        async with engine.connect() as conn:
+            found = (await conn.execute(text("SELECT count(*) FROM txcoord_inbox"))).scalar_one()
+        return bool(found == count)
+
+    assert await asyncio.to_thread(dies.wait, 90) == -9
+    tasks = [asyncio.create_task(consume())]
+    try:
+        await eventually(lambda: first, what="the first one works", within=90)
+        tasks.append(asyncio.create_task(consume()))
+        await eventually(all_there, what="all were taken", within=90)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    async with engine.connect() as conn:
+        notes = list((await conn.execute(text("SELECT name FROM note"))).scalars())
+    await engine.dispose()
+    # The one that was killed refuses nothing.
+    assert len(notes) == len(set(notes)) == count - len(set(refused))
+    assert {*notes, *refused} == {f"n{n}" for n in range(count)}
+    assert len(set(notes) - set(first)) == len(notes) - len(first) == 5
+    assert not any(fails.values()) or {"n7", "n30"} - set(first)
 
 
 async def test_what_is_refused_before_anything_is_written(place: Place) -> None:

@@ -25,7 +25,7 @@ from ._db.hands import Hand
 from .errors import Refused, Rejected
 from .protocol import inbox, reasons
 
-__all__ = ["Inbox", "Took"]
+__all__ = ["Inbox", "Took", "id_of"]
 
 T = TypeVar("T")
 _PRUNED_AT_ONCE = 500
@@ -46,6 +46,14 @@ class Took(Generic[T]):
     def status(self) -> int:
         """As an HTTP handler answers it: 204, or 409 for a no, at which a coordinator parks it at once."""
         return 409 if self.refused else 204
+
+
+def id_of(record: Any) -> str:
+    """The id of a record that a consumer of Kafka has: that of the message (``txcoord-message-id``), else of the
+    CloudEvent (``ce_id``), which are the same when their sender repeats itself; else its place."""
+    headers = dict(record.headers or ())
+    own = headers.get("txcoord-message-id") or headers.get("ce_id")
+    return own.decode() if own else f"{record.topic}/{record.partition}/{record.offset}"
 
 
 class Inbox:
