@@ -18,12 +18,15 @@ import pytest
 import standardwebhooks
 from aiohttp import web
 from cloudevents.core.bindings.http import HTTPMessage, from_http_event
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from tests.support.acceptance import eventually, new_gid
 from txcoord.testing.processes import Managed, coordinator, run_txcoord
-from txcoord_client import Coordinator, Delivered, Rejected, Retry
+from txcoord_client import Coordinator, Delivered, Refused, Rejected, Retry
 from txcoord_client._pb import admin_pb2, admin_pb2_grpc, coordinator_pb2, coordinator_pb2_grpc
 from txcoord_client._pb import common_pb2 as c
+from txcoord_client.inbox import Inbox
 from txcoord_client.webhooks import CloudEvent, NotVerified, Webhook
 
 OLD, NEW = (f"whsec_{base64.b64encode(bytes([n]) * 24).decode()}" for n in (1, 2))
@@ -340,3 +343,45 @@ async def test_orders_about_one_and_lists_of_them(
             trail = (await admin.ListAudit(admin_pb2.ListAuditRequest(filter=f'tx_id = "{gid}"'))).entries
             assert [e.action for e in trail] == actions
             assert {(e.actor, e.reason, e.branch) for e in trail} == {("ann", "their new firewall", "1")}
+
+
+async def test_a_handler_with_an_inbox_acts_once(
+    coord: Coordinator, partner: Partner, tmp_path: Path
+) -> None:
+    """The answer to what it has done is lost; and a no is no failure."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/receiver.db")
+    inbox, hook, seen = Inbox("hooks", engine), Webhook(NEW), []
+    await inbox.make_table()
+    async with engine.begin() as conn:
+        await conn.execute(text("CREATE TABLE note (body integer NOT NULL)"))
+
+    @inbox
+    async def paid(db: AsyncConnection, order: int) -> None:
+        await db.execute(text("INSERT INTO note VALUES (:order)"), {"order": order})
+        if order == 8:
+            raise Refused("NO_SUCH_ORDER")
+
+    async def take(request: web.Request) -> web.Response:
+        told = hook.verify(await request.read(), request.headers)
+        took = await paid(told.id, **told.json())
+        seen.append((told.json()["order"], took.first, took.status))
+        return web.Response(status=took.status if len(seen) > 1 else 500)
+
+    app = web.Application()
+    app.router.add_post("/inbox", take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url, gid = f"http://127.0.0.1:{runner.addresses[0][1]}/inbox", new_gid("inbox")
+    try:
+        async with coord.begin("order", wait="delivered") as g:
+            g.notify(url, {"order": 7}, retry=THRICE)
+        async with coord.begin("order", gid=gid) as g:
+            g.notify(url, {"order": 8}, retry=THRICE)
+        assert "409" in (why := await parked(coord, gid)) or "REFUSED" in why
+    finally:
+        await runner.cleanup()
+    async with engine.connect() as conn:
+        assert list((await conn.execute(text("SELECT body FROM note"))).scalars()) == [7]
+    await engine.dispose()
+    assert seen == [(7, True, 204), (7, False, 204), (8, True, 409)]
