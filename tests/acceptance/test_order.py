@@ -11,10 +11,12 @@ import pytest
 from aiohttp import web
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
+from typer.testing import CliRunner
 
 from tests.support.acceptance import QUICK, Db, eventually
 from tests.support.databases import Databases
 from tests.support.http_api import http_node
+from txcoord.cli import app
 from txcoord.core.events import Operate
 from txcoord.core.model import Audit
 from txcoord.testing.postgres import PostgresServer
@@ -104,7 +106,9 @@ async def test_one_after_the_other_whatever_fails(node: Node, receiver: Receiver
     assert receiver.most == 1
 
 
-async def test_a_parked_head_holds_its_key_only_until_it_is_skipped(node: Node, receiver: Receiver) -> None:
+async def test_a_parked_head_holds_its_key_only_until_it_is_skipped(
+    node: Node, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     receiver.refuses.add("a0")
     async with Coordinator(node.address) as coord:
         head = await send(coord, receiver, "a0", "a")
@@ -122,6 +126,10 @@ async def test_a_parked_head_holds_its_key_only_until_it_is_skipped(node: Node, 
         assert not receiver.of("a")
         (shown,) = [d for d in await coord.deliveries(receiver.url.rpartition("/")[0]) if d.tx_id == later[0]]
         assert shown.reason == f"ORDER_WAITS: {head}.1 of the same key comes first"
+        monkeypatch.setenv("TXCOORD_ADDRESS", node.address)
+        for args in (["tx", "show", head], ["parked", "show"]):
+            said = await asyncio.to_thread(CliRunner().invoke, app, args)
+            assert "order key 'a'" in said.output, said.output
         await operate(node, head, "skip")
         await eventually(lambda: receiver.of("a") == ["a1", "a2"], what="the next ones go", within=60)
 

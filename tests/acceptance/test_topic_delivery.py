@@ -142,14 +142,20 @@ async def test_a_broker_that_is_down_and_a_topic_that_is_not_there_are_failures(
     async with place.coord.begin("order") as g:
         ids.add(g.message(f"topic:{topic}", {"order": 1}, retry=OFTEN))
 
+    for n in range(5):
+        async with place.coord.begin("order") as g2:
+            ids.add(g2.message(f"topic:{topic}", n, order_key="k", retry=OFTEN))
+
     async def away() -> bool:
         return (await why()).startswith(("UNAVAILABLE", "BREAKER_OPEN", "TIMED_OUT"))
 
     await eventually(away, what="the broker is away", within=60)
     place.kafka.start()
     await make(place.kafka, topic)
-    found = await place.came(topic, 4)
+    found = await place.came(topic, 9)
     assert {dict(r.headers)["txcoord-message-id"].decode() for r in found} == ids
+    # The order key is the record's key; repeats are left out.
+    assert list(dict.fromkeys(r.value for r in found if r.key == b"k")) == [b"%d" % n for n in range(5)]
 
 
 async def test_a_record_that_is_too_large_is_parked_and_those_beside_it_arrive(place: Place) -> None:

@@ -92,12 +92,15 @@ def show_(
                 "attempts": status.attempts,
                 "reason": status.message or status.reason,
             }
+            if key := branch.spec.delivery.ordering_key:
+                said["order_key"] = key
             if json:
                 console.emit(said)
             else:
                 tries = console.plural(status.attempts, "attempt")
+                holds = f", holds order key {key!r}" if key else ""
                 console.out(
-                    f"{tx.gid or tx.tx_id} branch {status.branch}: {said['kind']} to {status.target}, {tries}"
+                    f"{tx.gid or tx.tx_id} branch {status.branch}: {said['kind']} to {status.target}, {tries}{holds}"
                 )
                 console.out(f"    {said['reason']}")
     if not some and not json:

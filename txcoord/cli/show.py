@@ -75,6 +75,7 @@ def as_dict(tx: Any, audit: list[Any] | None = None) -> dict[str, Any]:
                 "next_attempt_us": b.status.next_attempt_us,
                 "heuristic": b.status.heuristic,
                 "reason": b.status.message,
+                **({"order_key": b.spec.delivery.ordering_key} if b.spec.delivery.ordering_key else {}),
             }
             for b in tx.branches
         ],
@@ -167,7 +168,11 @@ def waits_for(tx: Any, now_us: int) -> list[str]:
         name = _name(b)
         if _branch_state(b) == "PARKED":
             why = f" ({b.status.message})" if b.status.message else ""
-            lines.append(f"an operator: {name} is parked{why}. `txcoord tx retry|resolve|skip {tx.tx_id}`")
+            key = b.spec.delivery.ordering_key
+            holds = f", and holds those behind it with order key {key!r}" if key else ""
+            lines.append(
+                f"an operator: {name} is parked{why}{holds}. `txcoord tx retry|resolve|skip {tx.tx_id}`"
+            )
         elif _branch_state(b) in ("FINISHING", "UNDOING"):
             again = f", again {_due(b, now_us)}" if b.status.attempts else ""
             why = f": {b.status.message}" if b.status.message else ""
