@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from tests.support.databases import Databases
 from txcoord_client import Refused, Rejected
 from txcoord_client.inbox import Inbox, Took
 from txcoord_client.protocol import inbox as statements
+from txcoord_client.protocol import reasons
 
 ID = "018f3c5e-1.2/paid"
 
@@ -89,6 +92,25 @@ async def test_a_no_is_remembered_and_a_failure_is_not(engine: AsyncEngine, inbo
     assert calls == ["no", "breaks", "breaks", "works"]
     assert await notes(engine) == ["works"]
     assert await inbox.refused("other") == ""
+
+
+async def test_what_was_rolled_back_and_swallowed_is_no_success(engine: AsyncEngine, inbox: Inbox) -> None:
+    async def rolls_back(db: AsyncConnection) -> None:
+        await note(db, "lost")
+        await db.rollback()
+
+    async def swallows(db: AsyncConnection) -> None:
+        await note(db, "lost")
+        with contextlib.suppress(DBAPIError):
+            await db.execute(text("SELECT * FROM nowhere"))
+
+    on_postgres = engine.dialect.name == "postgresql"
+    for work in (rolls_back, swallows) if on_postgres else (rolls_back,):
+        with pytest.raises(Rejected) as caught:
+            await inbox.take(ID, work)
+        assert caught.value.reason == reasons.SILENT_ROLLBACK
+    assert (await inbox.take(ID, note, "done")).first
+    assert await notes(engine) == ["done"]
 
 
 async def test_ids_that_are_long_or_strange_are_kept_too(engine: AsyncEngine, inbox: Inbox) -> None:

@@ -213,12 +213,32 @@ async def test_the_same_call_twice_at_a_time(store: Store) -> None:
     assert store.notes(tried.tx_id) == ["try"]
 
 
-# ---- in a transaction of the user's ----
-
-
 guarding = pytest.mark.parametrize(
     "store", [name for name in sorted(MAKERS) if "redis" not in name], indirect=True
 )
+
+
+@guarding
+async def test_what_was_rolled_back_and_swallowed_is_no_success(store: Store) -> None:
+    """Its COMMIT succeeds, and nothing is there."""
+    ways = ["ROLLBACK", "SELECT * FROM nowhere"] if store.family == "postgresql" else ["ROLLBACK"]
+    for ops, operation in (
+        (("try", "confirm"), "Reserve"),
+        (("action", "compensate"), "pack"),
+        (("message",), "told"),
+    ):
+        tx_id = tx_id_at(now_us())
+        for number, op in enumerate(ops, 1):
+            call = new_call(op, tx_id, operation=f"stock.{operation}")
+            for store.script.swallows in ways:
+                assert said(await store.execute(call)) == (FAILED, reasons.SILENT_ROLLBACK), (op, ways)
+            store.script.swallows = ""
+            answer = await store.execute(call)
+            assert (answer.kind, answer.repeated) == (DONE, False)
+            assert store.notes(tx_id) == sorted(ops[:number])
+
+
+# ---- in a transaction of the user's ----
 
 
 @guarding
@@ -247,6 +267,17 @@ async def test_guard_commits_nothing(store: Store) -> None:
     with pytest.raises(ZeroDivisionError):
         await store.guarded(tried, fails=True)
     assert (store.markers(tried.tx_id), store.notes(tried.tx_id)) == ([], [])
+
+
+@guarding
+async def test_guard_says_what_was_swallowed(store: Store) -> None:
+    tried = new_call("try")
+    store.script.swallows = "SELECT * FROM nowhere" if store.family == "postgresql" else "ROLLBACK"
+    with pytest.raises(Rejected) as caught:
+        await store.guarded(tried)
+    assert caught.value.reason == reasons.SILENT_ROLLBACK
+    store.script.swallows = ""
+    assert await store.guarded(tried)
 
 
 @guarding

@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from tests.support.barrier_stores import NOTE, RedisStore, Store, SyncStore, dbapi
+from tests.support.barrier_stores import RedisStore, Store, SyncStore, dbapi
 from tests.support.redis_server import RedisServer
 
 
@@ -50,22 +50,22 @@ def _store(maker: Callable[[Place], AsyncIterator[Store]]) -> Maker:
     return made
 
 
-def _sqlalchemy_note(db: Any, body: str) -> Any:
-    return db.execute(text(NOTE.format(body=body)))
+def _sqlalchemy_run(db: Any, statement: str) -> Any:
+    return db.execute(text(statement))
 
 
-def _execute_note(db: Any, body: str) -> Any:
-    return db.execute(NOTE.format(body=body))
+def _execute_run(db: Any, statement: str) -> Any:
+    return db.execute(statement)
 
 
-async def _cursor_note(db: Any, body: str) -> None:
+async def _cursor_run(db: Any, statement: str) -> None:
     async with db.cursor() as cursor:
-        await cursor.execute(NOTE.format(body=body))
+        await cursor.execute(statement)
 
 
-def _dbapi_note(db: Any, body: str) -> None:
+def _dbapi_run(db: Any, statement: str) -> None:
     with contextlib.closing(db.cursor()) as cursor:
-        cursor.execute(NOTE.format(body=body))
+        cursor.execute(statement)
 
 
 def _commit_each(connection: Any, _: Any) -> None:
@@ -83,7 +83,7 @@ def _commit_each(connection: Any, _: Any) -> None:
 
 async def _sqlalchemy(url: str, sql: Callable[[str], str], family: str) -> AsyncIterator[Store]:
     engine = create_async_engine(url)
-    store = Store(engine, note=_sqlalchemy_note, sql=sql)
+    store = Store(engine, run=_sqlalchemy_run, sql=sql)
     store.family = family
 
     @asynccontextmanager
@@ -124,7 +124,7 @@ async def asyncpg_pool(place: Place) -> AsyncIterator[Store]:
     import asyncpg
 
     async with asyncpg.create_pool(place.dsn, min_size=0, max_size=5) as pool:
-        store = Store(pool, note=_execute_note, sql=place.sql["postgresql"])
+        store = Store(pool, run=_execute_run, sql=place.sql["postgresql"])
 
         @asynccontextmanager
         async def opened() -> AsyncIterator[Any]:
@@ -142,7 +142,7 @@ async def psycopg_pool(place: Place) -> AsyncIterator[Store]:
     from psycopg_pool import AsyncConnectionPool
 
     async with AsyncConnectionPool(place.dsn, min_size=0, max_size=5, open=False) as pool:
-        store = Store(pool, note=_execute_note, sql=place.sql["postgresql"])
+        store = Store(pool, run=_execute_run, sql=place.sql["postgresql"])
         store.opened = pool.connection
 
         @asynccontextmanager
@@ -163,7 +163,7 @@ async def asyncpg_connect(place: Place) -> AsyncIterator[Store]:
 
 
 async def _asyncpg_like(place: Place, connect: Callable[[], Any]) -> AsyncIterator[Store]:
-    store = Store(connect, note=_execute_note, sql=place.sql["postgresql"])
+    store = Store(connect, run=_execute_run, sql=place.sql["postgresql"])
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[Any]:
@@ -180,7 +180,7 @@ async def _asyncpg_like(place: Place, connect: Callable[[], Any]) -> AsyncIterat
 
 async def _mysql_pool(place: Place, module: Any) -> AsyncIterator[Store]:
     pool = await module.create_pool(**place.my_arguments, minsize=0, maxsize=5)
-    store = Store(pool, note=_cursor_note, sql=place.sql["mysql"])
+    store = Store(pool, run=_cursor_run, sql=place.sql["mysql"])
     store.family = "mysql"
 
     @asynccontextmanager
@@ -239,7 +239,7 @@ async def redis_asyncio(place: Place) -> AsyncIterator[Store]:
 
 async def _sync_sqlalchemy(url: str, sql: Callable[[str], str], family: str) -> AsyncIterator[Store]:
     engine = create_engine(url)
-    store = SyncStore(sessionmaker(engine), note=_sqlalchemy_note, sql=sql)
+    store = SyncStore(sessionmaker(engine), run=_sqlalchemy_run, sql=sql)
     store.family = family
     store.opened = engine.begin
     behind = create_engine(url)
@@ -271,7 +271,7 @@ async def sync_psycopg_pool(place: Place) -> AsyncIterator[Store]:
     import psycopg_pool
 
     with psycopg_pool.ConnectionPool(place.dsn, min_size=0, max_size=5, open=True) as pool:
-        store = SyncStore(pool, note=_execute_note, sql=place.sql["postgresql"])
+        store = SyncStore(pool, run=_execute_run, sql=place.sql["postgresql"])
         store.opened = pool.connection
         store.autocommits = [lambda: psycopg.connect(place.dsn, autocommit=True)]
         yield store
@@ -285,7 +285,7 @@ async def sync_pymysql(place: Place) -> AsyncIterator[Store]:
         given = place.my_arguments
         return pymysql.connect(database=given.pop("db"), **given, **options)
 
-    store = SyncStore(connect, note=_dbapi_note, sql=place.sql["mysql"])
+    store = SyncStore(connect, run=_dbapi_run, sql=place.sql["mysql"])
     store.family = "mysql"
     store.opened = lambda: dbapi(connect())
     store.autocommits = [lambda: dbapi(connect(autocommit=True))]
@@ -297,7 +297,7 @@ async def sync_sqlite3(place: Place) -> AsyncIterator[Store]:
     def connect(**options: Any) -> Any:
         return sqlite3.connect(place.lite, timeout=30, **options)
 
-    store = SyncStore(connect, note=_dbapi_note, sql=place.sql["sqlite"])
+    store = SyncStore(connect, run=_dbapi_run, sql=place.sql["sqlite"])
     store.family = "sqlite"
     store.opened = lambda: dbapi(connect())
     store.autocommits = [lambda: dbapi(connect(isolation_level=None))]
@@ -329,7 +329,7 @@ async def sync_django(place: Place) -> AsyncIterator[Store]:
         with contextlib.closing(connections[alias]) as connection, transaction.atomic(using=alias):
             yield connection
 
-    store = SyncStore(alias, note=_dbapi_note, sql=place.sql["postgresql"])
+    store = SyncStore(alias, run=_dbapi_run, sql=place.sql["postgresql"])
     store.opened = opened
     store.autocommits = [by_itself]
     yield store

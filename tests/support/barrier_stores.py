@@ -7,6 +7,7 @@ A service has one TCC operation, ``Reserve``, and one action, ``pack``. What eac
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -53,6 +54,8 @@ class Script:
 
     refuses: bool = False
     breaks: bool = False
+    swallows: str = ""
+    """A statement that it sends after the note; its error is caught, and forgotten."""
     hangs: bool = False
     reached: threading.Event = field(default_factory=threading.Event)
     """A call has begun, and hangs."""
@@ -78,9 +81,9 @@ class Store:
     guards = True
     """A connection of it can be in a transaction of the user's."""
 
-    def __init__(self, source: Any, *, note: Callable[[Any, str], Any], sql: Callable[[str], str]) -> None:
+    def __init__(self, source: Any, *, run: Callable[[Any, str], Any], sql: Callable[[str], str]) -> None:
         self.source = source
-        self.note = note
+        self.run = run
         self.sql = sql
         """Run a statement besides; the rows, one a line."""
         self.opened: Opener | None = None
@@ -89,6 +92,26 @@ class Store:
         """Connections that are in none."""
         self.script = Script()
         self.participant = self.new_participant()
+
+    def note(self, db: Any, body: str) -> Any:
+        """Write one, in the service's own words."""
+        return self.run(db, NOTE.format(body=body))
+
+    async def _write(self, db: Any, body: str) -> None:
+        done = self.note(db, body)
+        if inspect.isawaitable(done):
+            await done
+        if self.script.swallows:
+            with contextlib.suppress(Exception):
+                done = self.run(db, self.script.swallows)
+                if inspect.isawaitable(done):
+                    await done
+
+    def _write_sync(self, db: Any, body: str) -> None:
+        self.note(db, body)
+        if self.script.swallows:
+            with contextlib.suppress(Exception):
+                self.run(db, self.script.swallows)
 
     def new_participant(self, **options: Any) -> Any:
         """The service."""
@@ -101,12 +124,10 @@ class Store:
         return other
 
     def _declare_async(self, participant: Participant) -> None:
-        note, script = self.note, self.script
+        write, script = self._write, self.script
 
         async def work(db: Any, op: str, tx_id: str) -> None:
-            done = note(db, f"{op} {tx_id}")
-            if inspect.isawaitable(done):
-                await done
+            await write(db, f"{op} {tx_id}")
             await asyncio.to_thread(script.play)
 
         @participant.tcc
@@ -130,11 +151,15 @@ class Store:
         async def unpack(db: Any, parcel: dict[str, str]) -> None:
             await work(db, "compensate", parcel["tx_id"])
 
+        @participant.message
+        async def told(db: Any, *, tx_id: str) -> None:
+            await work(db, "message", tx_id)
+
     def _declare_sync(self, participant: Any) -> None:
-        note, script = self.note, self.script
+        write, script = self._write_sync, self.script
 
         def work(db: Any, op: str, tx_id: str) -> None:
-            note(db, f"{op} {tx_id}")
+            write(db, f"{op} {tx_id}")
             script.play()
 
         @participant.tcc
@@ -157,6 +182,10 @@ class Store:
         @pack.compensate
         def unpack(db: Any, parcel: dict[str, str]) -> None:
             work(db, "compensate", parcel["tx_id"])
+
+        @participant.message
+        def told(db: Any, *, tx_id: str) -> None:
+            work(db, "message", tx_id)
 
     # ---- what is called ----
 
@@ -181,9 +210,7 @@ class Store:
         async with opened() as db:
             async with self.participant.guard(db, call) as first:
                 if first:
-                    done = self.note(db, f"{call.op} {call.tx_id}")
-                    if inspect.isawaitable(done):
-                        await done
+                    await self._write(db, f"{call.op} {call.tx_id}")
                     if call.op in ("try", "action"):
                         await first.keep({"tx_id": call.tx_id})
             if fails:
@@ -194,7 +221,7 @@ class Store:
         with opened() as db:
             with self.participant.guard(db, call) as first:
                 if first:
-                    self.note(db, f"{call.op} {call.tx_id}")
+                    self._write_sync(db, f"{call.op} {call.tx_id}")
                     if call.op in ("try", "action"):
                         first.keep({"tx_id": call.tx_id})
             if fails:
@@ -242,10 +269,9 @@ class RedisStore(Store):
     def __init__(self, source: Any, looked_at: Any, *, asynchronous: bool) -> None:
         self.asynchronous = asynchronous
         self._client = looked_at
-        super().__init__(source, note=self._push, sql=lambda _: "")
+        super().__init__(source, run=lambda _, __: None, sql=lambda _: "")
 
-    @staticmethod
-    def _push(db: Any, body: str) -> None:
+    def note(self, db: Any, body: str) -> None:
         op, tx_id = body.split()
         db.run(PUSH, keys=[f"notes:{tx_id}"], args=[op])
 
@@ -272,7 +298,7 @@ class SyncStore(Store):
 
 def _with_arguments(call: Call) -> Call:
     """With its tx id as the argument of a try or action."""
-    payload = json.dumps({"tx_id": call.tx_id}).encode() if call.op in ("try", "action") else b""
+    payload = json.dumps({"tx_id": call.tx_id}).encode() if call.op in ("try", "action", "message") else b""
     return dataclasses.replace(call, payload=payload)
 
 

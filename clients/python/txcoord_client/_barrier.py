@@ -7,7 +7,7 @@ from typing import Any
 from . import _values
 from ._answers import Call
 from ._db import kinds
-from ._db.hands import Hand
+from ._db.hands import Hand, noticing_rollbacks, rolled_back
 from ._db.redis_ import RedisWork, barrier_lost, forgotten
 from .errors import Refused, Rejected
 from .protocol import barrier, marker, reasons
@@ -53,6 +53,12 @@ class Entry:
         if data:
             await self._write(data)
 
+    async def finish(self, value: Any = None) -> None:
+        """Its work has returned: keep ``value``, and see that a COMMIT would commit. The SDK calls it. Raises Rejected
+        where the transaction was rolled back and nobody has told."""
+        if value is not None:
+            await self.keep(value)
+
     async def _write(self, data: bytes) -> None:
         raise NotImplementedError
 
@@ -61,10 +67,27 @@ class _SqlEntry(Entry):
     def __init__(self, call: Call, first: bool, data: bytes | None, hand: Hand) -> None:
         super().__init__(call, first, data)
         self._hand = hand
+        self._kept = False
+
+    async def finish(self, value: Any = None) -> None:
+        self._kept = False
+        await super().finish(value)
+        if not self.first or self._kept:
+            return
+        # What the work has swallowed is no error of the COMMIT's: PostgreSQL answers it with ROLLBACK, and after a
+        # deadlock of MariaDB's it commits what came later. The row that came first is there, or nothing is.
+        call = self.call
+        with noticing_rollbacks():
+            row = await self._hand.row(_statements(self._hand).read(call.tx_id, call.branch, call.op))
+        if row is None:
+            raise rolled_back()
 
     async def _write(self, data: bytes) -> None:
         call = self.call
-        await self._hand.run(_statements(self._hand).keep(call.tx_id, call.branch, call.op, data))
+        with noticing_rollbacks():
+            # None: it is gone, or MySQL does not count what is there already.
+            count = await self._hand.run(_statements(self._hand).keep(call.tx_id, call.branch, call.op, data))
+        self._kept = count == 1
 
 
 class _RedisEntry(Entry):

@@ -266,8 +266,10 @@ class Participant:
         Where ``first`` is false there is nothing to be done: commit, and answer done, with ``first.data``. ``await
         first.keep(hold)`` keeps what a try or action returns, ``first.result(Hold)`` is that, in what comes after it.
         Raises Refused for a try that comes after its cancel or its deadline; Rejected for a connection without a
-        transaction."""
-        yield await _barrier.enter(db, call, self.keep_days)
+        transaction, and at the block's end where the transaction was rolled back and nobody has told."""
+        entry = await _barrier.enter(db, call, self.keep_days)
+        yield entry
+        await entry.finish()
 
     async def make_table(self) -> None:
         """Make the marker table where there is none. It needs the right to create tables; the service itself needs
@@ -353,11 +355,11 @@ class Participant:
                 if call.op in operation.begins:
                     given = _values.arguments(method, 1, call.payload, call.results)
                     returned = await method(db, **given)
-                    if operation.first != "message":
-                        await entry.keep(returned)
+                    await entry.finish(returned if operation.first != "message" else None)
                     return Answer.done(entry.data)
                 held = entry.result(operation.returns)
                 await method(*([db, held] if _takes(method) > 1 else [db]))
+                await entry.finish()
                 return Answer.done()
         except Repeated as repeated:
             return Answer.done(repeated.result, repeated=True)

@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 from ..errors import Refused, Rejected
 from ..protocol import inbox, reasons
 from ._db import kinds
-from ._db.hands import Hand
+from ._db.hands import Hand, noticing_rollbacks, rolled_back
 
 __all__ = ["Inbox", "Took", "id_of"]
 
@@ -85,7 +85,8 @@ class Inbox:
 
         A business no (``Refused``) undoes the work, is remembered, and is the answer from then on: it is never tried
         again by itself. Anything else that the work raises undoes it too and is raised: a failure, to be tried again.
-        Raises Rejected for a message without an id, and for a database that has no inbox.
+        Raises Rejected for a message without an id, for a database that has no inbox, and where the transaction was
+        rolled back and the work has not told.
         """
         key = self._key(message_id)
         try:
@@ -94,6 +95,11 @@ class Inbox:
                 if not hand.run(statements.enter(self.source, key, inbox.DONE, "")):
                     return self._before(hand, statements, key)
                 result = work(db, *args, **kwargs)
+                # As the barrier does: an error that the work has swallowed is none of the COMMIT's.
+                with noticing_rollbacks():
+                    there = hand.row(statements.read(self.source, key))
+                if there is None:
+                    raise rolled_back()
         except Refused as no:
             return self._remember(key, inbox.code_of(no.reason))
         return Took(True, "", result)

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from ..._xa.drivers import sqlstate_of
 from ...errors import Rejected
 from ...protocol import reasons
 from .. import _aio
@@ -161,6 +162,36 @@ def found(db: Any, table: Mapping[tuple[str, str], T], needed: str) -> T:
             if kind.__name__ == name and f"{kind.__module__}.".startswith(f"{package}."):
                 return made
     raise Rejected(f"{needed} is needed here, not {type(db).__name__}", reason=reasons.NOT_SUPPORTED)
+
+
+@contextlib.contextmanager
+def noticing_rollbacks() -> Iterator[None]:
+    """Around the statement that looks for the row that was written before the work. Its error may say that the
+    transaction is none any more, and so may :func:`rolled_back`."""
+    try:
+        yield
+    except Exception as error:
+        if sqlstate_of(error) == _FAILED_TRANSACTION or _is_over(error):
+            raise rolled_back() from error
+        raise
+
+
+def rolled_back() -> Rejected:
+    """A COMMIT would succeed, and nothing would be there."""
+    return Rejected(
+        "nothing of this would be committed: the work has caught a database error and gone on, without a savepoint "
+        "around it, or has ended the transaction itself",
+        reason=reasons.SILENT_ROLLBACK,
+    )
+
+
+_FAILED_TRANSACTION = "25P02"
+
+
+def _is_over(error: BaseException) -> bool:
+    """SQLAlchemy's and Django's own: the transaction was ended inside of their block."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return not names.isdisjoint({"InvalidRequestError", "TransactionManagementError"})
 
 
 def ended(connection: Any, error: BaseException) -> None:
