@@ -113,6 +113,22 @@ async def test_what_was_rolled_back_and_swallowed_is_no_success(engine: AsyncEng
     assert await notes(engine) == ["done"]
 
 
+async def test_what_is_said_to_be_done_is_on_disk(engine: AsyncEngine, inbox: Inbox) -> None:
+    if engine.dialect.name != "postgresql":
+        return
+    async with engine.begin() as conn:
+        name = (await conn.execute(text("SELECT current_database()"))).scalar_one()
+        await conn.execute(text(f"ALTER DATABASE {name} SET synchronous_commit = off"))
+    await engine.dispose()
+
+    async def setting(db: AsyncConnection) -> str:
+        return str((await db.execute(text("SHOW synchronous_commit"))).scalar_one())
+
+    assert (await inbox.take(ID, setting)).result == "on"
+    async with engine.connect() as conn:
+        assert await setting(conn) == "off"
+
+
 async def test_ids_that_are_long_or_strange_are_kept_too(engine: AsyncEngine, inbox: Inbox) -> None:
     for strange in ("x" * 500, "it's", "a\\b", "größe"):
         assert (await inbox.take(strange, note, "strange")).first

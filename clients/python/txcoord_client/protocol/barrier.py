@@ -96,13 +96,6 @@ def _old(key: str, before_us: int, limit: int) -> str:
 
 # ---- PostgreSQL ----
 
-# What is answered "done" must be on disk. Materialized and used, or it would not be evaluated.
-_PG_CLOCK = (
-    f"WITH c AS MATERIALIZED (SELECT {postgresql.NOW_US} AS now_us,"
-    " CASE WHEN current_setting('synchronous_commit') = 'off'"
-    " THEN set_config('synchronous_commit', 'on', true) ELSE '-' END AS synced)"
-)
-
 
 def _pg_key(tx_id: str) -> str:
     return f"'{checked_tx_id(tx_id)}'::uuid"
@@ -112,7 +105,7 @@ def _pg_enter(tx_id: str, branch: str, op: str, not_after_us: int) -> str:
     values = ", ".join(f"('{name}', {state})" for name, state in _rows(op))
     limit = f" AND c.now_us <= {int(not_after_us)}" if not_after_us else ""
     return (
-        f"{_PG_CLOCK} INSERT INTO {marker.TABLE} (tx_id, branch, op, state, created_us)"
+        f"{postgresql.FLUSHED_CLOCK} INSERT INTO {marker.TABLE} (tx_id, branch, op, state, created_us)"
         f" SELECT {_pg_key(tx_id)}, '{checked_branch(branch)}', v.op, v.state, c.now_us"
         f" FROM c, (VALUES {values}) AS v (op, state) WHERE c.synced <> ''{limit} ON CONFLICT DO NOTHING"
     )

@@ -111,8 +111,9 @@ _MY = Statements(
 BY_FAMILY = {
     "postgresql": Statements(
         lambda s, k, state, reason: (
-            f"INSERT INTO {TABLE} {_COLUMNS} VALUES ({_values(s, k, state, reason)}, {postgresql.NOW_US})"
-            " ON CONFLICT DO NOTHING"
+            # What is said to be done must be on disk, whatever the role's or the database's settings.
+            f"{postgresql.FLUSHED_CLOCK} INSERT INTO {TABLE} {_COLUMNS}"
+            f" SELECT {_values(s, k, state, reason)}, c.now_us FROM c WHERE c.synced <> '' ON CONFLICT DO NOTHING"
         ),
         lambda s, k: f"SELECT state, reason FROM {TABLE} {_where(s, k)}",
         _pg_prune,

@@ -100,6 +100,13 @@ FLUSHED = (
     "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
 )
 """An outcome that hangs on a local commit must be flushed; ``local``, ``remote_write`` and ``remote_apply`` are."""
+FLUSHED_CLOCK = (
+    f"WITH c AS MATERIALIZED (SELECT {NOW_US} AS now_us,"
+    " CASE WHEN current_setting('synchronous_commit') = 'off'"
+    " THEN set_config('synchronous_commit', 'on', true) ELSE '-' END AS synced)"
+)
+"""The same and the clock, to begin a statement: ``now_us`` and ``synced`` of ``c``. Materialized, and ``synced <> ''``
+to be asked for, or it would not be evaluated."""
 
 
 def commit_one_phase(tx_id: str, not_after_us: int, schema: str = DEFAULT_SCHEMA) -> str:
