@@ -91,9 +91,20 @@ def show_(
 
 # ---- orders ----
 
+_SHOWN = 20
+"""Branches that are named before it is asked."""
 OneOrFilter = Annotated[str, typer.Argument(metavar="[ID]", help="A gid or a tx id.")]
-Filter = Annotated[str, typer.Option("--filter", help="Instead of an ID. " + FILTER)]
-Branches = Annotated[list[str] | None, typer.Option("--branch", help="Only this one; repeatable.")]
+Filter = Annotated[
+    str,
+    typer.Option("--filter", help="Instead of an ID: only branches that match it themselves. " + FILTER),
+]
+Branches = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--branch",
+        help="Only this one; repeatable. Without: those that are parked, or failing (park, retry).",
+    ),
+]
 Reason = Annotated[str, typer.Option(help="Why; it is kept in the audit trail.")]
 Actor = Annotated[str, typer.Option(envvar="TXCOORD_ACTOR", help="Who; default user@host.")]
 NotDone = Annotated[
@@ -130,7 +141,7 @@ def retry(
     namespace: Namespace = "default",
     json: settings.Json = False,
 ) -> None:
-    """Try branches again now; parked ones are taken up again. Many at a pace: `replay start`."""
+    """Try parked and failing branches again now. Many at a pace: `replay start`."""
     content: bytes | None = None
     if payload is not None:
         try:
@@ -167,7 +178,7 @@ def park(
     namespace: Namespace = "default",
     json: settings.Json = False,
 ) -> None:
-    """Leave branches alone until `retry`, `skip` or `resolve`."""
+    """Leave failing branches alone until `retry`, `skip` or `resolve`."""
     _order("park", tx, filter_, branch, reason, actor, dry_run, yes, address, namespace, json)
 
 
@@ -184,7 +195,7 @@ def skip(
     namespace: Namespace = "default",
     json: settings.Json = False,
 ) -> None:
-    """Give branches up: the transaction ends without them, whatever became of them."""
+    """Give parked branches up: the transaction ends without them, whatever became of them."""
     _order("skip", tx, filter_, branch, reason, actor, dry_run, yes, address, namespace, json)
 
 
@@ -253,6 +264,10 @@ def _order(
             would = [e for e in ask(client, True).effects if e.effect not in ("refused", "none")]
             count = console.plural(len(would), "branch")
             verb = "abort, by your word on" if not_done else action
+            for effect in would[:_SHOWN]:
+                console.say(_line(effect, True))
+            if len(would) > _SHOWN:
+                console.say(f"and {len(would) - _SHOWN} more: --dry-run names them all")
             console.confirm(f"{verb} {count} of {_some(would)}?", yes=not would)
         answer = ask(client, dry_run)
     refused = 0

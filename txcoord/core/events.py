@@ -172,6 +172,8 @@ class Operate:
     """``retry`` of a parked delivery: sent from now on instead of its own, which is kept."""
     reset: bool = False
     """``retry``: attempts are counted from 0 again, and its whole budget is there again. Of a parked one always."""
+    parked: bool = False
+    """Only if it is parked: as it was when it was chosen."""
 
 
 Event = (

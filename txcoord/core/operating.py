@@ -34,6 +34,9 @@ def operate(tx: Tx, event: Operate, now_us: int, windows: Windows) -> Verdict:
     branch = tx.branch(event.branch_id)
     if branch is None:
         return settle.no(tx, "NOT_FOUND", "NOT_FOUND", f"there is no branch {event.branch_id!r}")
+    if event.parked and branch.state is not BranchState.PARKED:
+        text = f"branch {branch.id} is not parked any more: it is {branch.state}"
+        return settle.no(tx, "FAILED_PRECONDITION", "NOT_PARKED", text)
     if tx.ended and RULES[branch.kind].first_phase:
         return settle.no(tx, "FAILED_PRECONDITION", "NOT_PARKED", f"the transaction has ended: {tx.state}")
     if tx.decision is None:

@@ -126,7 +126,7 @@ class Replayer:
         """What is ordered for one branch."""
         now_us = self._c.clock.now_us()
         audit = Audit(job.actor, job.reason, "retry", now_us, branch=item.branch, replay=job.id)
-        return Operate("retry", item.branch, audit)
+        return Operate("retry", item.branch, audit, parked=True)
 
     def _would(self, job: Replay, item: ReplayItem, tx: Tx | None) -> ReplayItem:
         branch = tx.branch(item.branch) if tx is not None else None

@@ -327,7 +327,10 @@ class MemoryLog:
             and (q.parked is None or (row.parked > 0) is q.parked)
             and (q.heuristic is None or row.heuristic is q.heuristic)
             and (q.resource is None or any(b.resource == q.resource for b in row.branches))
-            and (q.reason is None or row.reason.split(":")[0] == q.reason)
+            and (
+                q.reason is None
+                or any(q.reason == r.split(":")[0] for r in (row.reason, *(b.reason for b in row.branches)))
+            )
             and (q.name is None or row.name == q.name)
             and (q.created_before_us is None or row.created_us < q.created_before_us)
             and (q.created_after_us is None or row.created_us > q.created_after_us)

@@ -19,21 +19,14 @@ from ...core.machine import decide
 from ...core.model import BranchState, Decision, Tx
 from ...engine.coordinator import Coordinator
 from ...engine.replays import Replayer
-from ...ports import ResourceStatus
+from ...ports import Query, ResourceStatus
 from .. import tokens
-from . import checking, filters, mapping, nodes, status
+from . import checking, filters, mapping, nodes, orders, status
 from .mapping import bad
 from .operations import Operations
 from .replays import ReplayCalls, audit_of, must_say
 from .targets import TargetDesk
 
-_APPLIES = {
-    "retry": (BranchState.PARKED, BranchState.FINISHING, BranchState.UNDOING, BranchState.RUNNING),
-    "park": (BranchState.FINISHING, BranchState.UNDOING),
-    "skip": (BranchState.PARKED, BranchState.FINISHING, BranchState.UNDOING),
-    "resolve": (BranchState.PARKED, BranchState.FINISHING, BranchState.UNDOING),
-    "not_done": (),  # A person's word about one step, which he names.
-}
 _DONE = {"retry": "retried", "park": "parked", "skip": "skipped", "resolve": "resolved"}
 
 
@@ -151,40 +144,44 @@ class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
     async def _operate(self, action: str, request: Any) -> tuple[list[pb.Effect], bool]:
         namespace = self._ops.namespace(request.namespace)
         must_say(request.audit)
-        found, more = await self._select(request.selector, namespace, action)
+        found, more, query = await self._select(request.selector, namespace, action)
         effects: list[pb.Effect] = []
         for tx in found:
-            wanted = list(request.selector.branches) or [
-                b.id for b in tx.branches if b.state in _APPLIES[action]
-            ]
+            named = list(dict.fromkeys(request.selector.branches))
+            wanted = orders.about(tx, action, named, query)
             if action == "not_done" and len(wanted) != 1:
                 raise bad(reasons.BAD_REQUEST, "name the one branch that was not done")
             if not wanted:
-                effects.append(
-                    pb.Effect(tx_id=tx.tx_id, gid=tx.gid, effect="none", message="no branch applies")
-                )
+                message = f"no branch applies: {orders.HINTS[action]}"
+                effects.append(pb.Effect(tx_id=tx.tx_id, gid=tx.gid, effect="none", message=message))
             payload = request.payload if action == "retry" and request.HasField("payload") else None
             if payload is not None and (request.selector.filter or len(wanted) > 1):
                 raise bad(reasons.BAD_REQUEST, "another payload is for one branch: name it")
             if payload is not None:
                 self._ops.sized(payload, "payload")
             reset = action == "retry" and request.reset_attempts
-            effects.extend(
-                [await self._one(action, tx.tx_id, b, request.audit, payload, reset) for b in wanted]
-            )
+            for branch_id in wanted:
+                branch = tx.branch(branch_id)
+                # Whoever has not named it means it as he has found it.
+                as_found = not named and branch is not None and branch.state is BranchState.PARKED
+                effects.append(
+                    await self._one(action, tx.tx_id, branch_id, request.audit, payload, reset, as_found)
+                )
         return effects, more
 
-    async def _select(self, selector: pb.Selector, namespace: str, action: str) -> tuple[list[Tx], bool]:
+    async def _select(
+        self, selector: pb.Selector, namespace: str, action: str
+    ) -> tuple[list[Tx], bool, Query | None]:
         if not selector.filter:
             tx = await self._ops.find(namespace, selector.tx_id, selector.gid)
-            return [tx], False
+            return [tx], False, None
         if action in ("resolve", "not_done"):
             raise bad(reasons.BAD_REQUEST, "resolve takes one transaction, not a filter")
         limit = selector.limit or 1_000
         query = filters.parse(selector.filter, namespace=namespace, now_us=self._now_us(), limit=limit + 1)
         await self._c.log.settle()
         rows = await self._c.log.query(query)
-        return rows[:limit], len(rows) > limit
+        return rows[:limit], len(rows) > limit, query
 
     async def _one(
         self,
@@ -194,6 +191,7 @@ class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
         audit: pb.Audit,
         payload: bytes | None,
         reset: bool,
+        parked: bool,
     ) -> pb.Effect:
         who = replace(audit_of(audit, action, self._now_us()), branch=branch_id)
         detail: dict[str, Any] = {"reset_attempts": True} if reset else {}
@@ -201,7 +199,7 @@ class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
             detail["payload"] = base64.b64encode(payload).decode()
         if detail:
             who = replace(who, detail=json.dumps(detail))
-        order = Operate(action, branch_id, who, payload, reset)
+        order = Operate(action, branch_id, who, payload, reset, parked)
         before = await self._c.get(tx_id)
         assert before is not None
         effect = pb.Effect(tx_id=tx_id, gid=before.gid, branch=branch_id)
@@ -222,7 +220,8 @@ class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
         branch = after.branch(branch_id)
         if branch is not None:
             effect.state = mapping.BRANCH_STATE[branch.state]
-        effect.message = f"the transaction is {after.state}"
+        what = f"{branch.kind} of {branch.resource}; " if branch is not None else ""
+        effect.message = f"{what}the transaction is {after.state}"
         if asked:
             effect.message += (
                 ": it may have been committed, so its steps are asked, and none begins any more. If this one does not "

@@ -1,0 +1,120 @@
+"""Operators' orders as they come in: which branches they are about, and what they do to deliveries."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tests.support.virtual import eventually, run
+from txcoord.api.grpc.admin import AdminServicer
+from txcoord.api.grpc.mapping import Limits
+from txcoord.api.grpc.operations import Operations
+from txcoord.core.action import Answer, AnswerKind, Delivery, Op
+from txcoord.core.model import Kind, Tx
+from txcoord.testing.inprocess.node import Node
+from txcoord_client._pb import admin_pb2 as pb
+
+from .test_engine_calls import Place, a_place
+from .test_engine_deliveries import committed, message, sent, state_of
+
+PARTNER = 'parked AND kind = notify AND resource = "http://partner"'
+GONE = 'reason = "REFUSED_IN_PHASE_TWO"'
+TEN_DAYS_US = 10 * 86_400_000_000
+
+
+def desk(place: Place, node: Node) -> Any:
+    operations = Operations(node.coordinator, Limits(), list)
+    return AdminServicer(  # type: ignore[abstract]  # No aliases of targets, as in the server.
+        node.coordinator,
+        operations,
+        list,
+        now_us=place.clock.now_us,
+        targets=None,  # type: ignore[arg-type]  # Nothing is asked of it.
+    )
+
+
+async def order(admin: Any, action: str, dry_run: bool = False, **selector: Any) -> dict[str, str]:
+    """What became of which branch; the transaction itself is an empty name."""
+    request = getattr(pb, f"{action.capitalize()}Request")(
+        namespace="shop", audit=pb.Audit(actor="ann", reason="gone", dry_run=dry_run)
+    )
+    request.selector.MergeFrom(pb.Selector(**selector))
+    effects, _ = await admin._operate(action, request)
+    return {e.branch: e.effect for e in effects}
+
+
+async def three(place: Place, node: Node) -> Tx:
+    """A parked notification, a message that fails, and one for later."""
+    place.participants.script["1", Op.NOTIFY] = [Answer(AnswerKind.REFUSED, reason="GONE")]
+    place.participants.down.add("grpc://ware")
+    later = Delivery(deliver_at_us=place.clock.now_us() + TEN_DAYS_US)
+    tx = place.tx()
+    await committed(
+        node,
+        tx,
+        message("1", "http://partner", Kind.NOTIFY),
+        message("2", "grpc://ware"),
+        message("3", "grpc://other", delivery=later),
+    )
+    await eventually(lambda: place.storage.row(tx.tx_id).parked == 1)
+    await asyncio.sleep(30)
+    return tx
+
+
+def test_a_filter_is_about_the_branches_that_it_names() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            tx, admin = await three(place, node), desk(place, node)
+            # Its transaction is found by one branch, and by another one: none of them is both.
+            assert await order(admin, "skip", filter='parked AND resource = "grpc://ware"') == {"": "none"}
+            assert await order(admin, "skip", True, filter=PARTNER) == {"1": "skipped"}
+            assert await order(admin, "park", True, filter="kind = message") == {"2": "parked"}
+            assert await order(admin, "park", True, filter=GONE) == {"": "none"}
+            named = {"filter": "kind = message", "branches": ["1", "3"]}
+            assert await order(admin, "park", True, **named) == {"3": "parked"}
+            assert await order(admin, "retry", filter=PARTNER) == {"1": "retried"}
+            row = await node.coordinator.get(tx.tx_id)
+            assert row is not None
+            assert [state_of(row, n) for n in "23"] == ["finishing", "finishing"]
+            assert "3" not in sent(place)
+
+    run(main())
+
+
+def test_without_a_branch_an_order_is_about_what_is_parked_or_fails() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            tx, admin = await three(place, node), desk(place, node)
+            assert await order(admin, "resolve", True, tx_id=tx.tx_id) == {"1": "resolved"}
+            assert await order(admin, "park", True, tx_id=tx.tx_id) == {"2": "parked"}
+            assert await order(admin, "retry", True, tx_id=tx.tx_id) == {"1": "retried", "2": "retried"}
+            assert await order(admin, "skip", tx_id=tx.tx_id) == {"1": "skipped"}
+            assert await order(admin, "skip", tx_id=tx.tx_id) == {"": "none"}
+            row = await node.coordinator.get(tx.tx_id)
+            assert row is not None
+            assert [state_of(row, n) for n in "123"] == ["skipped", "finishing", "finishing"]
+            assert await order(admin, "skip", tx_id=tx.tx_id, branches=["3"]) == {"3": "skipped"}
+
+    run(main())
+
+
+def test_what_is_not_parked_any_more_is_not_given_up() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            tx, admin = await three(place, node), desk(place, node)
+            find = admin._ops.find
+
+            async def found(*args: Any) -> Any:
+                found = await find(*args)
+                # Somebody else is a little faster.
+                assert await order(other, "retry", tx_id=tx.tx_id, branches=["1"]) == {"1": "retried"}
+                return found
+
+            other = desk(place, node)
+            admin._ops.find = found
+            assert await order(admin, "skip", tx_id=tx.tx_id) == {"1": "refused"}
+
+    run(main())
