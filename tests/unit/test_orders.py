@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from tests.support.virtual import eventually, run
 from txcoord.api.grpc.admin import AdminServicer
 from txcoord.api.grpc.mapping import Limits
 from txcoord.api.grpc.operations import Operations
 from txcoord.core.action import Answer, AnswerKind, Delivery, Op
-from txcoord.core.model import Kind, Tx
+from txcoord.core.events import Operate
+from txcoord.core.model import Audit, Kind, Tx
 from txcoord.testing.inprocess.node import Node
 from txcoord_client._pb import admin_pb2 as pb
+from txcoord_client._pb import common_pb2 as c
 
 from .test_engine_calls import Place, a_place
-from .test_engine_deliveries import committed, message, sent, state_of
+from .test_engine_deliveries import committed, delivered, message, sent, state_of
+from .test_engine_late_answers import report
 
+AUDIT = Audit("ann", "gone", "any", 0)
 PARTNER = 'parked AND kind = notify AND resource = "http://partner"'
 GONE = 'reason = "REFUSED_IN_PHASE_TWO"'
 TEN_DAYS_US = 10 * 86_400_000_000
@@ -116,5 +123,75 @@ def test_what_is_not_parked_any_more_is_not_given_up() -> None:
             other = desk(place, node)
             admin._ops.find = found
             assert await order(admin, "skip", tx_id=tx.tx_id) == {"1": "refused"}
+
+    run(main())
+
+
+class Bodies:
+    """What the participants are sent from now on, in its order."""
+
+    def __init__(self, place: Place) -> None:
+        self.seen: list[bytes] = []
+        self._call = place.participants.call
+        place.participants.call = self._spied  # type: ignore[method-assign,assignment]
+
+    def _spied(self, target: str, requests: Any, timeout_s: float) -> Any:
+        self.seen.extend(r.branch.sent for r in requests)
+        return self._call(target, requests, timeout_s)
+
+
+async def edited(place: Place, node: Node, other: Node) -> tuple[Tx, Bodies, asyncio.Event]:
+    """A message whose first payload is on its way when it is parked and gets another one."""
+    bodies = Bodies(place)
+    held = place.participants.held["1", Op.MESSAGE] = asyncio.Event()
+    tx = place.tx()
+    done = await committed(node, tx, replace(message("1"), payload=b"OLD"))
+    await eventually(lambda: bodies.seen == [b"OLD"])
+    await other.coordinator.operate(tx.tx_id, Operate("park", "1", AUDIT))
+    await other.coordinator.operate(tx.tx_id, Operate("retry", "1", AUDIT, b"NEW"))
+    return done, bodies, held
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("kind", [AnswerKind.DONE, AnswerKind.REFUSED, AnswerKind.FAILED])
+def test_an_answer_to_the_payload_that_was_replaced_is_none(kind: AnswerKind, elsewhere: bool) -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            other = await place.node("n2") if elsewhere else node
+            place.participants.script["1", Op.MESSAGE] = [Answer(kind, reason="BAD_OLD")]
+            done, bodies, held = await edited(place, node, other)
+            held.set()
+            ended = await delivered(other, done, 300)
+            assert state_of(ended, "1") == "done"
+            assert bodies.seen == [b"OLD", b"NEW"]
+            if not elsewhere:
+                assert node.coordinator.alarms.get("edited_too_late", 0) == (kind is AnswerKind.DONE)
+
+    run(main())
+
+
+def test_a_report_does_not_say_which_payload_it_is_about() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            later = Answer(AnswerKind.PENDING, retry_after_us=3_600_000_000)
+            place.participants.script["1", Op.MESSAGE] = [
+                later,
+                later,
+                Answer(AnswerKind.DONE, repeated=True),
+            ]
+            done, bodies, held = await edited(place, node, node)
+            held.set()
+            await eventually(lambda: bodies.seen == [b"OLD", b"NEW"])
+            await report(node, done, "1", c.BRANCH_OP_MESSAGE, c.ANSWER_KIND_DONE)
+            began = place.clock.monotonic()
+            # It is asked again at once; and says that it had acted before.
+            branch = (await delivered(node, done, 300)).branch("1")
+            assert place.clock.monotonic() - began < 60
+            assert bodies.seen == [b"OLD", b"NEW", b"NEW"]
+            assert branch is not None
+            assert branch.reason.startswith("EDITED_TOO_LATE: its receiver had acted before")
+            assert node.coordinator.alarms["edited_too_late"] == 1
 
     run(main())

@@ -48,6 +48,8 @@ class Answer:
     """REFUSED, FAILED: a stable code, perhaps followed by a text."""
     retry_after_us: int = 0
     """PENDING, FAILED: ask again not before it."""
+    repeated: bool = False
+    """DONE: it had acted before, and has not done so now."""
 
     def storable(self) -> Answer:
         """With texts that every log can store: else a participant could say something that is never taken down."""

@@ -21,6 +21,7 @@ from .model import (
 )
 
 _FIRST = (Op.TRY, Op.ACTION)
+_EDITED_TOO_LATE = "EDITED_TOO_LATE"
 _LONGEST_PAUSE_US = 30 * 86_400_000_000
 """A participant that says when it wants to be asked again is not believed beyond that."""
 MOST_RESULTS = 2 * 1024 * 1024
@@ -34,6 +35,8 @@ def answered(tx: Tx, event: Answered, now_us: int) -> Verdict:
     branch = tx.branch(event.branch_id)
     if branch is None or op_of(branch) is not event.op or (tx.ended and not branch.kind.is_delivery):
         return Verdict(tx)
+    if branch.edited is not None and event.sent != branch.sent:
+        return _to_another_payload(tx, branch, event, now_us)
     if event.answer.result and event.op in _FIRST and tx.decision is None:
         event = replace(event, answer=_bounded(tx, branch, event.answer))
     # That it is done is a fact, whichever attempt says so; of the others only the latest counts. Earlier ones may have
@@ -81,6 +84,28 @@ def _settled(
         # As for the other kinds, see settle.progress; the same when the last delivery has ended.
         new = replace(new, epoch=tx.epoch + 1)
     return Verdict(new, settle.lazy(tx, new, moved, history), effects)
+
+
+def _to_another_payload(tx: Tx, branch: Branch, event: Answered, now_us: int) -> Verdict:
+    """Since the call was made an operator has put something else in the place of its payload, and that has still to be
+    sent: the answer says nothing of it."""
+    if event.sent is None:
+        # A report does not say what it is about: ask for what is to be sent now.
+        moved = replace(branch, next_attempt_us=0)
+        return _settled(tx, settle.with_branch(tx, moved), moved, (), ())
+    if event.answer.kind is not AnswerKind.DONE:
+        return Verdict(tx)
+    moved, alarm, entry = _too_late(branch, "it has arrived with the payload that was replaced", now_us)
+    # It is on its way with the new one already, or is about to be.
+    new = settle.with_branch(tx, moved)
+    return Verdict(new, settle.lazy(tx, new, moved, (entry,)), (alarm,))
+
+
+def _too_late(branch: Branch, text: str, now_us: int) -> tuple[Branch, Alarm, HistoryEntry]:
+    """Its receiver drops repeats, and may not act on what an operator has put in the place of its payload."""
+    reason = f"{_EDITED_TOO_LATE}: {text}"
+    entry = HistoryEntry(now_us, "branch.edited_too_late", branch.id, reason=reason)
+    return replace(branch, reason=reason), Alarm("edited_too_late", branch.id, reason), entry
 
 
 def not_sent(tx: Tx, event: NotSent, now_us: int) -> Verdict:
@@ -157,6 +182,10 @@ def _moved(
         if first:
             moved = replace(moved, result=answer.result, result_type=answer.content_type)
         said = (HistoryEntry(now_us, "branch.finished", branch.id),) if branch.attempts else ()
+        if branch.edited is not None and answer.repeated:
+            text = "its receiver had acted before, perhaps on the payload that was replaced"
+            moved, alarm, entry = _too_late(moved, text, now_us)
+            return moved, (alarm,), (*said, entry)
         return moved, (), said
     forward = first and branch.action is not None and branch.action.forward
     if answer.kind is AnswerKind.REFUSED and not forward:

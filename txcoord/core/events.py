@@ -136,6 +136,8 @@ class Answered:
     """Uniform in [0, 1): when to call again."""
     defaults: Retry = field(default_factory=Retry)
     """What holds where the branch says nothing else."""
+    sent: bytes | None = None
+    """The payload that it was called with; None: that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

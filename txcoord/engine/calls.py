@@ -47,6 +47,8 @@ class Job:
     op: Op
     attempt: int
     timeout_us: int
+    sent: bytes
+    """The payload; once the call is made, that of the call."""
     line: str = ""
     """Of a message that leaves only when those before it have ended."""
 
@@ -116,11 +118,12 @@ class Calls:
             call.op,
             call.attempt,
             own.call_timeout_us or self._defaults.call_timeout_us,
+            call.branch.sent,
             line_of(tx.namespace, call.branch),
         )
         under_way = self._under_way.get(job.key)
         if under_way is not None:
-            if (under_way.op, under_way.attempt) != (job.op, job.attempt):
+            if under_way != job:
                 self._after[job.key] = job
         elif call.at_us > self._clock.now_us():
             self._later.put(call.at_us, job.key, job)
@@ -306,6 +309,11 @@ class Calls:
         try:
             requests = [r for job in jobs if (r := self._request(job)) is not None]
             wanted = {(r.tx.tx_id, r.branch.id) for r in requests}
+            for r in requests:
+                key = r.tx.tx_id, r.branch.id
+                if open_[key].sent != r.branch.sent:
+                    # It was edited while it waited for its turn.
+                    open_[key] = self._under_way[key] = replace(open_[key], sent=r.branch.sent)
             for key in [key for key in open_ if key not in wanted]:
                 self._gate.dropped(target, key)
                 self._gate.ended(target, admission)
@@ -403,7 +411,8 @@ class Calls:
             )
         draw = 0.0 if answer.kind is AnswerKind.DONE else self._random.random()
         try:
-            self._tell(job.key[0], Answered(job.key[1], job.op, job.attempt, answer, draw, self._defaults))
+            what = Answered(job.key[1], job.op, job.attempt, answer, draw, self._defaults, job.sent)
+            self._tell(job.key[0], what)
         finally:
             # What was told may have begun its next call already: that one is under way.
             self._next(job)

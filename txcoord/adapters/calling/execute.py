@@ -156,4 +156,5 @@ def answer_of(answer: c.BranchAnswer) -> Answer:
         answer.content_type[:255],
         reason[:500],
         max(answer.retry_after_us, 0) or (_REPORTED_US if answer.will_report else 0),
+        answer.repeated_call,
     )

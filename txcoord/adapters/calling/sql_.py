@@ -157,7 +157,7 @@ class SqlCaller:
             entered = barrier.BY_FAMILY[family].enter(request.tx.tx_id, request.branch.id, "sql", 0)
             if not (await conn.exec_driver_sql(entered)).rowcount:
                 log.info("sql.repeated", tx_id=request.tx.tx_id, branch=request.branch.id, resource=name)
-                return Answer(AnswerKind.DONE)
+                return Answer(AnswerKind.DONE, repeated=True)
             for statement, parameters in statements:
                 await conn.execute(statement, parameters)
         return Answer(AnswerKind.DONE)
