@@ -91,7 +91,8 @@ def _as_dict(node: Any) -> dict[str, Any]:
         "version": node.version,
         "started_us": node.started_us,
         "seen_us": node.seen_us,
-        "live": node.owned,
+        "live": None if node.gone else node.owned,
+        "gone": node.gone,
         "draining": node.draining,
         "clock_offset_us": node.clock_offset_us,
         "duties": list(node.duties),
@@ -106,6 +107,12 @@ def _row(node: Any, now_us: int) -> tuple[str, ...]:
         node.version,
         console.since(node.started_us, now_us),
         console.since(node.seen_us, now_us),
-        str(node.owned),
-        "draining" if node.draining else "ok",
+        "-" if node.gone else str(node.owned),
+        _state(node, now_us),
     )
+
+
+def _state(node: Any, now_us: int) -> str:
+    if node.gone:
+        return f"GONE {console.length(now_us - node.seen_us)}"
+    return "draining" if node.draining else "ok"

@@ -30,7 +30,8 @@ async def listed(fleet: Fleet, now_us: int) -> pb.ListNodesResponse:
     tokens.demand_everywhere()
     found = await fleet.all()
     return pb.ListNodesResponse(
-        nodes=[_node(status) for status in found], retries_wait=_nobody_takes_work(fleet, found, now_us)
+        nodes=[_node(status, fleet.is_gone(status, now_us)) for status in found],
+        retries_wait=_nobody_takes_work(fleet, found, now_us),
     )
 
 
@@ -68,7 +69,7 @@ def _answer(
 ) -> pb.DrainNodeResponse:
     then = {**known, node.name: replace(node, draining=draining)}
     return pb.DrainNodeResponse(
-        node=_node(node), retries_wait=_nobody_takes_work(fleet, list(then.values()), now_us)
+        node=_node(node, False), retries_wait=_nobody_takes_work(fleet, list(then.values()), now_us)
     )
 
 
@@ -80,7 +81,7 @@ def _not_found(text: str) -> Refused:
     return Refused(Refusal("NOT_FOUND", reasons.NOT_FOUND, text, True))
 
 
-def _node(status: NodeStatus) -> pb.Node:
+def _node(status: NodeStatus, gone: bool) -> pb.Node:
     return pb.Node(
         name=status.name,
         role=status.role,
@@ -92,4 +93,5 @@ def _node(status: NodeStatus) -> pb.Node:
         clock_offset_us=status.clock_offset_us,
         address=status.address,
         duties=status.duties,
+        gone=gone,
     )

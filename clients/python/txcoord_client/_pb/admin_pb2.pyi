@@ -484,7 +484,7 @@ class AliasTargetResponse(_message.Message):
     def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("name", "role", "version", "started_us", "seen_us", "draining", "owned", "clock_offset_us", "address", "duties")
+    __slots__ = ("name", "role", "version", "started_us", "seen_us", "draining", "owned", "clock_offset_us", "address", "duties", "gone")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -495,6 +495,7 @@ class Node(_message.Message):
     CLOCK_OFFSET_US_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     DUTIES_FIELD_NUMBER: _ClassVar[int]
+    GONE_FIELD_NUMBER: _ClassVar[int]
     name: str
     role: str
     version: str
@@ -505,7 +506,8 @@ class Node(_message.Message):
     clock_offset_us: int
     address: str
     duties: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., role: _Optional[str] = ..., version: _Optional[str] = ..., started_us: _Optional[int] = ..., seen_us: _Optional[int] = ..., draining: bool = ..., owned: _Optional[int] = ..., clock_offset_us: _Optional[int] = ..., address: _Optional[str] = ..., duties: _Optional[_Iterable[str]] = ...) -> None: ...
+    gone: bool
+    def __init__(self, name: _Optional[str] = ..., role: _Optional[str] = ..., version: _Optional[str] = ..., started_us: _Optional[int] = ..., seen_us: _Optional[int] = ..., draining: bool = ..., owned: _Optional[int] = ..., clock_offset_us: _Optional[int] = ..., address: _Optional[str] = ..., duties: _Optional[_Iterable[str]] = ..., gone: bool = ...) -> None: ...
 
 class ListNodesRequest(_message.Message):
     __slots__ = ("namespace",)
