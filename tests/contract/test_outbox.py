@@ -20,12 +20,23 @@ from tests.support.logs import (
     get,
     insert,
     lose_replies,
+    new_id,
     shared_place,
     sqlite_place,
 )
 from txcoord.adapters.sql.log import SqlLog
 from txcoord.adapters.sql.outbox import SqlOutbox
-from txcoord.core.model import Announcement, Change, Decision, Topic, Written
+from txcoord.core.model import (
+    Announcement,
+    Branch,
+    BranchState,
+    Change,
+    Decision,
+    Kind,
+    Topic,
+    TxState,
+    Written,
+)
 from txcoord.outgoing import Outbox, Outgoing
 from txcoord.ports import Log
 from txcoord.testing.memory_beside import MemoryOutbox
@@ -150,6 +161,17 @@ async def test_a_lazy_change_brings_its_own_and_figures_say_what_waits(both: Bot
         "transaction.decided",
         "transaction.committed",
     ]
+
+
+async def test_what_is_only_to_be_delivered_still_is_not_in_doubt(both: Both) -> None:
+    told = Branch("1", Kind.NOTIFY, BranchState.FINISHING, "http://shop")
+    open_, over = committing(now_us()), committing(now_us() - S, told, state=TxState.COMMITTED)
+    parked = replace(over, tx_id=new_id(), branches=(replace(told, state=BranchState.PARKED),))
+    for tx in (open_, over, parked):
+        await both.log.write(insert(tx))
+    figures = await both.log.figures()
+    assert (figures.phase_two, figures.oldest_decided_us) == (1, open_.decided_us)
+    assert (figures.delivering, figures.parked, figures.parked_deliveries) == (1, 1, 1)
 
 
 async def test_many_at_once(both: Both) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-
 from txcoord.api.grpc import nodes
 from txcoord.cli import node as cli
 from txcoord.ports import NodeOrder, NodeStatus

@@ -26,7 +26,7 @@ from txcoord.core.events import (
     Verdict,
 )
 from txcoord.core.machine import decide, expired, resume
-from txcoord.core.model import TAKEN, Branch, BranchState, ChangeKind, DecidedBy, Decision, Tx, TxState
+from txcoord.core.model import TAKEN, Branch, BranchState, ChangeKind, DecidedBy, Decision, Kind, Tx, TxState
 
 from .core_support import AUDIT, DEADLINE, TX, WINDOWS, B, H, P, W, branch, tx_of
 
@@ -342,6 +342,15 @@ def test_orders_take_the_row_over_and_are_audited(row: Tx) -> None:
         settled = row_of(Operate(action, "1", AUDIT), parked)
         assert settled.heuristic, "settled by hand says so"
         assert ask(settled, BranchFinished("2")).tx.ended
+
+
+@pytest.mark.parametrize("action", ["skip", "resolve"])
+def test_a_delivery_that_is_given_up_is_no_heuristic_outcome(action: str) -> None:
+    told = Branch("1", Kind.NOTIFY, B.PARKED, "http://shop", reason="GONE")
+    row = replace(COMMITTING, state=TxState.COMMITTED, branches=(told,))
+    given_up = row_of(Operate(action, "1", AUDIT), row)
+    assert given_up.ended_us
+    assert not given_up.heuristic
 
 
 # ---- one-phase ----

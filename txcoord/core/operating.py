@@ -74,8 +74,8 @@ def operate(tx: Tx, event: Operate, now_us: int, windows: Windows) -> Verdict:
             branch,
             state=next_branch(branch.kind, branch.state, _OPERATOR[event.action]),
             reason=branch.reason if event.action == "park" and branch.reason else event.audit.reason,
-            # Settled by hand is a heuristic outcome, and says so.
-            heuristic=branch.heuristic or event.action in ("skip", "resolve"),
+            # Settled by hand is a heuristic outcome, and says so; of a delivery the decision does not depend.
+            heuristic=branch.heuristic or (event.action in _GIVEN_UP and RULES[branch.kind].first_phase),
         )
     else:
         return settle.no(tx, "INVALID_ARGUMENT", "BAD_REQUEST", f"no such order: {event.action!r}")

@@ -81,7 +81,10 @@ FLUSHES = Named(
     "txcoord_log_flush_seconds", "histogram", ("kind",), "Flushes of the log: forced, or lazy only."
 )
 PHASE_TWO = Named(
-    "txcoord_phase_two", "gauge", (), "Transactions in the log that are decided and not at their end."
+    "txcoord_phase_two",
+    "gauge",
+    (),
+    "Transactions in the log that are committing or aborting, parked ones too.",
 )
 IN_DOUBT = Named(
     "txcoord_oldest_in_doubt_seconds",
@@ -89,7 +92,19 @@ IN_DOUBT = Named(
     (),
     "How long ago the oldest of those was decided; 0: there is none.",
 )
+DELIVERING = Named(
+    "txcoord_delivering",
+    "gauge",
+    (),
+    "Transactions in the log that are at their end, and of which something is still to be delivered.",
+)
 PARKED = Named("txcoord_parked", "gauge", (), "Transactions in the log with a parked branch.")
+PARKED_DELIVERIES = Named(
+    "txcoord_parked_deliveries",
+    "gauge",
+    (),
+    "Those of them that are at their end: what is parked there is a delivery.",
+)
 HEURISTICS = Named("txcoord_heuristics", "gauge", (), "Transactions in the log with a heuristic branch.")
 BACKLOG = Named(
     "txcoord_backlog", "gauge", ("target",), "Branches in the log that wait for their next attempt."
@@ -245,7 +260,9 @@ class Metrics:
 
         yield _gauge(PHASE_TWO, {(): f.phase_two})
         yield _gauge(IN_DOUBT, {(): age(f.oldest_decided_us)})
+        yield _gauge(DELIVERING, {(): f.delivering})
         yield _gauge(PARKED, {(): f.parked})
+        yield _gauge(PARKED_DELIVERIES, {(): f.parked_deliveries})
         yield _gauge(HEURISTICS, {(): f.heuristics})
         yield _gauge(OUTBOX, {(): f.outbox})
         yield _gauge(OUTBOX_AGE, {(): age(f.oldest_event_us)})

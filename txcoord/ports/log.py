@@ -72,10 +72,15 @@ class Figures:
     """What the log says of itself for metrics. Counts of what grows are exact up to a limit of the log's own."""
 
     phase_two: int = 0
-    """Transactions that are decided and not at their end, parked ones too."""
+    """Transactions that are decided and not at their end, parked ones too. One that is COMMITTED or ABORTED is at it,
+    whatever is still to be delivered."""
     oldest_decided_us: int = 0
     """When the oldest of those was decided; 0: there is none."""
+    delivering: int = 0
+    """Transactions that are COMMITTED or ABORTED, and of which something is still to be delivered."""
     parked: int = 0
+    parked_deliveries: int = 0
+    """Those of the parked ones that are COMMITTED or ABORTED: what is parked is a delivery."""
     heuristics: int = 0
     outbox: int = 0
     """Events that are not published yet."""

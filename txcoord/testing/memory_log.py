@@ -460,12 +460,15 @@ class MemoryLog:
         self.storage.check()
         rows = self.storage.rows.values()
         going = [row.decided_us for row in rows if row.decision is not None and not row.ended]
+        over = [row for row in rows if row.ended]
         parked, heuristics = sum(row.parked > 0 for row in rows), sum(row.heuristic for row in rows)
         waiting = [self.storage.outbox[key].announcement.at_us for key in sorted(self.storage.outbox)[:1]]
         return Figures(
             phase_two=len(going),
             oldest_decided_us=min(going, default=0),
+            delivering=sum(not row.ended_us and not row.rests for row in over),
             parked=parked,
+            parked_deliveries=sum(row.parked > 0 for row in over),
             heuristics=heuristics,
             outbox=len(self.storage.outbox),
             oldest_event_us=waiting[0] if waiting else 0,

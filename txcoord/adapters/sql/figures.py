@@ -6,12 +6,15 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, func, select
 
+from ...core.model import TxState
 from ...ports import Figures
 from . import tables
 from .tables import outbox, outbox_held, tx
 
 MOST = 100_000
 """What there is more of is not counted."""
+_IN_DOUBT = tx.c.state.in_((TxState.COMMITTING.value, TxState.ABORTING.value))
+_OVER = tx.c.state.in_((TxState.COMMITTED.value, TxState.ABORTED.value))
 _FIRST = select(outbox.c.at_us).order_by(outbox.c.tx_id, outbox.c.epoch, outbox.c.seq).limit(1)
 
 
@@ -21,16 +24,17 @@ def ask(conn: Connection) -> Figures:
     def counted(part: tables.Part) -> int:
         return _count(conn, select(tx.c.tx_id).where(part.of(conn)))
 
-    running = (
-        select(tx.c.decided_us).where(tables.CARRIED_OUT.of(conn), tx.c.decision.is_not(None)).limit(MOST)
-    )
-    stuck = select(tx.c.decided_us).where(tables.PARKED.of(conn), tx.c.at_rest).limit(MOST)
+    # What holds something of its decision; what has ended and is still told to somebody holds nothing.
+    running = select(tx.c.decided_us).where(tables.CARRIED_OUT.of(conn), _IN_DOUBT).limit(MOST)
+    stuck = select(tx.c.decided_us).where(tables.PARKED.of(conn), tx.c.at_rest, _IN_DOUBT).limit(MOST)
     counts = [_counted_since(conn, rows) for rows in (running, stuck)]
     oldest = [since_us for _, since_us in counts if since_us]
     return Figures(
         phase_two=sum(count for count, _ in counts),
         oldest_decided_us=min(oldest, default=0),
+        delivering=_count(conn, select(tx.c.tx_id).where(tables.CARRIED_OUT.of(conn), _OVER)),
         parked=counted(tables.PARKED),
+        parked_deliveries=_count(conn, select(tx.c.tx_id).where(tables.PARKED.of(conn), _OVER)),
         heuristics=counted(tables.HEURISTIC),
         outbox=_count(conn, select(outbox.c.tx_id)),
         # Tx ids are in order of creation: near enough.
