@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from tests.support.node import xa
 from tests.support.virtual import eventually, run
 from txcoord.core.errors import Refused
 from txcoord.core.model import TAKEN, Decision, TxState
@@ -81,6 +82,30 @@ def test_who_waits_elsewhere_is_told_soon() -> None:
             assert [t.done() for t in (end, expected)] == [True, True]
             assert end.result().state is TxState.COMMITTED
             assert len(other.coordinator.waiting) == 0
+
+    run(main())
+
+
+def test_a_late_prepare_is_ended_and_the_row_of_the_node_that_carries_it_out_left_alone() -> None:
+    """What that one writes bears the same epoch: a note of another one would put an older state of the row back."""
+
+    async def main() -> None:
+        async with a_shop() as shop:
+            node, other = shop.node(), shop.node("n2")
+            tx = shop.tx()
+            one, two = shop.prepared(tx)
+            shop.b.busy.add(two.xid)
+            await node.commit(tx, one, two)
+            late = xa(tx, "3", "b")
+            shop.b.prepare(late.xid)
+            await other.recovery.scan(shop.b)
+            assert late.xid in shop.b.rolled_back
+            assert other.coordinator.alarms == {"not_in_commit_list": 1}
+            await other.log.settle()
+            assert "branch.finished_late" not in {h.what for h in shop.storage.histories[tx.tx_id]}
+            assert shop.storage.row(tx.tx_id).owner == "n1"
+            shop.b.busy.clear()
+            await eventually(lambda: shop.storage.row(tx.tx_id).ended, within_s=300)
 
     run(main())
 

@@ -408,6 +408,11 @@ class Recovery:
         tx = c.leased(live.tx) if live is not None and live.logged else await c.get(x.tx_id)
         if tx is None:
             return
+        ours = live is not None and live.logged
+        if not ours and tx.owner and not tx.rests and not (heuristic and tx.ended):
+            # Another node carries it out: what that one writes meanwhile bears the same epoch, and a note would put an
+            # older state of the row back. The line above says the same.
+            return
         entry = HistoryEntry(
             c.clock.now_us(), "branch.finished_late", x.branch, c.settings.node, result.reason or why
         )
