@@ -14,14 +14,20 @@ from hypothesis import strategies as st
 
 from tests.support.logs import S, active, amend, committing, decide, end, insert, operate, xa
 from tests.support.virtual import eventually, run
-from txcoord.core.announcing import announced
+from txcoord.adapters.events.cloudevents import record_of
+from txcoord.core.action import Answer, AnswerKind, Op
+from txcoord.core.announcing import announced, target_disabled
+from txcoord.core.events import Operate
 from txcoord.core.model import (
     Announcement,
+    Audit,
     BranchState,
     Change,
     ChangeKind,
     DecidedBy,
     Decision,
+    Kind,
+    TargetRule,
     Topic,
     Tx,
     TxState,
@@ -31,7 +37,9 @@ from txcoord.outgoing import Outgoing, Publishing, Record
 from txcoord.ports import LogUnavailable
 from txcoord.testing.memory_beside import MemoryLeases, MemoryOutbox
 
+from . import test_engine_deliveries as deliveries
 from .engine_support import Shop, a_shop
+from .test_engine_calls import a_place
 
 NOW = 1_700_000_000_000_000
 
@@ -100,6 +108,52 @@ def test_parked_is_for_both_topics_and_comes_after_what_raised_the_epoch() -> No
     again = replace(new, epoch=5)
     (twice,) = told(replace(tx, epoch=5), replace(change, tx=again))
     assert twice.epoch == 5
+
+
+@pytest.mark.parametrize("kind", [Kind.MESSAGE, Kind.NOTIFY])
+def test_a_delivery_that_is_parked_is_told_of_and_once_more_when_a_replay_fails(kind: Kind) -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node(events=True, dead_letters=True)
+            no = Answer(AnswerKind.REFUSED, reason="GONE")
+            place.participants.script["1", Op(kind.value)] = [no, no]
+            tx = await deliveries.committed(node, place.tx(), deliveries.message("1", kind=kind))
+            parked = await deliveries.delivered(node, tx)
+            audit = Audit("ann", "it is back", "retry", NOW, "1", replay="job")
+            await node.coordinator.operate(tx.tx_id, Operate("retry", "1", audit))
+            again = await deliveries.delivered(node, tx)
+            assert [t.state for t in (parked, again)] == [TxState.COMMITTED] * 2
+            outbox = MemoryOutbox(place.storage)
+
+            async def both() -> list[Announcement]:
+                found = [o.announcement for o in await outbox.take([], 100)]
+                return [a for a in found if a.what == "branch.parked"]
+
+            await node.log.settle()
+            first, second = await both()
+            assert (first.epoch, first.seq) < (second.epoch, second.seq)
+            for told_ in (first, second):
+                assert told_.topics == Topic.EVENTS | Topic.DEAD_LETTERS
+                data = json.loads(told_.data)
+                assert (data["state"], data["branch"]["kind"]) == ("committed", kind.value)
+                assert data["branch"]["reason"] == "REFUSED_IN_PHASE_TWO: GONE"
+
+    run(main())
+
+
+def test_that_a_target_is_disabled_names_it() -> None:
+    rule = TargetRule(
+        "https://partner.example:443", reason="nothing has arrived", disabled_us=NOW, failing_since_us=7
+    )
+    record = record_of("log", Outgoing("0" * 32, target_disabled(rule)), Topic.EVENTS)
+    event = json.loads(record.value)
+    assert (event["type"], event["subject"]) == ("txcoord.target.disabled", rule.target)
+    assert event["data"] == {
+        "target": rule.target,
+        "reason": rule.reason,
+        "failing_since_us": 7,
+        "disabled_us": NOW,
+    }
 
 
 def test_heuristic_is_announced_when_it_becomes_so() -> None:
