@@ -81,7 +81,7 @@ class GrpcServer:
                 registry, settings.limits.targets, namespace=operations.namespace, now_us=now_us
             )
         # Calls of kinds that this server does not carry out are answered UNIMPLEMENTED by the base class.
-        self.servicer = CoordinatorServicer(  # type: ignore[abstract]
+        self.servicer = CoordinatorServicer(
             operations,
             max_operations=settings.limits.operations,
             now_us=now_us,

@@ -71,6 +71,10 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
     async def Enlist(self, request: pb.EnlistRequest, context: Any) -> Any:
         return await self._unary("enlist", request, context)
 
+    async def RegisterCallback(self, request: pb.RegisterCallbackRequest, context: Any) -> Any:
+        text = "callbacks are asked for with begin, submit, enlist or commit (TransactionSpec.callbacks)"
+        await status.abort(context, bad(reasons.NOT_SUPPORTED, text, "UNIMPLEMENTED"))
+
     async def Vote(self, request: pb.VoteRequest, context: Any) -> Any:
         return await self._unary("vote", request, context)
 

@@ -136,9 +136,7 @@ class Node:
         await queue.start(Carrying(coordinator, failpoints=self._failpoints).carry)
         self.coordinator = coordinator
         operations = Operations(coordinator, Limits(), self._statuses)
-        self.servicer = CoordinatorServicer(  # type: ignore[abstract]
-            operations, max_operations=1_000, now_us=clock.now_us
-        )
+        self.servicer = CoordinatorServicer(operations, max_operations=1_000, now_us=clock.now_us)
 
     def _statuses(self) -> list[ResourceStatus]:
         return [ResourceStatus(name, f.engine, self._identities[name]) for name, f in self._finishers.items()]
