@@ -96,12 +96,12 @@ async def test_an_xid_of_another_log_or_transaction(wire: Wire) -> None:
     await nothing_of(wire, tx.tx_id)
 
 
-async def test_a_kind_that_is_not_carried_out_yet(wire: Wire) -> None:
+async def test_what_is_not_carried_out_here(wire: Wire) -> None:
     tx = wire.tx()
     part = c.DeliveryPart(target="topic:orders", operation="told")
     with refused("UNIMPLEMENTED", "NOT_SUPPORTED", "with begin, submit, enlist or commit"):
         await wire.stub.RegisterCallback(pb.RegisterCallbackRequest(gid="x"))
-    with refused("UNIMPLEMENTED", "NOT_SUPPORTED"):
+    with refused("PERMISSION_DENIED", "TARGET_NOT_ALLOWED", "has no Kafka"):
         await tx.commit(c.Branch(id="1", kind=c.KIND_MESSAGE, delivery=part))
     with refused("INVALID_ARGUMENT", "BAD_BRANCH", "says where it goes"):
         await tx.commit(c.Branch(id="1", kind=c.KIND_MESSAGE))
