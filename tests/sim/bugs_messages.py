@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import txcoord.core.settle as settle
+import txcoord.engine.ordering as ordering
 import txcoord_client._finish as finish
 from txcoord.core.evolve import replace
 from txcoord.core.model import Decision, Tx
@@ -37,7 +38,21 @@ def committed_before_they_are_durable(right: Any) -> Any:
     return enlist
 
 
+def out_of_turn(_right: Any) -> Any:
+    def ask(_self: Any, _key: Any, waiting: Any) -> None:
+        waiting.go()
+
+    return ask
+
+
 PLANTS = (
+    (
+        "out-of-turn",
+        "a message with an order key leaves when those before it have ended",
+        ordering.Ordering,
+        "ask",
+        out_of_turn,
+    ),
     (
         "leave-early",
         "a delivery leaves only once every other branch is done",

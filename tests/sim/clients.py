@@ -214,7 +214,8 @@ class SimClient:
         """Its tries, its saga, and its messages."""
         places = self.world.places
         for name in op.messages:
-            g.message(places[name].operations.told, {"op": op.gid or op.name})
+            body = {"op": op.gid or op.name}
+            g.message(places[name].operations.told, body, order_key=self.world.order_key)
 
         async def reserve(name: str) -> None:
             await g.tcc(places[name].operations.hold, call_timeout=2.5, **arguments_of(op))

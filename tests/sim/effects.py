@@ -94,6 +94,7 @@ class Effects:
                 self._wrong(f"{name} was done, and the log says {decision or 'nothing'}")
         elif op == "message":
             self._delivered(tx_id, story, name)
+            self._next_in_line(tx_id, branch, name)
         elif op == "confirm" and decision != "commit":
             self._wrong(f"{name} was done, and the log says {decision or 'nothing'}")
         self._in_order(story, branch, op, name)
@@ -106,6 +107,12 @@ class Effects:
             last = _LAST[asked.kind]
             if asked.kind != "message" and (branch, last) not in story.done:
                 self._wrong(f"{name} was delivered, and the {last} of {branch} is not done")
+
+    def _next_in_line(self, tx_id: str, branch: str, name: str) -> None:
+        """All that have taken their places before it have ended, or were delivered: the log may have lost that."""
+        for other, number, over in self._world.log.before(tx_id, branch):
+            if not over and (number, "message") not in self._story(other).done:
+                self._wrong(f"{name} was delivered before that of {self._name(other, number)}")
 
     def _in_order(self, story: Story, branch: str, op: str, name: str) -> None:
         if op == "action":

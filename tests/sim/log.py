@@ -17,7 +17,7 @@ from txcoord.adapters.sql import migrate, sqlite, upkeep
 from txcoord.adapters.sql.batch import Flushed, Round
 from txcoord.adapters.sql.log import SqlLog
 from txcoord.adapters.sql.store import FlushRefused, ReplyLost, T, Work
-from txcoord.core.model import Windows
+from txcoord.core.model import SETTLED_BRANCH, Windows
 from txcoord.ports import LogIdentity, LogUnavailable
 
 from .loop import Process
@@ -165,6 +165,21 @@ class LogServer:
     def select(self, sql: str) -> list[tuple[Any, ...]]:
         """For the checker."""
         return self._raw.execute(sql).fetchall()
+
+    def before(self, tx_id: str, branch: str) -> list[tuple[str, str, bool]]:
+        """The messages that have their places before this one's: tx id, branch, and have they ended?"""
+        settled = ", ".join(f"'{state}'" for state in SETTLED_BRANCH)
+        return [
+            (str(other), str(number), bool(over))
+            for other, number, over in self.select(
+                "SELECT o.tx_id, o.branch, coalesce(t.decision = 'abort', t.tx_id IS NULL) OR"
+                f" coalesce(b.state IN ({settled}), t.decision = 'commit', 0) FROM txcoord_ordering o"
+                " JOIN txcoord_ordering own ON own.line = o.line AND own.id > o.id"
+                f" AND own.tx_id = '{tx_id}' AND own.branch = '{branch}'"
+                " LEFT JOIN txcoord_tx t ON t.tx_id = o.tx_id"
+                " LEFT JOIN txcoord_branch b ON b.tx_id = o.tx_id AND b.id = o.branch"
+            )
+        ]
 
 
 class SimStore:

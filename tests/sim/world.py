@@ -59,6 +59,8 @@ class World:
 
     def __init__(self, plan: Plan, *, keep_trace: bool = False) -> None:
         self.plan = plan
+        self.order_key = "k" if plan.seed % 2 else ""
+        """Of all messages: in half of the worlds each place gets them one after the other."""
         self.loop = SimLoop()
         self.checker = Checker(self)
         self.windows = Windows(GRACE_US, int(plan.retention_s * 1_000_000))
