@@ -6,6 +6,7 @@ any other one, and taken by participants on either."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -306,6 +307,78 @@ async def test_a_session_in_a_thread_at_its_outermost_commit(mail: Mail, shared:
 
     await asyncio.to_thread(work)
     await only_what_was_kept(mail, database, bodies, tx_ids)
+
+
+async def test_attached_inside_another_transaction_only_to_a_branch_of_it(mail: Mail) -> None:
+    bodies = {name: new_gid() for name in ("alone", "joined", "outside", "failed")}
+    sessions = async_sessionmaker(mail.engine("accounts"))
+
+    async def say(session: Any, which: str, *, fails: bool = False) -> None:
+        await session.execute(text(INSERT), {"body": bodies[which]})
+        async with mail.coord.attach(session, resource="accounts") as tx:
+            tx.message(mail.told[0], {"body": bodies[which]})
+            if fails:
+                raise ZeroDivisionError
+
+    async with sessions() as own, sessions() as session, mail.coord.begin("outer") as g:
+        with pytest.raises(Rejected, match="no branch of the transaction"):
+            await say(own, "alone")
+        await own.rollback()
+        with mail.coord.outside():
+            await say(own, "outside")
+            await own.commit()
+        async with g.xa(session, resource="accounts") as db:
+            await say(db, "joined")
+    async with sessions() as session:
+        with pytest.raises(Aborted, match="left a block of attach"):
+            async with mail.coord.begin("outer") as g, g.xa(session, resource="accounts") as db:
+                with contextlib.suppress(ZeroDivisionError):
+                    await say(db, "failed", fails=True)
+    await eventually(lambda: all(mail.came(bodies[which]) == (1, 0) for which in ("joined", "outside")))
+    for which, body in bodies.items():
+        count = int(which in ("joined", "outside"))
+        assert (mail.db("accounts").count(body), mail.came(body)) == (count, (count, 0)), which
+
+
+async def test_what_a_savepoint_could_not_take_back_is_refused_in_it(mail: Mail, shared: Site) -> None:
+    body = new_gid()
+    async with async_sessionmaker(mail.engine("ledger"))() as session:
+        for target in (mail.engine("accounts"), session):
+            async with mail.coord.local(target, resource="" if target is not session else "ledger") as tx:
+                savepoint = await tx.db.begin_nested()
+                resource = tx.transaction._local[0].resource
+                async with mail.coord.attach(tx.db, resource=resource) as attached:
+                    for say in (tx.message, tx.notify, attached.message):
+                        with pytest.raises(Rejected, match="inside of a savepoint"):
+                            say(mail.told[0], {"body": body})
+                await savepoint.rollback()
+
+    def work() -> None:
+        import psycopg
+
+        url = shared.accounts.url.replace("+asyncpg", "")
+        engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+        with (
+            psycopg.connect(url) as plain,
+            engine.connect() as connection,
+            Session(engine) as session,
+            sync.Coordinator(
+                shared.address, resources={"accounts": engine}, participants={"stock": mail.shop.address}
+            ) as coord,
+        ):
+            for target, nested in (
+                (plain, "transaction"),
+                (connection, "begin_nested"),
+                (session, "begin_nested"),
+            ):
+                with coord.local(target, resource="accounts", wait="delivered") as tx:
+                    with getattr(tx.db, nested)(), pytest.raises(Rejected, match="inside of a savepoint"):
+                        tx.message("stock", {"body": body}, operation="stock.told")
+                    tx.message("stock", {"body": body}, operation="stock.told")
+        engine.dispose()
+
+    await asyncio.to_thread(work)
+    assert mail.came(body) == (3, 0)
 
 
 @on_both

@@ -41,6 +41,9 @@ async def test_its_participant_is_asked_in_place_of_its_database(
     told = mail.told[0]
     async with mail.coord.local(engine, answered_by=by, wait="delivered") as tx:
         await tx.db.execute(text(INSERT), {"body": bodies["told"]})
+        async with tx.db.begin_nested():
+            with pytest.raises(Rejected, match="inside of a savepoint"):
+                tx.message(told, {"body": bodies["told"]})
         tx.message(told, {"body": bodies["told"]})
     outcome = tx.transaction.outcome
     assert outcome is not None

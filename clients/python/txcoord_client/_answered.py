@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Self
 
-from . import _aio, _answering, _finish, _sources
+from . import _aio, _answering, _finish, _savepoints, _sources
 from . import outcome as outcomes
 from ._block import Home, Scope
 from ._local import Local
@@ -49,6 +49,7 @@ class AnsweredLocal(Local):
         await self._answerer._home()
         opened = self._answerer._transaction()
         self.db = await opened.__aenter__()
+        self._depth = _savepoints.depth(self.db)
         self._opened = opened
         return self
 

@@ -11,12 +11,13 @@ import sys
 from types import TracebackType
 from typing import Any, Self
 
-from . import _aio, _answered, _tries
+from . import _aio, _answered, _savepoints, _tries
 from . import outcome as outcomes
 from ._block import Home, Scope
 from ._db import kinds
 from ._db.hands import Hand
 from ._runtime import Runtime
+from ._xa.branch import Stage, reason_of
 from .errors import Rejected, ResourceMismatch, TxcoordError, UnknownResource
 from .outcome import Outcome
 from .participant import Participant
@@ -52,11 +53,18 @@ class Attached:
 
     def message(self, target: Any, body: Any = None, **more: Any) -> str:
         """As :meth:`Transaction.message`."""
+        self._check()
         return self.transaction.message(target, body, **more)
 
     def notify(self, target: Any, body: Any = None, **more: Any) -> str:
         """As :meth:`Transaction.notify`."""
+        self._check()
         return self.transaction.notify(target, body, **more)
+
+    def _check(self) -> None:
+        if self._joined:
+            # It has no marker of its own, which the rollback of a savepoint would take along.
+            _savepoints.refuse(self._db)
 
     async def settle(self) -> Outcome:
         """Ask the database what became of the transaction: to be called after its end, where it is not a session's,
@@ -84,6 +92,15 @@ class Attached:
                 "answered_by: inside a global transaction its messages leave with that one: send them by it",
                 reason=reasons.NOT_SUPPORTED,
             )
+        if outer is not None and not any(
+            branch.held.value is self._db and branch.stage is Stage.OPEN for branch in outer._local
+        ):
+            raise Rejected(
+                f"this session or connection is no branch of the transaction {outer.gid or outer.tx_id} in which this "
+                "code runs: it would commit by itself. Give it to g.xa first; or, if that is meant, attach to it "
+                "inside coord.outside()",
+                reason=reasons.NOT_SUPPORTED,
+            )
         self._transaction = outer if outer is not None else await self._scope._begin()
         return self
 
@@ -92,6 +109,11 @@ class Attached:
     ) -> None:
         tx = self.transaction
         if self._joined:
+            if error is not None:
+                # As any block inside: whoever catches it must not send half of it.
+                tx.set_rollback_only(
+                    reason_of(error), f"{type(error).__name__} left a block of attach: {error}"
+                )
             return
         tx._close()
         if error is not None or not tx._deliveries:

@@ -53,6 +53,7 @@ class Sending:
         ``target`` and ``resource``: as in :meth:`Transaction.xa`; the coordinator has to know the database, since it
         asks there when this process has gone. The local transaction must have ended by the deadline (``timeout``).
         The rest is as in :meth:`begin`. Inside a transaction it becomes a part of that one, and ends with it.
+        ``tx.message`` raises Rejected inside of a savepoint of ``tx.db``, whose rollback would not take it back.
 
         ``answered_by``: a participant of this service whose ``db`` the target is, and which is served at its address in
         ``Coordinator(participants=…)``. Then the coordinator need not know the database: it asks the participant. No
@@ -101,9 +102,11 @@ class Sending:
         ``db``: a session or connection of SQLAlchemy, or a driver's, in a transaction; ``resource``: the name of its
         database, where ``Coordinator(resources=…)`` does not say it. They leave at once after the outermost commit of a
         session; after that of a connection call ``await tx.settle()``, else they leave at the deadline (``timeout``),
-        by which the transaction must have ended. Inside a global transaction it becomes a part of that one.
+        by which the transaction must have ended. Inside a global transaction ``db`` has to be one of its branches
+        (``g.xa``), and the messages go with the whole; to a transaction besides attach inside ``coord.outside()``.
         ``answered_by``: as in :meth:`local`; ``db`` is of that participant's engine or pool.
 
+        Entering raises Rejected inside a global transaction that ``db`` is no branch of.
         Leaving the block raises Unavailable or Rejected when they could not be made durable (roll back then), and
         ResourceMismatch for another database than the coordinator means.
         """

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
+from .. import _savepoints
 from .. import outcome as outcomes
 from .._pb import common_pb2 as c
 from .._pb import coordinator_pb2 as pb
@@ -50,6 +51,7 @@ class AnsweredLocal(Local):
         self._answerer._home()
         opened = self._answerer._transaction()
         self.db = opened.__enter__()
+        self._depth = _savepoints.depth(self.db)
         self._opened = opened
         return self
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from .. import _savepoints
 from .transaction import Transaction, XaBlock
 
 
@@ -34,6 +35,7 @@ class Local:
         self._transaction: Transaction | None = None
         self.db: Any = None
         """The connection, or the session that was given."""
+        self._depth = 0
 
     @property
     def transaction(self) -> Transaction:
@@ -42,11 +44,13 @@ class Local:
         return self._transaction
 
     def message(self, target: Any, body: Any = None, **more: Any) -> str:
-        """As :meth:`Transaction.message`."""
+        """As :meth:`Transaction.message`. Raises Rejected inside of a savepoint of ``db``, as far as that tells."""
+        _savepoints.refuse(self.db, self._depth)
         return self.transaction.message(target, body, **more)
 
     def notify(self, target: Any, body: Any = None, **more: Any) -> str:
-        """As :meth:`Transaction.notify`."""
+        """As :meth:`Transaction.notify`, and as above."""
+        _savepoints.refuse(self.db, self._depth)
         return self.transaction.notify(target, body, **more)
 
     def __enter__(self) -> Self:
@@ -54,6 +58,7 @@ class Local:
         try:
             self._block = self._transaction.xa(self._target, resource=self._resource)
             self.db = self._block.__enter__()
+            self._depth = _savepoints.depth(self.db)
         except BaseException as error:
             self._scope.__exit__(type(error), error, error.__traceback__)
             raise
