@@ -26,7 +26,7 @@ from .test_engine_late_answers import report
 AUDIT = Audit("ann", "gone", "any", 0)
 PARTNER = 'parked AND kind = notify AND resource = "http://partner"'
 GONE = 'reason = "REFUSED_IN_PHASE_TWO"'
-TEN_DAYS_US = 10 * 86_400_000_000
+LATER_US = 600_000_000
 
 
 def desk(place: Place, node: Node) -> Any:
@@ -54,7 +54,7 @@ async def three(place: Place, node: Node) -> Tx:
     """A parked notification, a message that fails, and one for later."""
     place.participants.script["1", Op.NOTIFY] = [Answer(AnswerKind.REFUSED, reason="GONE")]
     place.participants.down.add("grpc://ware")
-    later = Delivery(deliver_at_us=place.clock.now_us() + TEN_DAYS_US)
+    later = Delivery(deliver_at_us=place.clock.now_us() + LATER_US)
     tx = place.tx()
     await committed(
         node,
@@ -193,5 +193,30 @@ def test_a_report_does_not_say_which_payload_it_is_about() -> None:
             assert branch is not None
             assert branch.reason.startswith("EDITED_TOO_LATE: its receiver had acted before")
             assert node.coordinator.alarms["edited_too_late"] == 1
+
+    run(main())
+
+
+def test_what_is_retried_keeps_its_time() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            tx, admin = await three(place, node), desk(place, node)
+            bodies = Bodies(place)
+            named: dict[str, Any] = {"tx_id": tx.tx_id, "branches": ["3"]}
+            for action in ("retry", "park", "retry"):
+                assert "3" in await order(admin, action, **named)
+            await node.coordinator.operate(tx.tx_id, Operate("park", "3", AUDIT))
+            await node.coordinator.operate(tx.tx_id, Operate("retry", "3", AUDIT, b"NEW"))
+            await asyncio.sleep(500)
+            assert b"NEW" not in bodies.seen
+            await asyncio.sleep(120)
+            assert b"NEW" in bodies.seen
+
+            tx = await three(place, node)
+            named["tx_id"] = tx.tx_id
+            await node.coordinator.operate(tx.tx_id, Operate("park", "3", AUDIT))
+            await node.coordinator.operate(tx.tx_id, Operate("retry", "3", AUDIT, b"EARLY", early=True))
+            await eventually(lambda: b"EARLY" in bodies.seen)
 
     run(main())

@@ -134,6 +134,9 @@ def retry(
             help="Count from 0 again, as for parked ones: its whole budget is there again.",
         ),
     ] = False,
+    early: Annotated[
+        bool, typer.Option("--early", help="Send a delivery also before the time that its sender has chosen.")
+    ] = False,
     actor: Actor = "",
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -162,6 +165,7 @@ def retry(
         json,
         payload=content,
         reset=reset_attempts,
+        early=early,
     )
 
 
@@ -234,6 +238,7 @@ def _order(
     not_done: bool = False,
     payload: bytes | None = None,
     reset: bool = False,
+    early: bool = False,
 ) -> None:
     from txcoord_client._pb import admin_pb2 as pb
     from txcoord_client._pb import common_pb2 as c
@@ -257,6 +262,8 @@ def _order(
             request.payload = payload
         if reset:
             request.reset_attempts = True
+        if early:
+            request.early = True
         return client.admin(method, request)
 
     with Client(address) as client:

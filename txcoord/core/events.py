@@ -176,6 +176,8 @@ class Operate:
     """``retry``: attempts are counted from 0 again, and its whole budget is there again. Of a parked one always."""
     parked: bool = False
     """Only if it is parked: as it was when it was chosen."""
+    early: bool = False
+    """``retry``: a delivery is sent at once also if its time has not come."""
 
 
 Event = (

@@ -55,14 +55,14 @@ def operate(tx: Tx, event: Operate, now_us: int, windows: Windows) -> Verdict:
                     branch.kind, branch.state, BranchEvent.RETRY_COMMIT if commit else BranchEvent.RETRY_ABORT
                 ),
                 attempts=0,
-                next_attempt_us=0,
+                next_attempt_us=_from_us(branch, event, now_us),
                 heuristic=False,
                 failures=0,
                 since_us=0,
                 edited=branch.edited if event.payload is None else event.payload,
             )
         elif branch.state in (BranchState.FINISHING, BranchState.UNDOING):
-            moved = _due_now(branch, event)
+            moved = _due_now(branch, event, now_us)
         else:
             return settle.no(tx, "FAILED_PRECONDITION", "NOT_PARKED", f"branch {branch.id} is {branch.state}")
     elif event.action in _OPERATOR:
@@ -92,8 +92,14 @@ def operate(tx: Tx, event: Operate, now_us: int, windows: Windows) -> Verdict:
     return Verdict(new, change, settle.effects_of(new))
 
 
-def _due_now(branch: Branch, event: Operate) -> Branch:
-    moved = replace(branch, next_attempt_us=0)
+def _from_us(branch: Branch, event: Operate, now_us: int) -> int:
+    """From when on a branch that is retried is due: not before the time that its sender has chosen."""
+    chosen_us = branch.action.delivery.deliver_at_us if branch.action is not None else 0
+    return chosen_us if chosen_us > now_us and not event.early else 0
+
+
+def _due_now(branch: Branch, event: Operate, now_us: int) -> Branch:
+    moved = replace(branch, next_attempt_us=_from_us(branch, event, now_us))
     return replace(moved, attempts=0, failures=0, since_us=0) if event.reset else moved
 
 
@@ -143,7 +149,7 @@ def _on_running(tx: Tx, branch: Branch, event: Operate, now_us: int) -> Verdict:
     if event.action == "not_done":
         return _not_done(tx, branch, event, now_us)
     if event.action == "retry":
-        moved = _due_now(branch, event)
+        moved = _due_now(branch, event, now_us)
     elif event.action not in _GIVEN_UP:
         text = "a step is not parked while its plan runs: roll the plan back, or skip a step that is never undone"
         return settle.no(tx, "FAILED_PRECONDITION", "NOT_SUPPORTED", text)

@@ -106,7 +106,7 @@ class Calls:
         self._failed: deque[tuple[Job, Answer | str | NotSent]] = deque()
         """A failure, or why the call is put off, or is not made at all."""
         self._failing: Task | None = None
-        self._after: dict[Key, Job] = {}
+        self._after: dict[Key, tuple[int, Job]] = {}
         """What else is to be done for a branch once the call that is on its way has ended."""
 
     def carry_out(self, tx: Tx, call: Call) -> None:
@@ -124,9 +124,13 @@ class Calls:
         under_way = self._under_way.get(job.key)
         if under_way is not None:
             if under_way != job:
-                self._after[job.key] = job
-        elif call.at_us > self._clock.now_us():
-            self._later.put(call.at_us, job.key, job)
+                self._after[job.key] = call.at_us, job
+        else:
+            self._at(call.at_us, job)
+
+    def _at(self, at_us: int, job: Job) -> None:
+        if at_us > self._clock.now_us():
+            self._later.put(at_us, job.key, job)
         else:
             self._do(job)
 
@@ -425,8 +429,8 @@ class Calls:
         after = self._after.pop(job.key, None)
         # Another attempt was asked for by whoever had forgotten this one; if this one's answer counted, it is seen to.
         seen_to = job.key in self._under_way or job.key in self._later
-        if after is not None and (after.op is not job.op or not seen_to):
-            self._do(after)
+        if after is not None and (after[1].op is not job.op or not seen_to):
+            self._at(*after)
 
 
 __all__ = ["Calls"]

@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from txcoord_client._pb import admin_pb2 as pb
@@ -16,7 +17,7 @@ from txcoord_client.protocol import reasons
 from ...core.errors import Refused
 from ...core.events import Operate
 from ...core.machine import decide
-from ...core.model import BranchState, Decision, Tx
+from ...core.model import Audit, BranchState, Decision, Tx
 from ...engine.coordinator import Coordinator
 from ...engine.replays import Replayer
 from ...ports import Query, ResourceStatus
@@ -27,6 +28,7 @@ from .operations import Operations
 from .replays import ReplayCalls, audit_of, must_say
 from .targets import TargetDesk
 
+_SAID = {"reset": "reset_attempts"}
 _DONE = {"retry": "retried", "park": "parked", "skip": "skipped", "resolve": "resolved"}
 
 
@@ -159,14 +161,19 @@ class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
                 raise bad(reasons.BAD_REQUEST, "another payload is for one branch: name it")
             if payload is not None:
                 self._ops.sized(payload, "payload")
-            reset = action == "retry" and request.reset_attempts
+            how = {"reset": request.reset_attempts, "early": request.early} if action == "retry" else {}
             for branch_id in wanted:
                 branch = tx.branch(branch_id)
-                # Whoever has not named it means it as he has found it.
-                as_found = not named and branch is not None and branch.state is BranchState.PARKED
-                effects.append(
-                    await self._one(action, tx.tx_id, branch_id, request.audit, payload, reset, as_found)
+                order = Operate(
+                    action,
+                    branch_id,
+                    _audit(request.audit, action, branch_id, self._now_us(), payload, how),
+                    payload,
+                    # Whoever has not named it means it as he has found it.
+                    parked=not named and branch is not None and branch.state is BranchState.PARKED,
+                    **how,
                 )
+                effects.append(await self._one(tx.tx_id, order, request.audit.dry_run))
         return effects, more
 
     async def _select(
@@ -183,28 +190,13 @@ class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
         rows = await self._c.log.query(query)
         return rows[:limit], len(rows) > limit, query
 
-    async def _one(
-        self,
-        action: str,
-        tx_id: str,
-        branch_id: str,
-        audit: pb.Audit,
-        payload: bytes | None,
-        reset: bool,
-        parked: bool,
-    ) -> pb.Effect:
-        who = replace(audit_of(audit, action, self._now_us()), branch=branch_id)
-        detail: dict[str, Any] = {"reset_attempts": True} if reset else {}
-        if payload is not None:
-            detail["payload"] = base64.b64encode(payload).decode()
-        if detail:
-            who = replace(who, detail=json.dumps(detail))
-        order = Operate(action, branch_id, who, payload, reset, parked)
+    async def _one(self, tx_id: str, order: Operate, dry_run: bool) -> pb.Effect:
+        action, branch_id = order.action, order.branch_id
         before = await self._c.get(tx_id)
         assert before is not None
         effect = pb.Effect(tx_id=tx_id, gid=before.gid, branch=branch_id)
         try:
-            if audit.dry_run:
+            if dry_run:
                 verdict = decide(before, order, self._now_us(), self._c.settings.windows)
                 if verdict.refusal is not None:
                     raise Refused(verdict.refusal)
@@ -222,6 +214,11 @@ class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
             effect.state = mapping.BRANCH_STATE[branch.state]
         what = f"{branch.kind} of {branch.resource}; " if branch is not None else ""
         effect.message = f"{what}the transaction is {after.state}"
+        if branch is not None and action == "retry" and branch.next_attempt_us > self._now_us():
+            at = datetime.fromtimestamp(branch.next_attempt_us // 1_000_000, UTC)
+            effect.message += (
+                f"; it is sent at its time, {at:%Y-%m-%dT%H:%M:%SZ}, unless --early says otherwise"
+            )
         if asked:
             effect.message += (
                 ": it may have been committed, so its steps are asked, and none begins any more. If this one does not "
@@ -235,3 +232,13 @@ class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
                 f"locks until somebody runs there: {statement};"
             )
         return effect
+
+
+def _audit(
+    said: pb.Audit, action: str, branch_id: str, at_us: int, payload: bytes | None, how: dict[str, bool]
+) -> Audit:
+    detail: dict[str, Any] = {_SAID.get(name, name): True for name, value in how.items() if value}
+    if payload is not None:
+        detail["payload"] = base64.b64encode(payload).decode()
+    who = replace(audit_of(said, action, at_us), branch=branch_id)
+    return replace(who, detail=json.dumps(detail)) if detail else who

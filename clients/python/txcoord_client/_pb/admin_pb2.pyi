@@ -134,18 +134,20 @@ class ResolveResponse(_message.Message):
     def __init__(self, effects: _Optional[_Iterable[_Union[Effect, _Mapping]]] = ...) -> None: ...
 
 class RetryRequest(_message.Message):
-    __slots__ = ("namespace", "audit", "selector", "payload", "reset_attempts")
+    __slots__ = ("namespace", "audit", "selector", "payload", "reset_attempts", "early")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     AUDIT_FIELD_NUMBER: _ClassVar[int]
     SELECTOR_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     RESET_ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    EARLY_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     audit: Audit
     selector: Selector
     payload: bytes
     reset_attempts: bool
-    def __init__(self, namespace: _Optional[str] = ..., audit: _Optional[_Union[Audit, _Mapping]] = ..., selector: _Optional[_Union[Selector, _Mapping]] = ..., payload: _Optional[bytes] = ..., reset_attempts: bool = ...) -> None: ...
+    early: bool
+    def __init__(self, namespace: _Optional[str] = ..., audit: _Optional[_Union[Audit, _Mapping]] = ..., selector: _Optional[_Union[Selector, _Mapping]] = ..., payload: _Optional[bytes] = ..., reset_attempts: bool = ..., early: bool = ...) -> None: ...
 
 class RetryResponse(_message.Message):
     __slots__ = ("effects", "more")
