@@ -140,6 +140,14 @@ class TestJobs(LogContract):
         assert await found(reason="REFUSED_IN_PHASE_TWO: GONE") == [one]
         assert await found(since_us=now - 3) == [one]
         assert await found(since_us=now) == []
+        # What an operator has parked stays so, until it is parked by itself again.
+        for seen, *more in (
+            ([one], HistoryEntry(now - 4, "branch.parked", "2"), HistoryEntry(now - 2, "operator.park", "2")),
+            ([one, two], HistoryEntry(now - 1, "branch.parked", "2")),
+        ):
+            assert await written(log, replace(note, tx=two, history=tuple(more))) == [Written.OK]
+            some = await store.parked(Query("shop"), 0, ("", ""), 10, by_hand=False)
+            assert [p.tx_id for p in some] == [t.tx_id for t in seen]
         first = (await store.parked(Query("shop"), 0, ("", ""), 1))[0]
         assert (first.gid, first.parked_us, first.again) == ("one", now - 3, True)
         rest = await store.parked(Query("shop"), 0, (first.tx_id, first.branch.id), 10)

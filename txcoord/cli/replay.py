@@ -44,6 +44,9 @@ def start(
     ] = "",
     max_failures: Annotated[int, typer.Option(min=0, help="Stop at so many; 0: only a canary stops it.")] = 0,
     everything: Annotated[bool, typer.Option("--all", help="All that is parked.")] = False,
+    by_hand: Annotated[
+        bool, typer.Option("--by-hand", help="Also what an operator has parked; an ID means that too.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list what would be done, and what refused.")
     ] = False,
@@ -71,6 +74,7 @@ def start(
         rate_per_s=rate,
         canary=_canary(canary),
         max_failures=max_failures,
+        by_hand=by_hand,
     )
     with Client(address) as client:
         if not dry_run and not yes:

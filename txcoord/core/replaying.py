@@ -54,6 +54,8 @@ class Order:
     max_failures: int = 0
     """So many, and it stops; 0: only a canary stops it."""
     dry_run: bool = False
+    by_hand: bool = False
+    """Also branches that an operator has parked."""
 
 
 @dataclass(frozen=True, slots=True)

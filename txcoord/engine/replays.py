@@ -115,7 +115,9 @@ class Replayer:
         """The next parked branches."""
         await self._c.log.settle()
         query = self._query_of(job)
-        found = await self.store.parked(query, job.order.since_us, job.after, limit)
+        # What an operator has parked he means to stay so; whoever names its transaction means that one.
+        by_hand = job.order.by_hand or query.gid is not None
+        found = await self.store.parked(query, job.order.since_us, job.after, limit, by_hand=by_hand)
         items = [ReplayItem(p.tx_id, p.branch.id, gid=p.gid) for p in found]
         if not job.order.dry_run:
             return items

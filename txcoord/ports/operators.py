@@ -57,10 +57,10 @@ class Replays(Protocol):
         ...
 
     async def parked(
-        self, query: Query, since_us: int, after: tuple[str, str], limit: int
+        self, query: Query, since_us: int, after: tuple[str, str], limit: int, *, by_hand: bool = True
     ) -> list[ParkedBranch]:
         """Parked branches of the transactions that the query finds, those for its resource, kind and reason, parked
-        since then, by tx id and branch, after this one."""
+        since then, by tx id and branch, after this one. ``by_hand``: also those that an operator has parked."""
         ...
 
     async def audits(self, query: AuditQuery) -> list[AuditRow]:

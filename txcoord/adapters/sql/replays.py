@@ -8,7 +8,19 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, exists, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    exists,
+    func,
+    insert,
+    not_,
+    or_,
+    select,
+    update,
+)
 
 from ...core.model import Audit, BranchState
 from ...core.replaying import (
@@ -29,7 +41,9 @@ from .tables import audit, branch, history, replay_item, tx
 from .tables import replay as job
 from .upkeep import inserted
 
-_PARKS = ("branch.parked", "branch.heuristic", "operator.park")
+_BY_ITSELF = ("branch.parked", "branch.heuristic")
+_BY_HAND = "operator.park"
+_PARKS = (*_BY_ITSELF, _BY_HAND)
 
 
 class SqlReplays:
@@ -80,10 +94,10 @@ class SqlReplays:
         return await self._store.changing(lambda c: _save(c, clock(c), replay, lease_us, items, new))
 
     async def parked(
-        self, query: Query, since_us: int, after: tuple[str, str], limit: int
+        self, query: Query, since_us: int, after: tuple[str, str], limit: int, *, by_hand: bool = True
     ) -> list[ParkedBranch]:
         """Parked branches, in order."""
-        return await self._store.reading(lambda c: _parked(c, query, since_us, after, limit))
+        return await self._store.reading(lambda c: _parked(c, query, since_us, after, limit, by_hand))
 
     async def audits(self, query: AuditQuery) -> list[AuditRow]:
         """A page of the audit trail, newest first."""
@@ -311,8 +325,21 @@ def _item_row(replay_id: str, item: ReplayItem) -> dict[str, Any]:
 # ---- what is parked, and who did what ----
 
 
+def _by_hand() -> ColumnElement[bool]:
+    """Was it an operator who parked it last?"""
+    h, later = history.alias(), history.alias()
+    of_branch = (h.c.tx_id == branch.c.tx_id, h.c.branch == branch.c.id, h.c.what == _BY_HAND)
+    parked_since = exists().where(
+        later.c.tx_id == h.c.tx_id,
+        later.c.branch == h.c.branch,
+        later.c.what.in_(_BY_ITSELF),
+        later.c.at_us > h.c.at_us,
+    )
+    return exists().where(*of_branch, not_(parked_since)).correlate(branch)
+
+
 def _parked(
-    conn: Connection, q: Query, since_us: int, after: tuple[str, str], limit: int
+    conn: Connection, q: Query, since_us: int, after: tuple[str, str], limit: int, by_hand: bool
 ) -> list[ParkedBranch]:
     whole = replace(q, parked=True, kind=None, resource=None, reason=None)
     wanted: list[ColumnElement[bool]] = [
@@ -325,6 +352,8 @@ def _parked(
         wanted.append(branch.c.resource == q.resource)
     if q.reason is not None:
         wanted.append(reading.reason_is(branch.c.reason, q.reason))
+    if not by_hand:
+        wanted.append(not_(_by_hand()))
     if since_us:
         wanted.append(
             exists().where(

@@ -200,7 +200,7 @@ class ListParkedGroupsResponse(_message.Message):
     def __init__(self, groups: _Optional[_Iterable[_Union[ParkedGroup, _Mapping]]] = ...) -> None: ...
 
 class StartReplayRequest(_message.Message):
-    __slots__ = ("namespace", "audit", "filter", "target", "since_us", "limit", "rate_per_s", "canary", "max_failures")
+    __slots__ = ("namespace", "audit", "filter", "target", "since_us", "limit", "rate_per_s", "canary", "max_failures", "by_hand")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     AUDIT_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
@@ -210,6 +210,7 @@ class StartReplayRequest(_message.Message):
     RATE_PER_S_FIELD_NUMBER: _ClassVar[int]
     CANARY_FIELD_NUMBER: _ClassVar[int]
     MAX_FAILURES_FIELD_NUMBER: _ClassVar[int]
+    BY_HAND_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     audit: Audit
     filter: str
@@ -219,7 +220,8 @@ class StartReplayRequest(_message.Message):
     rate_per_s: float
     canary: _containers.RepeatedScalarFieldContainer[int]
     max_failures: int
-    def __init__(self, namespace: _Optional[str] = ..., audit: _Optional[_Union[Audit, _Mapping]] = ..., filter: _Optional[str] = ..., target: _Optional[str] = ..., since_us: _Optional[int] = ..., limit: _Optional[int] = ..., rate_per_s: _Optional[float] = ..., canary: _Optional[_Iterable[int]] = ..., max_failures: _Optional[int] = ...) -> None: ...
+    by_hand: bool
+    def __init__(self, namespace: _Optional[str] = ..., audit: _Optional[_Union[Audit, _Mapping]] = ..., filter: _Optional[str] = ..., target: _Optional[str] = ..., since_us: _Optional[int] = ..., limit: _Optional[int] = ..., rate_per_s: _Optional[float] = ..., canary: _Optional[_Iterable[int]] = ..., max_failures: _Optional[int] = ..., by_hand: bool = ...) -> None: ...
 
 class StartReplayResponse(_message.Message):
     __slots__ = ("replay",)
