@@ -110,6 +110,32 @@ class TestJobs(LogContract):
         rows = await store.audits(AuditQuery("shop", replay=made.id))
         assert [r.audit.action for r in rows] == ["replay.resume", "replay.cancel", "replay.start"]
 
+    async def test_its_orders_are_written_only_while_it_runs(self, log: SqlLog, store: SqlReplays) -> None:
+        now = await log.now_us()
+        made = await store.create(job(now))
+        rows = [committing(now, xa()) for _ in range(4)]
+        await put(log, *rows)
+
+        def order(row: Tx, epoch: int) -> Change:
+            who = Audit("ann", "it is back", "retry", now, replay=made.id)
+            taken = replace(row, epoch=row.epoch + 10)
+            return Change(
+                ChangeKind.OPERATE, taken, expected_epoch=row.epoch, audit=who, job=(made.id, epoch)
+            )
+
+        mine = (await store.claim("n1", LEASE, []))[0]
+        # Beside one of an earlier run, and what nobody has to do with a job.
+        plain = replace(order(rows[2], 0), job=None, audit=None)
+        many = order(rows[0], mine.epoch), order(rows[1], mine.epoch - 1), plain
+        assert await written(log, *many) == [Written.OK, Written.CONFLICT, Written.OK]
+        cancel = Audit("bob", "wrong target", "replay.cancel", now + 1)
+        await store.turn("shop", made.id, JobState.CANCELLED, cancel, 0.0)
+        cancelled = await store.get("shop", made.id)
+        assert cancelled is not None
+        late = order(rows[1], mine.epoch), order(rows[3], cancelled.epoch)
+        assert await written(log, *late) == [Written.CONFLICT] * 2
+        assert [len(await log.audits(row.tx_id)) for row in rows] == [1, 0, 0, 0]
+
     async def test_what_is_parked(self, log: SqlLog, store: SqlReplays) -> None:
         now = await log.now_us()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,9 @@ from txcoord.api.grpc.operations import Operations
 from txcoord.core.action import Answer, AnswerKind, Delivery, Op
 from txcoord.core.events import Operate
 from txcoord.core.model import Audit, Kind, Tx
+from txcoord.core.replaying import Order, Replay, ReplayItem
+from txcoord.engine.replays import Replayer
+from txcoord.ports import LogUnavailable
 from txcoord.testing.inprocess.node import Node
 from txcoord_client._pb import admin_pb2 as pb
 from txcoord_client._pb import common_pb2 as c
@@ -218,5 +222,91 @@ def test_what_is_retried_keeps_its_time() -> None:
             await node.coordinator.operate(tx.tx_id, Operate("park", "3", AUDIT))
             await node.coordinator.operate(tx.tx_id, Operate("retry", "3", AUDIT, b"EARLY", early=True))
             await eventually(lambda: b"EARLY" in bodies.seen)
+
+    run(main())
+
+
+class Jobs:
+    """``ports.Replays`` for one job, as far as carrying it out goes."""
+
+    def __init__(self, place: Place, txs: list[Tx]) -> None:
+        self.place = place
+        self.items = {(tx.tx_id, "1"): ReplayItem(tx.tx_id, "1") for tx in txs}
+        self.job = self._counted(Replay("j", "shop", Order(), "ann", "why", owner="n1", epoch=1, listed=True))
+        place.storage.jobs["j"] = 1
+
+    def _counted(self, job: Replay) -> Replay:
+        return replace(job, counts=Counter(item.state for item in self.items.values()))
+
+    async def pick(self, _id: str, states: Any, limit: int) -> list[ReplayItem]:
+        return [item for item in self.items.values() if item.state in states][:limit]
+
+    async def save(self, job: Replay, _lease_us: int, items: Any = (), new: Any = ()) -> Replay | None:
+        if "j" not in self.place.storage.jobs:
+            return None
+        self.items.update({(item.tx_id, item.branch): item for item in items})
+        return self._counted(job)
+
+
+class Halt:
+    """Failpoints: each order waits here."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+
+    async def reach(self, name: str) -> None:
+        if name == "replay.before_order":
+            await self.open.wait()
+
+
+async def parked_jobs(place: Place, node: Node, count: int) -> Jobs:
+    place.participants.script["1", Op.MESSAGE] = [Answer(AnswerKind.REFUSED, reason="NO")] * count
+    txs = [place.tx() for _ in range(count)]
+    for tx in txs:
+        await committed(node, tx, message("1"))
+    await eventually(lambda: all(place.storage.row(tx.tx_id).parked for tx in txs))
+    return Jobs(place, txs)
+
+
+def test_a_cancelled_job_gives_no_order_any_more() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            jobs, halt = await parked_jobs(place, node, 20), Halt()
+            before = len(sent(place))
+            replayer = Replayer(node.coordinator, jobs, None, spawn=node._spawn, failpoints=halt)  # type: ignore[arg-type]
+            running = node._spawn(replayer._run(jobs.job), "job")
+            await asyncio.sleep(1)
+            del place.storage.jobs["j"]  # And that was answered, while this node does not move.
+            halt.open.set()
+            await asyncio.wait([running])  # type: ignore[list-item]
+            await asyncio.sleep(60)
+            assert len(sent(place)) == before
+            assert place.storage.audit_rows == {}
+
+    run(main())
+
+
+def test_a_job_ends_once_all_its_orders_have() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            jobs, halt = await parked_jobs(place, node, 3), Halt()
+            replayer = Replayer(node.coordinator, jobs, None, spawn=node._spawn, failpoints=halt)  # type: ignore[arg-type]
+            get, asked = node.coordinator.get, iter(range(3))
+
+            async def away(tx_id: str) -> Tx | None:
+                if next(asked) == 0:
+                    raise LogUnavailable("the log is away")
+                return await get(tx_id)
+
+            node.coordinator.get = away  # type: ignore[method-assign]
+            running = node._spawn(replayer._run(jobs.job), "job")
+            await asyncio.sleep(60)
+            node.coordinator.get = get  # type: ignore[method-assign]
+            assert not running.done()
+            halt.open.set()
+            await asyncio.wait([running])  # type: ignore[list-item]
+            assert len(place.storage.audit_rows) == 2
 
     run(main())

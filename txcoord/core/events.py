@@ -178,6 +178,8 @@ class Operate:
     """Only if it is parked: as it was when it was chosen."""
     early: bool = False
     """``retry``: a delivery is sent at once also if its time has not come."""
+    job_epoch: int = 0
+    """Of a replay's order: it counts only while its job runs under this epoch."""
 
 
 Event = (

@@ -372,6 +372,8 @@ class Change:
     history: tuple[HistoryEntry, ...] = ()
     audit: Audit | None = None
     announcements: tuple[Announcement, ...] = ()
+    job: tuple[str, int] | None = None
+    """OPERATE: written only while this replay job runs, under this epoch. Else it is a conflict."""
 
 
 class Written(StrEnum):

@@ -88,6 +88,7 @@ def operate(tx: Tx, event: Operate, now_us: int, windows: Windows) -> Verdict:
         expected_epoch=tx.epoch,
         history=(entry,),
         audit=event.audit,
+        job=(event.audit.replay, event.job_epoch) if event.audit.replay else None,
     )
     return Verdict(new, change, settle.effects_of(new))
 

@@ -339,6 +339,9 @@ class Coordinator(Carrier):
             now_us = max(now_us, result.now_us)
             if result.written is Written.CONFLICT:
                 tx = self._with_own(await self._reread(new.tx_id, new.namespace, gid))
+                if change.job is not None and tx is not None and tx.epoch == change.expected_epoch:
+                    text = "the job that orders it has been cancelled, or another node has it"
+                    raise Refused(Refusal("ABORTED", "IN_PROGRESS", text, False))
                 if isinstance(event, Rollback | DeadlinePassed):
                     # The row may name a resource that was not asked.
                     event = replace(event, probed=False)

@@ -128,7 +128,7 @@ class Replayer:
         """What is ordered for one branch."""
         now_us = self._c.clock.now_us()
         audit = Audit(job.actor, job.reason, "retry", now_us, branch=item.branch, replay=job.id)
-        return Operate("retry", item.branch, audit, parked=True)
+        return Operate("retry", item.branch, audit, parked=True, job_epoch=job.epoch)
 
     def _would(self, job: Replay, item: ReplayItem, tx: Tx | None) -> ReplayItem:
         branch = tx.branch(item.branch) if tx is not None else None
@@ -277,7 +277,15 @@ class _Run:
         taking = [replace(item, state=ItemState.TAKING) for item in items]
         if not doubtful and not await self._save(taking):
             return False
-        given = await asyncio.gather(*(self._r.give(self._job, item, doubtful=doubtful) for item in taking))
+        ends = await asyncio.gather(
+            *(self._r.give(self._job, item, doubtful=doubtful) for item in taking), return_exceptions=True
+        )
+        given = []
+        for end in ends:
+            if isinstance(end, BaseException):
+                # No order of it is on its way any more. What was written is found by whoever takes the job up.
+                raise end
+            given.append(end)
         for item in given:
             if item.state is ItemState.TAKEN:
                 self._open[item.tx_id, item.branch] = item

@@ -76,6 +76,8 @@ class Storage:
     outbox: dict[tuple[str, int, int], Outgoing] = field(default_factory=dict)
     durable_outbox: dict[tuple[str, int, int], Outgoing] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
+    jobs: dict[str, int] = field(default_factory=dict)
+    """Epochs of replay jobs that run."""
     places: dict[tuple[str, str], Place] = field(default_factory=dict)
     durable_places: dict[tuple[str, str], Place] = field(default_factory=dict)
     has_turn: set[tuple[str, str]] = field(default_factory=set)
@@ -127,6 +129,8 @@ class Storage:
                 )
             case ChangeKind.PROGRESS | ChangeKind.OPERATE:
                 if old is None or old.epoch != change.expected_epoch or not _carried_out(old):
+                    return Written.CONFLICT
+                if change.job is not None and self.jobs.get(change.job[0]) != change.job[1]:
                     return Written.CONFLICT
                 row = replace(
                     old,

@@ -34,7 +34,7 @@ class Item:
 class Round:
     """Changes of different transactions, by kind: one statement each."""
 
-    __slots__ = ("amends", "inserts", "items", "progress", "releases")
+    __slots__ = ("amends", "inserts", "items", "orders", "progress", "releases")
 
     def __init__(self) -> None:
         self.items: list[Item] = []
@@ -42,6 +42,8 @@ class Round:
         self.amends: list[Item] = []
         self.progress: list[Item] = []
         """PROGRESS and OPERATE: the same statement, only what comes with it differs."""
+        self.orders: list[Item] = []
+        """OPERATE that a job has ordered: written only if that still runs."""
         self.releases: list[Item] = []
 
     def add(self, item: Item) -> None:
@@ -52,7 +54,7 @@ class Round:
             case ChangeKind.AMEND:
                 self.amends.append(item)
             case ChangeKind.PROGRESS | ChangeKind.OPERATE:
-                self.progress.append(item)
+                (self.progress if item.change.job is None else self.orders).append(item)
             case ChangeKind.RELEASE_GID:
                 self.releases.append(item)
 

@@ -63,6 +63,7 @@ INSERT = (
 )
 NOT_AFTER = Col("not_after_us", "bigint")
 EXPECTED = Col("expected", "integer")
+JOB = (Col("job"), Col("job_epoch", "integer"))
 # An AMEND may set everything of these but the key; identity and deadline never change.
 AMEND = (INSERT[0], *INSERT[8:])
 # Phase two: the decision, who decided, why and when are not among them, and never may be.
@@ -187,6 +188,11 @@ def progress_row(change: Change) -> Row:
         t.rests and not t.ended_us,
         change.expected_epoch,
     )
+
+
+def order_row(change: Change) -> Row:
+    assert change.job is not None
+    return (*progress_row(change), *change.job)
 
 
 def release_row(change: Change) -> Row:

@@ -35,7 +35,7 @@ def flush(rounds: Sequence[Round], marks: Sequence[int]) -> bytes:
 
 
 def _round(round_: Round, mark: int) -> list[str]:
-    for items in (round_.inserts, round_.amends, round_.progress, round_.releases):
+    for items in (round_.inserts, round_.amends, round_.progress, round_.orders, round_.releases):
         items.sort(key=_tx_id)  # all nodes lock rows in one order
     parts = []
 
@@ -50,6 +50,15 @@ def _round(round_: Round, mark: int) -> list[str]:
     add(_INSERT, (*m.INSERT, m.NOT_AFTER), (m.insert_row(i.change) for i in round_.inserts))
     add(_AMEND, (*m.AMEND, m.EXPECTED, m.NOT_AFTER), (m.amend_row(i.change) for i in round_.amends))
     add(_PROGRESS, (*m.PROGRESS, m.EXPECTED), (m.progress_row(i.change) for i in round_.progress))
+    if round_.orders:
+        # Locked: whoever cancels one, or takes it over, waits until this is written.
+        jobs = ",".join(
+            sorted({f"'{escape_string(i.change.job[0])}'" for i in round_.orders if i.change.job})
+        )
+        parts.append(
+            f"SELECT COUNT(*) INTO @txcoord_jobs FROM txcoord_replay WHERE id IN ({jobs}) LOCK IN SHARE MODE"
+        )
+    add(_ORDER, (*m.PROGRESS, m.EXPECTED, *m.JOB), (m.order_row(i.change) for i in round_.orders))
     add(_RELEASE, (*m.RELEASE, m.EXPECTED), (m.release_row(i.change) for i in round_.releases))
     items = round_.items
     add(_BRANCH, m.BRANCH, (row for i in items for row in m.branch_rows(i.change)))
@@ -158,7 +167,13 @@ def _beside(table: str, columns: Sequence[m.Col], conflict: str) -> str:
 
 _INSERT = _insert()
 _AMEND = _update(m.AMEND, f"t.version = i.expected AND t.decision IS NULL AND {_NEVER_LATE}")
-_PROGRESS = _update(m.PROGRESS, "t.epoch = i.expected AND (t.decision IS NOT NULL OR t.state = 'running')")
+_CARRIED_OUT = "t.epoch = i.expected AND (t.decision IS NOT NULL OR t.state = 'running')"
+_PROGRESS = _update(m.PROGRESS, _CARRIED_OUT)
+_ORDER = _update(
+    m.PROGRESS,
+    f"{_CARRIED_OUT} AND EXISTS (SELECT 1 FROM txcoord_replay r WHERE r.id = i.job COLLATE utf8mb4_bin"
+    " AND r.epoch = i.job_epoch AND r.state = 'running')",
+)
 _RELEASE = (
     "UPDATE {rows} STRAIGHT_JOIN txcoord_tx t ON t.tx_id = UNHEX(i.tx_id) SET t.gid = NULL, t.flush_id = {mark}"
     " WHERE t.version = i.expected AND t.decision = 'abort'"

@@ -343,12 +343,13 @@ _ON_IF_OFF = (
 
 def _statement_of(round_: Round, relaxed: bool) -> tuple[str, list[Any]]:
     """The text, and its arguments: an array for each column."""
-    for items in (round_.inserts, round_.amends, round_.progress, round_.releases):
+    for items in (round_.inserts, round_.amends, round_.progress, round_.orders, round_.releases):
         items.sort(key=_tx_id)  # all nodes lock rows in one order
     rows: list[list[m.Row]] = [
         [m.insert_row(i.change) for i in round_.inserts],
         [m.amend_row(i.change) for i in round_.amends],
         [m.progress_row(i.change) for i in round_.progress],
+        [m.order_row(i.change) for i in round_.orders],
         [m.release_row(i.change) for i in round_.releases],
         [row for i in round_.items for row in m.branch_rows(i.change)],
         [row for i in round_.items for row in m.history_rows(i.change, i.ordinal)],
@@ -365,6 +366,7 @@ def _tx_id(item: Item) -> str:
 
 
 _NEVER_LATE = "(i.not_after_us IS NULL OR (SELECT now_us FROM clock) <= i.not_after_us)"
+_CARRIED_OUT = "t.epoch = i.expected AND (t.decision IS NOT NULL OR t.state = 'running')"
 _RETURNING = "RETURNING t.tx_id"
 
 
@@ -404,7 +406,7 @@ def _statement(present: tuple[bool, ...], relaxed: bool) -> str:
             f" WHERE i.tx_id IN (SELECT tx_id FROM written){order} ON CONFLICT {conflict}"
         )
 
-    insert, amend, progress, release, branch, history, audit, outbox, ordering = present
+    insert, amend, progress, orders, release, branch, history, audit, outbox, ordering = present
     synchronous = ", set_config('synchronous_commit', 'off', true) AS relaxed" if relaxed else ""
     parts = [f"clock AS MATERIALIZED (SELECT {_NOW} AS now_us{synchronous})"]
     changed = []
@@ -425,8 +427,14 @@ def _statement(present: tuple[bool, ...], relaxed: bool) -> str:
         where = f"t.version = i.expected AND coalesce(t.decision, '') = '' AND {_NEVER_LATE}"
         change("amended", update(m.AMEND, (m.EXPECTED, m.NOT_AFTER), where))
     if progress:
-        where = "t.epoch = i.expected AND (t.decision IS NOT NULL OR t.state = 'running')"
-        change("progressed", update(m.PROGRESS, (m.EXPECTED,), where))
+        change("progressed", update(m.PROGRESS, (m.EXPECTED,), _CARRIED_OUT))
+    if orders:
+        # Locked: whoever cancels it, or takes it over, waits until this is written.
+        running = (
+            "EXISTS (SELECT 1 FROM txcoord_replay r WHERE r.id = i.job AND r.epoch = i.job_epoch"
+            " AND r.state = 'running' FOR SHARE)"
+        )
+        change("ordered", update(m.PROGRESS, (m.EXPECTED, *m.JOB), f"{_CARRIED_OUT} AND {running}"))
     if release:
         source = arrays((*m.RELEASE, m.EXPECTED))
         change(

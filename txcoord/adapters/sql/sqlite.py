@@ -264,6 +264,7 @@ def _write_round(raw: sqlite3.Connection, each: Round, flushed: Flushed, largest
         (each.inserts, _insert, m.insert_row),
         (each.amends, _amend, m.amend_row),
         (each.progress, _progress, m.progress_row),
+        (each.orders, _order, m.order_row),
         (each.releases, _release, m.release_row),
     ]
     for items, statement, row in kinds:
@@ -376,6 +377,17 @@ def _progress(count: int) -> str:
     every = (*m.PROGRESS, m.EXPECTED)
     where = f"epoch = i.{_at(every, 'expected')} AND {_CARRIED_OUT} AND {_ANY_TIME}"
     return _update(m.PROGRESS, (m.EXPECTED,), count, where)
+
+
+@lru_cache(maxsize=64)
+def _order(count: int) -> str:
+    every = (*m.PROGRESS, m.EXPECTED, *m.JOB)
+    running = (
+        f"EXISTS (SELECT 1 FROM txcoord_replay AS r WHERE r.id = i.{_at(every, 'job')}"
+        f" AND r.epoch = i.{_at(every, 'job_epoch')} AND r.state = 'running')"
+    )
+    where = f"txcoord_tx.epoch = i.{_at(every, 'expected')} AND {_CARRIED_OUT} AND {running} AND {_ANY_TIME}"
+    return _update(m.PROGRESS, (m.EXPECTED, *m.JOB), count, where)
 
 
 @lru_cache(maxsize=64)
