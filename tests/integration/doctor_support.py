@@ -58,12 +58,19 @@ class Findings:
         return [f["reason"] for f in self.all if f["severity"] != "ok" and not f["fixed"]]
 
 
-def check(desk: Desk, url: str, *, good: bool = False, name: str = "orders", fix: bool = False) -> Findings:
+def check(
+    desk: Desk, url: str, *, good: bool = False, name: str = "orders", fix: bool = False, execute: str = ""
+) -> Findings:
     """What `txcoord resource check` does for that one resource, in this process: a new one takes long. ``good``: no
-    problem is expected, so that it would end with 0."""
+    problem is expected, so that it would end with 0. ``execute``: the URL for best-effort SQL."""
+    resource = ResourceSettings(
+        url=SecretStr(url),
+        execute_url=SecretStr(execute) if execute else None,
+        timeout=timedelta(seconds=30),
+    )
     settings = Settings(
         log=LogSettings(url=SecretStr(f"sqlite:///{desk.folder / 'txcoord.db'}")),
-        resources={name: ResourceSettings(url=SecretStr(url), timeout=timedelta(seconds=30))},
+        resources={name: resource},
     )
     found = asyncio.run(_diagnose(settings, name, fix))
     said = Findings(found)

@@ -78,8 +78,8 @@ def test_fix_makes_the_tables_and_print_sql_the_same(
 
 
 def test_what_print_grants_prints_is_what_is_missing(desk: Desk, server: Either, database: str) -> None:
-    role, service = f"c_{database}", f"s_{database}"
-    server.sql(f"CREATE USER {role}@'%' IDENTIFIED BY 'secret'; CREATE USER {service}@'%'")
+    role, service, sql = f"c_{database}", f"s_{database}", f"q_{database}"
+    server.sql(f"CREATE USER {role}@'%' IDENTIFIED BY 'secret'; CREATE USER {service}@'%', {sql}@'%'")
     try:
         server.sql(f"GRANT SELECT (identity) ON {database}.txcoord_identity TO {role}@'%'")
         url = url_of(server, database, f"{role}:secret")
@@ -104,8 +104,13 @@ def test_what_print_grants_prints_is_what_is_missing(desk: Desk, server: Either,
         assert f"TO '{service}'@'%';" in printed
         server.sql(printed)
         assert check(desk, url, good=True).wrong == []
+        execute = url_of(server, database, sql)
+        assert check(desk, url, execute=execute).wrong == ["RESOURCE_UNREACHABLE"]
+        settings = {**resource("orders", url), "TXCOORD_RESOURCES__orders__EXECUTE_URL": execute}
+        server.sql(desk.run("resource", "check", "--print-grants", "--role", service, **settings).stdout)
+        assert check(desk, url, execute=execute, good=True).wrong == []
     finally:
-        server.sql(f"DROP USER {role}@'%', {service}@'%'")
+        server.sql(f"DROP USER {role}@'%', {service}@'%', {sql}@'%'")
 
 
 def test_who_is_not_let_in(desk: Desk, server: Either, database: str) -> None:

@@ -194,6 +194,26 @@ def test_what_print_grants_prints_is_what_is_missing(
     assert check(desk, url, good=True).wrong == []
 
 
+def test_the_role_of_best_effort_sql(
+    desk: Desk, pg18: PostgresServer, database: str, roles: tuple[str, str]
+) -> None:
+    coordinator, role = roles
+    url, execute = (database.replace("postgres@", f"{name}@") for name in roles)
+    settings = {**resource("orders", url), "TXCOORD_RESOURCES__orders__EXECUTE_URL": execute}
+    printed = desk.run("resource", "check", "--print-grants", "--role", coordinator, **settings).stdout
+    assert f'GRANT "{role}"' not in printed
+    assert check(desk, database, execute=execute).wrong == ["NOT_PERMITTED", "NOT_PERMITTED"]
+    pg18.sql(printed, database_of(database))
+    # It writes markers, and prepares nothing: the coordinator need not finish for it.
+    assert check(desk, url, execute=execute, good=True).wrong == []
+    assert pg18.sql("SELECT count(*) FROM txcoord_marker", database_of(database)) == "0"
+    pg18.sql(f'GRANT DELETE ON txcoord_marker TO "{role}"', database_of(database))
+    beyond = check(desk, url, execute=execute, good=True).one("NOT_PERMITTED", "warning")
+    assert f"{role}, the role of best-effort SQL, may DELETE" in beyond["fact"]
+    away = check(desk, url, execute="postgresql://nobody@127.0.0.1:1/shop")
+    assert "does not let in nobody" in away.one("RESOURCE_UNREACHABLE")["fact"]
+
+
 def test_printing_looks_at_nothing_and_goes_alone(desk: Desk) -> None:
     away = resource("orders", "postgresql://finisher@127.0.0.1:1/shop")
     grants = desk.run("resource", "check", "--print-grants", **away).stdout

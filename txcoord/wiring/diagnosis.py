@@ -23,6 +23,7 @@ from ..adapters.xa.checks import (
 )
 from ..config import ResourceSettings, Settings, engine_of, microseconds, redacted
 from ..ports import Log
+from . import executing
 from .examiners import examiner
 from .resources import mismatch, whose_identity
 
@@ -68,7 +69,12 @@ async def look_at_log(log_: Log, log_ids: Sequence[str]) -> LogSeen:
 
 def expectations(name: str, settings: Settings, log_ids: Sequence[str] = ()) -> Expectations:
     """What the judge has to know."""
-    return Expectations(name, tuple(log_ids), open_us=microseconds(settings.deadline.default))
+    return Expectations(
+        name,
+        tuple(log_ids),
+        open_us=microseconds(settings.deadline.default),
+        executes=executing.role_of(settings.resources[name]),
+    )
 
 
 async def diagnose(
@@ -103,6 +109,8 @@ async def diagnose(
         await eyes.close()
     found.version, found.identity = facts.version, facts.identity
     found.findings = [*findings, *made]
+    if facts.has_marker and not any(f.refused for f in findings):
+        found.findings += await executing.look(name, resource, facts.identity)
     if found.identity and seen is not None and not any(f.refused for f in findings):
         found.findings.append(
             await _remembered(found, seen.log, fix, replace_identity, list(settings.resources))

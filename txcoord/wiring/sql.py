@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 _DRIVERS = {"postgresql": "postgresql+asyncpg", "mariadb": "mysql+asyncmy"}
 
 
+def driver_url(url: str) -> str:
+    """As SQLAlchemy takes it."""
+    return f"{_DRIVERS[engine_of(url)]}:{url.partition(':')[2]}"
+
+
 def executes(settings: Settings) -> Mapping[str, frozenset[str]]:
     """On which resources statements are run, and for which namespaces."""
     return {
@@ -42,7 +47,7 @@ def sql(settings: Settings, resources: Resources) -> SqlCaller | None:
         assert url is not None
         text = url.get_secret_value()
         made[name] = Executed(
-            f"{_DRIVERS[engine_of(text)]}:{text.partition(':')[2]}",
+            driver_url(text),
             namespaces,
             settings.resources[name].width,
         )

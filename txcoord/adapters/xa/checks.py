@@ -91,6 +91,8 @@ class Expectations:
     """A prepared transaction that is older than this is worth a word."""
     open_us: int = 30_000_000
     """How long an open branch may be idle, as services use it: the default deadline."""
+    executes: str = ""
+    """The role under which best-effort SQL is run on it; empty: none is."""
 
     @property
     def url_variable(self) -> str:
