@@ -125,10 +125,13 @@ async def test_who_is_of_one_namespace_sees_and_rules_nothing_of_all(house: Hous
 
         async def codes(who_: str) -> set[str]:
             calls = [
-                admin.PauseTarget(admin_pb2.PauseTargetRequest(target=target, **who), metadata=meta(who_)),
+                admin.PauseTarget(
+                    admin_pb2.PauseTargetRequest(target=target, force=True, **who), metadata=meta(who_)
+                ),
                 admin.ResumeTarget(admin_pb2.ResumeTargetRequest(target=target, **who), metadata=meta(who_)),
                 admin.LimitTarget(
-                    admin_pb2.LimitTargetRequest(target=target, limits=limits, **who), metadata=meta(who_)
+                    admin_pb2.LimitTargetRequest(target=target, limits=limits, force=True, **who),
+                    metadata=meta(who_),
                 ),
                 admin.ListTargets(admin_pb2.ListTargetsRequest(namespace="shop"), metadata=meta(who_)),
                 admin.ListNodes(admin_pb2.ListNodesRequest(namespace="shop"), metadata=meta(who_)),
@@ -181,7 +184,8 @@ async def test_replays_payloads_and_the_audit_trail(house: House) -> None:
         assert await looks("viewer", "shop") == await looks("till", "shop") == ["NOT_FOUND", "OK", "OK", "OK"]
         assert await looks("till", "bank") == [no] * 4
         await admin.PauseTarget(
-            admin_pb2.PauseTargetRequest(target="grpc://127.0.0.1:7001", **who), metadata=meta("operator")
+            admin_pb2.PauseTargetRequest(target="grpc://127.0.0.1:7001", force=True, **who),
+            metadata=meta("operator"),
         )
 
         async def trail(who_: str) -> set[str]:

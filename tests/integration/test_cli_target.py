@@ -103,7 +103,9 @@ def test_paused_is_not_failing(shop: Shop) -> None:
     assert shop.target().p99_us > 0
     assert ", p99 " in shop.desk.run("target", "list").stdout
     said = shop.desk.run("target", "pause", shop.url, "--reason", "new disks").stdout
-    assert said.startswith(f"{shop.url}: PAUSED, no limits")
+    assert said.startswith(
+        f"{shop.url}: PAUSED (paused until it is resumed by ada@desk: new disks), no limits"
+    )
     tx_id = shop.commit()
     shown = until(
         lambda: (
@@ -171,6 +173,11 @@ def test_limits_and_what_is_refused(shop: Shop) -> None:
     shop.desk.run("target", "limit", shop.url, *say)
     assert shop.target().limits == admin_pb2.TargetLimits()
     assert "UNKNOWN_PARTICIPANT" in shop.desk.run("target", "pause", "no target", *say, code=6).stderr
+    nobody = shop.desk.run("target", "pause", "grpc://nobody:1", *say, code=6).stderr
+    assert f"no such target: 'grpc://nobody:1'; known to this coordinator are {shop.url}" in nobody
+    told = shop.desk.run("target", "pause", "grpc://nobody:1", "--for", "1d", "--force", *say).stdout
+    assert re.search(r"PAUSED \(paused until 20\d\d-.*Z by ada@desk: x\)", told)
+    shop.desk.run("target", "resume", "grpc://nobody:1", *say)
     assert "BAD_REQUEST" in shop.desk.run("target", "pause", shop.url, "--reason", " ", code=6).stderr
     assert "--for" in shop.desk.run("target", "pause", shop.url, "--for", "soon", *say, code=2).stderr
 

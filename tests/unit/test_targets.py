@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from txcoord.api.grpc.targets import known_as
 from txcoord.core.targets import ANYBODY, Target, Targets, is_path
+from txcoord_client._pb import admin_pb2 as pb
 
 
 @pytest.mark.parametrize(
@@ -173,3 +175,19 @@ def test_other_headers() -> None:
     for text in ("*", "x user", "-x", "x*y"):
         with pytest.raises(ValueError, match="no header's name"):
             Targets(reserved=[text])
+
+
+def test_a_target_that_an_operator_means() -> None:
+    live = {"stock": [pb.TargetInstance(address="grpc://10.0.0.1:7000")]}
+    known = {"https://partner.example", "http://shop:8000/api", "stock", "sql:reporting"}
+    for said, meant in {
+        "stock": "stock",
+        "sql:reporting": "sql:reporting",
+        "https://partner.example/hooks/orders": "https://partner.example",
+        "https://PARTNER.example:443": "https://partner.example",
+        "http://shop:8000/api/": "http://shop:8000/api",
+        "grpc://10.0.0.1:7000": "stock",
+        "http://shop:8001": None,
+        "sql:other": None,
+    }.items():
+        assert known_as(said, known, live) == meant, said

@@ -19,6 +19,10 @@ Name = Annotated[
     str,
     typer.Argument(metavar="TARGET", help="As `txcoord target list` shows it, such as grpc://stock:7000."),
 ]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Also one that this coordinator does not know, as none was called yet."),
+]
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _STATES = {1: "healthy", 2: "DOWN, probed", 3: "PAUSED", 4: "DISABLED"}
 
@@ -90,6 +94,7 @@ def pause(
     time: Annotated[
         str, typer.Option("--for", metavar="DURATION", help="End by itself after 90s, 30m, 2h, 1d.")
     ] = "",
+    force: Force = False,
     actor: Actor = "",
     address: Address = "127.0.0.1:7070",
     namespace: Namespace = "default",
@@ -101,7 +106,11 @@ def pause(
 
     until_us = _now_us() + _duration_us(time) if time else 0
     request = pb.PauseTargetRequest(
-        namespace=namespace, audit=_audit(actor, reason, dry_run), target=target, until_us=until_us
+        namespace=namespace,
+        audit=_audit(actor, reason, dry_run),
+        target=target,
+        until_us=until_us,
+        force=force,
     )
     _order(address, "PauseTarget", request, json)
 
@@ -129,6 +138,7 @@ def limit(
     reason: Reason,
     rate: Annotated[float, typer.Option("--rate", min=0, help="Calls a second; 0: no limit.")] = 0.0,
     at_once: Annotated[int, typer.Option("--at-once", min=0, help="Calls at one time; 0: no limit.")] = 0,
+    force: Force = False,
     actor: Actor = "",
     address: Address = "127.0.0.1:7070",
     namespace: Namespace = "default",
@@ -146,6 +156,7 @@ def limit(
         audit=_audit(actor, reason, dry_run),
         target=target,
         limits=pb.TargetLimits(rate_per_s=rate, max_in_flight=at_once),
+        force=force,
     )
     _order(address, "LimitTarget", request, json)
 
@@ -176,6 +187,8 @@ def alias(
 
 
 def _order(address: str, method: str, request: Any, json: bool) -> None:
+    from txcoord_client._pb import admin_pb2 as pb
+
     with Client(address) as client:
         target = client.admin(method, request).target
     if json:
@@ -184,8 +197,9 @@ def _order(address: str, method: str, request: Any, json: bool) -> None:
     would = "would be " if request.audit.dry_run else ""
     goes = f", its calls go to {target.alias_of}" if target.alias_of else ""
     waiting = f"{goes}, {console.plural(target.backlog, 'branch')} waiting" if target.backlog else goes
+    why = f" ({target.message})" if target.state == pb.TARGET_STATE_PAUSED and not would else ""
     console.out(
-        f"{target.name}: {would}{_STATES[target.state]}, {_limits(target, none='no limits')}{waiting}"
+        f"{target.name}: {would}{_STATES[target.state]}{why}, {_limits(target, none='no limits')}{waiting}"
     )
 
 

@@ -63,7 +63,13 @@ class ParticipantAt(_Shown):
     @property
     def options(self) -> list[tuple[str, int]]:
         """Of a channel to it."""
-        return [("grpc.enable_http_proxy", 0)]
+        # One that is back is found within seconds: gRPC's own pauses grow to two minutes.
+        return [
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.initial_reconnect_backoff_ms", 50),
+            ("grpc.min_reconnect_backoff_ms", 50),
+            ("grpc.max_reconnect_backoff_ms", 1_000),
+        ]
 
     def credentials(self) -> grpc.ChannelCredentials | None:
         """For gRPC; None without TLS. Raises OSError."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from txcoord_client._pb import admin_pb2 as pb
@@ -30,6 +31,25 @@ _STATES = {
     pb.TARGET_STATE_HEALTHY: 3,
 }
 """Worst first."""
+
+
+_SCHEMES = ("sql:", "topic:")
+_FEW = 10
+
+
+def known_as(
+    name: str, known: Collection[str], instances: Mapping[str, Iterable[pb.TargetInstance]]
+) -> str | None:
+    """The target that is meant: by its name, by an address with a path below it, or by that of an instance."""
+    if name in known:
+        return name
+    parsed = Target.parse(name)
+    if parsed is not None:
+        for other in (str(parsed), str(replace(parsed, path=""))):
+            for one in known:
+                if (found := Target.parse(one)) is not None and str(found) == other:
+                    return one
+    return next((one for one, live in instances.items() if any(i.address == name for i in live)), None)
 
 
 class TargetDesk:
@@ -122,19 +142,17 @@ class TargetDesk:
     async def _change(
         self, action: str, request: Any, namespace: str, edit: Callable[[TargetRule], TargetRule]
     ) -> pb.Target:
-        name, said = request.target, request.audit
+        said = request.audit
         must_say(said)
+        name = request.target
+        if name not in self._c.finishers:
+            name = await self._named(name, namespace, force=getattr(request, "force", True))
         if name in self._c.finishers:
             text = (
                 f"{name!r} is a resource, a database: its branches are finished as soon as it answers. Only "
                 "participants are paused and limited"
             )
             raise bad(reasons.NOT_SUPPORTED, text)
-        if not is_name(name) and Target.parse(name) is None:
-            raise bad(
-                reasons.UNKNOWN_PARTICIPANT,
-                f"{name[:100]!r} is no target such as grpc://host:port, or a name",
-            )
         if said.dry_run:
             rules = {rule.target: rule for rule in await self._rules.all()}
             after = edit(rules.get(name, TargetRule(name)))
@@ -145,6 +163,29 @@ class TargetDesk:
         # Here it holds from now on; other nodes look once a second.
         self._c.gate.rules_are([rule for rule in await self._rules.all() if rule.target != name] + [after])
         return self._target(name, self._of(name), (await self._backlog()).get(name))
+
+    async def _named(self, name: str, namespace: str, *, force: bool) -> str:
+        """Which one is meant. Raises Refused for one that nobody knows, unless that is said to be right."""
+        live = self._instances(namespace)
+        known = {
+            *self._seen(await self._rules.all()),
+            *await self._backlog(),
+            *live,
+        } - self._c.finishers.keys()
+        if (found := known_as(name, known, live)) is not None:
+            return found
+        if not is_name(name) and Target.parse(name) is None and not name.startswith(_SCHEMES):
+            text = f"{name[:100]!r} is no target such as grpc://host:port, or a name"
+            raise bad(reasons.UNKNOWN_PARTICIPANT, text)
+        if not force:
+            few = ", ".join(sorted(known)[:_FEW]) or "none"
+            more = f" and {len(known) - _FEW} more" if len(known) > _FEW else ""
+            text = (
+                f"no such target: {name!r}; known to this coordinator are {few}{more}. If it is one that was not "
+                "called yet: --force"
+            )
+            raise bad(reasons.UNKNOWN_PARTICIPANT, text)
+        return name
 
     def _instances(self, namespace: str) -> dict[str, list[pb.TargetInstance]]:
         """Those that have registered themselves, by participant."""
@@ -181,7 +222,9 @@ class TargetDesk:
         rule, state, since_us, text = seen.rule, pb.TARGET_STATE_HEALTHY, seen.since_us, ""
         if rule.is_paused(self._now_us()):
             state, since_us = pb.TARGET_STATE_PAUSED, rule.changed_us
-            until = " until it is resumed" if not rule.paused_until_us else ""
+            until = " until it is resumed"
+            if rule.paused_until_us:
+                until = f" until {datetime.fromtimestamp(rule.paused_until_us / 1e6, UTC):%Y-%m-%d %H:%M:%SZ}"
             text = f"paused{until} by {rule.actor}: {rule.reason}"
         elif rule.disabled_us:
             state, since_us = pb.TARGET_STATE_DISABLED, rule.disabled_us

@@ -418,16 +418,18 @@ class ListTargetsResponse(_message.Message):
     def __init__(self, targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class PauseTargetRequest(_message.Message):
-    __slots__ = ("namespace", "audit", "target", "until_us")
+    __slots__ = ("namespace", "audit", "target", "until_us", "force")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     AUDIT_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     UNTIL_US_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     audit: Audit
     target: str
     until_us: int
-    def __init__(self, namespace: _Optional[str] = ..., audit: _Optional[_Union[Audit, _Mapping]] = ..., target: _Optional[str] = ..., until_us: _Optional[int] = ...) -> None: ...
+    force: bool
+    def __init__(self, namespace: _Optional[str] = ..., audit: _Optional[_Union[Audit, _Mapping]] = ..., target: _Optional[str] = ..., until_us: _Optional[int] = ..., force: bool = ...) -> None: ...
 
 class PauseTargetResponse(_message.Message):
     __slots__ = ("target",)
@@ -452,16 +454,18 @@ class ResumeTargetResponse(_message.Message):
     def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ...) -> None: ...
 
 class LimitTargetRequest(_message.Message):
-    __slots__ = ("namespace", "audit", "target", "limits")
+    __slots__ = ("namespace", "audit", "target", "limits", "force")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     AUDIT_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     audit: Audit
     target: str
     limits: TargetLimits
-    def __init__(self, namespace: _Optional[str] = ..., audit: _Optional[_Union[Audit, _Mapping]] = ..., target: _Optional[str] = ..., limits: _Optional[_Union[TargetLimits, _Mapping]] = ...) -> None: ...
+    force: bool
+    def __init__(self, namespace: _Optional[str] = ..., audit: _Optional[_Union[Audit, _Mapping]] = ..., target: _Optional[str] = ..., limits: _Optional[_Union[TargetLimits, _Mapping]] = ..., force: bool = ...) -> None: ...
 
 class LimitTargetResponse(_message.Message):
     __slots__ = ("target",)
