@@ -99,7 +99,11 @@ def test_pages_and_filters(office: Office) -> None:
     everything = office.desk.json("tx", "list", "--limit", "2", "--all", 'name = "payment"')
     assert set(made) <= {tx["tx_id"] for tx in everything}
     nothing = office.desk.run("tx", "list", 'name = "other"')
-    assert (nothing.stdout, nothing.stderr) == ("", "no transaction matches\n")
+    assert (nothing.stdout, nothing.stderr) == ("", "no transaction matches in namespace default\n")
+    for more in ((), ("--dry-run",)):
+        none = office.desk.run("replay", "start", "--target", "nobody", "--reason", "x", "--yes", *more)
+        assert "nothing is parked that matches, in namespace default: for nobody" in none.stderr
+    assert "DONE (dry run)" in office.desk.run("replay", "list").stdout
     bad = office.desk.run("tx", "list", "colour = red", code=6)
     assert bad.stderr.startswith("txcoord: BAD_REQUEST: filter: cannot read 'colour = red'")
 

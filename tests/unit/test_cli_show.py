@@ -43,7 +43,8 @@ def test_what_each_kind_waits_for() -> None:
         "COMMIT PREPARED of branch 1 on ledger",
         f"confirm of branch 2, stock.Reserve at {SHOP}",
         f"callback of branch told, shop.shipped at {SHOP}",
-        f"an operator: branch 3, stock.Reserve at {SHOP} is parked (DOWN). `txcoord tx retry|resolve|skip a-tx`",
+        f"an operator: branch 3, stock.Reserve at {SHOP} is parked (DOWN). "
+        "`txcoord tx retry|resolve|skip a-tx --branch 3 --reason …`",
     ]
     tx = transaction(
         c.DECISION_ABORT,
@@ -100,3 +101,13 @@ def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     [deadline] = [line for line in page.splitlines() if line.startswith("deadline")]
     assert "in 16 s" not in deadline
+
+
+def test_one_that_is_done_does_not_look_as_if_it_had_failed() -> None:
+    done = branch("1", c.KIND_TCC, "DONE", "stock.Reserve", attempts=2, message="UNREACHABLE: gone")
+    assert show._said(done) == "DONE 2 attempts; before that: UNREACHABLE: gone"
+    tx = transaction(c.DECISION_COMMIT, done, parked_deliveries=1)
+    assert show.state(tx) == "COMMITTING (1 delivery parked)"
+    tx.namespace = "shop"
+    tx.branches.append(branch("2", c.KIND_TCC, "PARKED", "stock.Reserve"))
+    assert show.waits_for(tx, NOW_US)[0].endswith("--branch 2 --reason … --namespace shop`")

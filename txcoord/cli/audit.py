@@ -69,7 +69,7 @@ def list_(
     if rows:
         console.table(("AT", "ACTOR", "ACTION", "OF", "REASON"), rows)
     elif not json:
-        console.say("no order" + (" matches" if terms else " yet"))
+        console.say(f"no order {'matches' if terms else 'yet'} in namespace {namespace}")
     if page:
         console.say(f"more: --page {page}")
 

@@ -40,7 +40,7 @@ def list_(
     if json:
         return
     if not answer.groups:
-        console.say("nothing is parked" + (" that matches" if filter_ else ""))
+        console.say(_nothing(filter_, namespace))
         return
     console.table(
         ("COUNT", "AGAIN", "KIND", "TARGET", "REASON", "PARKED SINCE", "EXAMPLE"),
@@ -97,14 +97,19 @@ def show_(
             if json:
                 console.emit(said)
             else:
-                tries = console.plural(status.attempts, "attempt")
+                # A no to its first call is not counted as one that has failed.
+                tries = f", {console.plural(status.attempts, 'attempt')}" if status.attempts else ""
                 holds = f", holds order key {key!r}" if key else ""
                 console.out(
-                    f"{tx.gid or tx.tx_id} branch {status.branch}: {said['kind']} to {status.target}, {tries}{holds}"
+                    f"{tx.gid or tx.tx_id} branch {status.branch}: {said['kind']} to {status.target}{tries}{holds}"
                 )
                 console.out(f"    {said['reason']}")
     if not some and not json:
-        console.say("nothing is parked" + (" that matches" if filter_ else ""))
+        console.say(_nothing(filter_, namespace))
+
+
+def _nothing(filter_: str, namespace: str) -> str:
+    return f"nothing is parked in namespace {namespace}" + (" that matches" if filter_ else "")
 
 
 def _kind(number: int) -> str:

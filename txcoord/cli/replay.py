@@ -81,11 +81,15 @@ def start(
             console.confirm(f"retry what is parked, {_what(request)}?", yes=False)
         job = client.admin("StartReplay", request).replay
         if wait or dry_run:
-            job = _follow(client, namespace, job, quiet=json)
+            job = _follow(client, namespace, job, quiet=json or dry_run)
         if dry_run:
-            _items(client, namespace, job.id, json)
+            some = _items(client, namespace, job.id, json)
         else:
+            some = job.taken + job.refused
             _say(job, json)
+    if job.state == pb.REPLAY_STATE_DONE and not some:
+        what = "nothing would be retried" if dry_run else "nothing was retried"
+        console.say(f"{what}: nothing is parked that matches, in namespace {namespace}: {_what(request)}")
     if job.state == pb.REPLAY_STATE_STOPPED:
         raise typer.Exit(console.REFUSED)
 
@@ -111,7 +115,7 @@ def list_(
             [
                 (
                     job.id,
-                    _state(job),
+                    _state(job) + (" (dry run)" if job.request.audit.dry_run else ""),
                     str(job.taken),
                     str(job.succeeded),
                     str(job.failed_again),
@@ -124,7 +128,7 @@ def list_(
             ],
         )
     else:
-        console.say("no replay yet")
+        console.say(f"no replay yet in namespace {namespace}")
 
 
 @app.command()
@@ -210,15 +214,17 @@ def _follow(client: Client, namespace: str, job: Any, *, quiet: bool) -> Any:
     return job
 
 
-def _items(client: Client, namespace: str, job: str, json: bool) -> None:
+def _items(client: Client, namespace: str, job: str, json: bool) -> int:
+    """How many they are."""
     from txcoord_client._pb import admin_pb2 as pb
 
-    token = ""
+    token, some = "", 0
     while True:
         answer = client.admin(
             "ListReplayItems",
             pb.ListReplayItemsRequest(namespace=namespace, id=job, page_size=1000, page_token=token),
         )
+        some += len(answer.effects)
         for effect in answer.effects:
             if json:
                 console.emit(
@@ -238,7 +244,7 @@ def _items(client: Client, namespace: str, job: str, json: bool) -> None:
                 console.out(f"{name} branch {effect.branch}: {effect.effect}{why}{text}")
         token = answer.next_page_token
         if not token:
-            return
+            return some
 
 
 def _say(job: Any, json: bool) -> None:
@@ -249,6 +255,8 @@ def _say(job: Any, json: bool) -> None:
 
 
 def _progress(job: Any) -> str:
+    if job.request.audit.dry_run:
+        return f"{_state(job)}, a dry run: nothing was retried" + (f": {job.message}" if job.message else "")
     text = (
         f"{_state(job)}: {job.taken} taken, {job.succeeded} well, {job.failed_again} failed again, "
         f"{job.refused} refused"

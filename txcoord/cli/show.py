@@ -20,7 +20,7 @@ def state(tx: Any) -> str:
     if tx.outcome.parked:
         marks.append("PARKED")
     if tx.outcome.parked_deliveries:
-        marks.append(f"{tx.outcome.parked_deliveries} deliveries parked")
+        marks.append(f"{console.plural(tx.outcome.parked_deliveries, 'delivery')} parked")
     if tx.outcome.heuristic:
         marks.append("HEURISTIC")
     return f"{name} ({', '.join(marks)})" if marks else name
@@ -170,9 +170,9 @@ def waits_for(tx: Any, now_us: int) -> list[str]:
             why = f" ({b.status.message})" if b.status.message else ""
             key = b.spec.delivery.ordering_key
             holds = f", and holds those behind it with order key {key!r}" if key else ""
-            lines.append(
-                f"an operator: {name} is parked{why}{holds}. `txcoord tx retry|resolve|skip {tx.tx_id}`"
-            )
+            whose = f" --namespace {tx.namespace}" if tx.namespace not in ("", "default") else ""
+            order = f"txcoord tx retry|resolve|skip {tx.tx_id} --branch {b.spec.id} --reason …{whose}"
+            lines.append(f"an operator: {name} is parked{why}{holds}. `{order}`")
         elif _branch_state(b) in ("FINISHING", "UNDOING"):
             again = f", again {_due(b, now_us)}" if b.status.attempts else ""
             why = f": {b.status.message}" if b.status.message else ""
@@ -252,7 +252,9 @@ def _said(b: Any) -> str:
         text += " HEURISTIC"
     if b.status.attempts:
         text += f" {console.plural(b.status.attempts, 'attempt')}"
-    if b.status.message:
+    if b.status.message and _branch_state(b) == "DONE":
+        text += f"; before that: {b.status.message}"
+    elif b.status.message:
         # No attempt at undoing it failed: what is kept is why it said no.
         text += f"{', had voted no' if text == 'UNDONE' else ''}: {b.status.message}"
     return text

@@ -56,7 +56,8 @@ def list_(
     if rows:
         console.table(("TX ID", "GID", "NAME", "STATE", "BRANCHES", "BEGUN", "REASON"), rows)
     elif not json:
-        console.say("no transaction" + (" matches" if filter_ else " yet"))
+        what = "no transaction matches" if filter_ else "no transaction yet"
+        console.say(f"{what} in namespace {namespace}")
     if page:
         console.say(f"more: --page {page}")
 
