@@ -198,7 +198,7 @@ def test_tls_and_tokens_are_a_word_too(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("TXCOORD_TLS__CERT_FILE", str(tmp_path / "pem"))
     assert "Set TXCOORD_AUTH__TOKEN_FILE." in one_problem()
     monkeypatch.setenv("TXCOORD_AUTH__TOKEN_FILE", str(tmp_path / "nowhere"))
-    assert one_problem() == "TXCOORD_AUTH__TOKEN_FILE: there is no such file"
+    assert one_problem() == f"TXCOORD_AUTH__TOKEN_FILE: {tmp_path / 'nowhere'}: there is no such file"
     monkeypatch.setenv("TXCOORD_AUTH__TOKEN_FILE", str(tmp_path / "pem"))
     assert load().listen == "0.0.0.0:7070"
     monkeypatch.delenv("TXCOORD_TLS__CERT_FILE")
@@ -274,6 +274,10 @@ def test_where_the_log_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
         assert load().log.url.get_secret_value() == wanted
     monkeypatch.setenv("TXCOORD_LOG__URL", "oracle://u:p@h/x")
     assert "the log can be on sqlite:///file.db, postgresql://" in one_problem()
+    for url in ("mysql:/foo", "postgres:/u:secret@x"):
+        monkeypatch.setenv("TXCOORD_LOG__URL", url)
+        assert "a URL has :// behind its scheme" in (problem := one_problem())
+        assert "secret" not in problem
     monkeypatch.setenv("TXCOORD_LOG__URL", "mariadb://u:p@h")
     assert "mariadb://u:***@h' names no database" in one_problem()
     monkeypatch.setenv("TXCOORD_LOG__URL", "sqlite:///:memory:")
@@ -291,6 +295,7 @@ def test_where_a_resource_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
         assert load().resources["a"].url.get_secret_value() == url
     for url, said in (
         ("mariadb://u:p@h", "it must name the database"),
+        ("mysql:/foo", "a URL has :// behind its scheme"),
         ("mysql://u:p@h/x?ssl_mode=REQUIRED", "the option 'ssl_mode' is not known"),
         ("mariadb://u:p@h:x/x", "the port is not a number"),
         ("sqlite:///x.db", "SQLite cannot take part in XA"),

@@ -72,6 +72,11 @@ def test_a_file_that_is_written_anew_is_read_again(tmp_path: Path, monkeypatch: 
     standardwebhooks.Webhook(NEW).verify(body, headers)
     with pytest.raises(ValueError, match="has no secret"):
         Webhooks(secrets=[SecretFile(tmp_path / "secrets", ["*.example"])]).check()
+    (tmp_path / "secrets").write_text(f"{OLD}\n\nwhsec_short\n")
+    with pytest.raises(ValueError, match=r"webhook_secrets.a.file /.*/secrets, line 3: a secret"):
+        SecretFile(tmp_path / "secrets", ["*.example"], "webhook_secrets.a.file").secrets()
+    with pytest.raises(ValueError, match=r"webhook_secrets.a.file /none: No such file"):
+        SecretFile(Path("/none"), ["*.example"], "webhook_secrets.a.file").secrets()
 
 
 def test_what_an_independent_library_signs_is_verified() -> None:

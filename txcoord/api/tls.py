@@ -12,12 +12,38 @@ from ..observe import logs
 log = logs.get("txcoord.tls")
 
 
+def what_is_wrong(error: Exception, cert: Path, key: Path | None, client_ca: Path | None) -> str:
+    """Why they cannot be used, with the setting that is to be mended."""
+    found = {"tls.cert_file": cert, "tls.key_file": key, "tls.client_ca_file": client_ca}
+    for setting, file in found.items():
+        if file is None:
+            continue
+        try:
+            content = file.read_bytes()
+        except OSError as trouble:
+            return f"{setting} {file} cannot be read: {trouble.strerror}"
+        if setting != "tls.key_file" and b"BEGIN " + b"CERTIFICATE" not in content:
+            return f"{setting} {file} has no certificate in PEM"
+    holder = key or cert
+    content = holder.read_bytes()
+    if b"PRIVATE KEY-----" not in content:
+        if key is None:
+            return f"tls.cert_file {cert} has no private key, and tls.key_file is not set"
+        return f"tls.key_file {key} has no private key in PEM"
+    if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
+        return f"tls.{'key' if key else 'cert'}_file {holder} has the key of another certificate than {cert}"
+    if b"ENCRYPTED" in content:
+        return f"the private key in {holder} is encrypted: only one without a passphrase can be used"
+    return f"tls.cert_file {cert}, tls.key_file {holder}: {error}"
+
+
 class ServerTls:
     """One certificate for all APIs of a node. ``client_ca``: whoever has signed the certificate that each client then
     must have; it is read once."""
 
     def __init__(self, cert: Path, key: Path | None = None, client_ca: Path | None = None) -> None:
         self._cert = cert
+        self._given = (cert, key, client_ca)
         self._key = key or cert
         self._client_ca = client_ca
         self._seen: tuple[object, ...] = ()
@@ -52,7 +78,7 @@ class ServerTls:
             self._seen = seen
             self.load()
         except OSError as error:
-            log.error("tls.not_read", file=str(self._cert), reason=str(error))
+            log.error("tls.not_read", file=str(self._cert), reason=what_is_wrong(error, *self._given))
         else:
             log.info("tls.read", file=str(self._cert))
 

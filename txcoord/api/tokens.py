@@ -33,7 +33,7 @@ class May(Enum):
     READ = "look"
     TAKE_PART = "begin and end transactions"
     OPERATE = "give orders about transactions and targets"
-    ADMINISTER = "drain nodes and redirect targets"
+    ADMINISTER = "drain nodes"
 
 
 class Role(StrEnum):
@@ -188,7 +188,9 @@ class Caller:
     def check_everywhere(self) -> None:
         """May he do what concerns all namespaces? Raises Refused."""
         if self._token.namespace != EVERY:
-            raise _forbidden(f"the token {self.name!r} is for one namespace; this concerns all of them")
+            whose = self._token.namespace
+            text = f"the token {self.name!r} is for the namespace {whose!r}: what concerns all of them, such as nodes"
+            raise _forbidden(f"{text}, needs one whose namespace is *")
 
 
 def _unknown() -> Refused:

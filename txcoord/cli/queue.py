@@ -63,6 +63,7 @@ def worker(
 def status(config: settings.ConfigFile = None, json: settings.Json = False) -> None:
     """Show the topics, how many records are not consumed, and who consumes them."""
     loaded = settings.load(config)
+    _with_kafka(loaded)
 
     async def ask() -> Any:
         from ..adapters.kafka.looking import status
@@ -105,6 +106,7 @@ def poison(
 ) -> None:
     """Show the records that could not be read: where they came from, why, and what is in them."""
     loaded = settings.load(config)
+    _with_kafka(loaded)
 
     async def ask() -> Any:
         from ..adapters.kafka.looking import poison

@@ -58,7 +58,7 @@ def load(file: Path | None = None, **options: Any) -> Settings:
     try:
         settings = Loaded(**options)
     except ValidationError as error:
-        for item in error.errors(include_url=False, include_input=False):
+        for item in error.errors(include_url=False):
             source = _source(_path(item), path, options)
             if source not in unknown:
                 problems.append(f"{source}: {_text(item)}")
@@ -166,8 +166,10 @@ _TEXTS = {
     "model_type": "a table of settings is expected, not a single value",
     "model_attributes_type": "a table of settings is expected, not a single value",
     "dict_type": "a table is expected: one entry for each",
-    "path_not_file": "there is no such file",
 }
+
+
+_PATHS = ("/", "./", "../", "~")
 
 
 def _path(error: Any) -> tuple[str, ...]:
@@ -183,6 +185,10 @@ def _text(error: Any) -> str:
         return f"one of {error['ctx']['expected']} is expected"
     if kind in ("greater_than_equal", "less_than_equal", "greater_than", "less_than"):
         return str(error["msg"]).replace("Input should", "must")
+    if kind == "path_not_file":
+        # What does not look like a path may be the secret itself, set where its file is expected.
+        given = str(error["input"])[:200]
+        return f"{given}: there is no such file" if given.startswith(_PATHS) else "there is no such file"
     return _TEXTS.get(kind) or str(error["msg"]).removeprefix("Value error, ")
 
 

@@ -164,6 +164,9 @@ def _mariadb(url: str) -> None:
 
 
 def _readable(url: str) -> None:
+    if "://" not in url:
+        # Not the URL itself: a password in it would not be found, and so not be hidden.
+        raise ValueError("a URL has :// behind its scheme, as in postgresql://user@host/database")
     try:
         _ = urlsplit(url).port
     except ValueError:

@@ -43,6 +43,7 @@ from .coordinator import Coordinator
 from .deadlines import Deadlines
 from .drain import Drain
 from .live import Live
+from .troubles import Troubles
 
 log = logs.get("txcoord.recovery")
 
@@ -150,15 +151,18 @@ class Recovery:
             task.cancel()
 
     def _loop(self, name: str, every_s: float, step: Callable[[], Awaitable[object]]) -> None:
+        troubles = Troubles(name, self._c.clock.now_us)
+
         async def run() -> None:
             while True:
                 try:
                     await step()
+                    troubles.well()
                 except LogUnavailable as error:
                     # The log itself says that it is away, once for all.
                     log.debug("log.unavailable", duty=name, reason=str(error))
                 except ResourceTrouble as trouble:
-                    log.error("resource.trouble", duty=name, resource=trouble.resource, reason=str(trouble))
+                    troubles.trouble(trouble)
                 except Exception:
                     log.exception("recovery.failed", duty=name)
                 await self._c.clock.sleep(every_s)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 
-from ..api.tls import ServerTls
+from ..api.tls import ServerTls, what_is_wrong
 from ..api.tokens import Tokens
 from ..config import Settings
 from .errors import ExitCode, StartError
@@ -18,7 +19,8 @@ class Entrance:
 
     def __init__(self, settings: Settings) -> None:
         tls, file = settings.tls, settings.auth.token_file
-        self.tls = ServerTls(tls.cert_file, tls.key_file, tls.client_ca_file) if tls.cert_file else None
+        self._tls_files = (tls.cert_file or Path(), tls.key_file, tls.client_ca_file)
+        self.tls = ServerTls(*self._tls_files) if tls.cert_file else None
         self.tokens = Tokens(file) if file is not None else None
 
     def load(self) -> None:
@@ -27,11 +29,8 @@ class Entrance:
             if self.tls is not None:
                 self.tls.load()
         except (OSError, ValueError) as error:
-            raise StartError(
-                ExitCode.CONFIG,
-                "BAD_CREDENTIALS",
-                f"tls.cert_file, tls.key_file, tls.client_ca_file: {error}",
-            ) from error
+            text = what_is_wrong(error, *self._tls_files)
+            raise StartError(ExitCode.CONFIG, "BAD_CREDENTIALS", text) from error
         try:
             if self.tokens is not None:
                 self.tokens.load()

@@ -7,16 +7,19 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from txcoord_client.protocol import barrier, mariadb, marker, postgresql, reasons
 
 from ..adapters.xa.checks import Finding, error, ok, warning
 from ..config import ResourceSettings
 from .sql import driver_url
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 _CHECK = "execute_url"
 _MEANS = "best-effort SQL is parked, or tried in vain"
@@ -38,6 +41,8 @@ async def look(name: str, resource: ResourceSettings, identity: str) -> list[Fin
     url = resource.execute_url
     if url is None:
         return []
+    from sqlalchemy.ext.asyncio import create_async_engine  # A node has no need of it.
+
     engine = create_async_engine(driver_url(url.get_secret_value()), pool_size=1)
     role = role_of(resource) or "the role of execute_url"
     found: list[Finding] = []
@@ -56,7 +61,7 @@ async def look(name: str, resource: ResourceSettings, identity: str) -> list[Fin
 
 
 async def _needs(conn: AsyncConnection, role: str, identity: str, family: str) -> list[Finding]:
-    found = []
+    found: list[Finding] = []
     read = postgresql.read_identity() if family == "postgresql" else mariadb.read_identity()
     with _refused(found, role, "SELECT", marker.IDENTITY_TABLE):
         seen = (await conn.exec_driver_sql(read)).scalar()

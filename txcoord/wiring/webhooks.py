@@ -11,5 +11,8 @@ def webhooks(settings: Settings, called: Targets) -> Webhooks:
     """Whom they are sent to, and what signs them."""
     return Webhooks(
         settings.notified(called),
-        [SecretFile(found.file, items(found.hosts)) for found in settings.webhook_secrets.values()],
+        [
+            SecretFile(found.file, items(found.hosts), f"webhook_secrets.{name}.file")
+            for name, found in settings.webhook_secrets.items()
+        ],
     )

@@ -92,10 +92,15 @@ def _encoded(body: Any) -> tuple[bytes, str]:
     return (b"", "") if body is None else (_values.encode(body), "")
 
 
+_SCHEMES = ("grpc", "grpcs", "http", "https")
+
+
 def _address(target: str, operation: str, place: Callable[[str], str]) -> tuple[str, str]:
     scheme, found, rest = target.partition("://")
     if not found:
         return (target if ":" in target else place(target)), operation
+    if scheme not in _SCHEMES:
+        raise Rejected(f"{target!r}: an address begins with {', '.join(f'{s}://' for s in _SCHEMES)}")
     if operation:
         return target, operation
     host, _, path = rest.partition("/")

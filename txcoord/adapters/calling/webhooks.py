@@ -35,8 +35,9 @@ def is_one(request: CallRequest, target: Target) -> bool:
 class SecretFile:
     """Secrets of some hosts, one a line, the newest first: all of them sign. It may be written anew at any time."""
 
-    def __init__(self, path: Path, hosts: Sequence[str]) -> None:
+    def __init__(self, path: Path, hosts: Sequence[str], setting: str = "") -> None:
         self._path = path
+        self._named = f"{setting} {path}".strip()
         self._hosts = Targets(hosts)
         self._read_at = float("-inf")
         self._secrets: tuple[bytes, ...] = ()
@@ -59,11 +60,22 @@ class SecretFile:
         return self._secrets
 
     def _read(self) -> tuple[bytes, ...]:
-        lines = [line.strip() for line in self._path.read_text(encoding="utf-8").splitlines()]
-        found = tuple(webhooks.secret_of(line) for line in lines if line and line[0] != "#")
+        try:
+            content = self._path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{self._named}: it is no text in UTF-8") from None
+        except OSError as error:
+            raise ValueError(f"{self._named}: {error.strerror}") from error
+        found = []
+        for number, line in enumerate(map(str.strip, content.splitlines()), 1):
+            if line and line[0] != "#":
+                try:
+                    found.append(webhooks.secret_of(line))
+                except ValueError as error:
+                    raise ValueError(f"{self._named}, line {number}: {error}") from None
         if not found:
-            raise ValueError(f"{self._path} has no secret: one a line, such as {webhooks.PREFIX}…")
-        return found
+            raise ValueError(f"{self._named} has no secret: one a line, such as {webhooks.PREFIX}…")
+        return tuple(found)
 
 
 @dataclass(frozen=True)

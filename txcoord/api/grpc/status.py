@@ -27,7 +27,8 @@ def refusal_of(error: Exception) -> Refusal:
         return Refusal(
             "UNAVAILABLE",
             reasons.LOG_UNAVAILABLE,
-            f"the log's database does not answer: {error}",
+            # Where it is stands in this node's own log: who asks need not know.
+            "the log's database does not answer; the coordinator's own log says why",
             False,
             retry_after_us=500_000,
         )

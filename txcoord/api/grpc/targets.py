@@ -233,7 +233,8 @@ class TargetDesk:
         elif seen.breaker is not Breaker.CLOSED:
             state, text = pb.TARGET_STATE_PROBING, seen.last_error
         elif seen.last_error:
-            text = seen.last_error
+            ago_s = max(0, self._now_us() - seen.last_error_us) // 1_000_000
+            text = f"well now; {ago_s} s ago: {seen.last_error}" if seen.last_error_us else seen.last_error
         return pb.Target(
             name=name,
             state=state,
