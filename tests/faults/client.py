@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,8 +33,10 @@ from txcoord_client import (
     AlreadyCommitted,
     Coordinator,
     OutcomeUnknown,
+    Participant,
     Unavailable,
 )
+from txcoord_client._db.sources import Source
 from txcoord_client._pb import coordinator_pb2 as pb
 from txcoord_client._pb import participant_pb2_grpc
 from txcoord_client._together import Together
@@ -43,7 +46,9 @@ if TYPE_CHECKING:
     from tests.faults.place import Run
 
 T = TypeVar("T")
-_OPERATIONS = ("begin", "commit", "rollback", "report", "enlist", "submit")
+_OPERATIONS = (
+    "begin", "commit", "rollback", "report", "enlist", "submit", "prepare_message", "submit_message"
+)  # fmt: skip
 _LOST = "the reply was lost"
 _CALL_S = 20.0
 
@@ -116,7 +121,7 @@ class Client:
 
     async def _send(self, name: str, request: Any, left: float) -> pb.OperationResult:
         await self.points.alive(self)
-        if name in ("begin", "commit", "report", "enlist", "submit"):
+        if name in ("begin", "commit", "report", "enlist", "submit", "prepare_message"):
             self._noted(request)
         operation = pb.Operation(op_id=1)
         getattr(operation, name).CopyFrom(request)
@@ -218,6 +223,32 @@ class Client:
             async with db.cursor() as cursor:
                 await cursor.execute(sql)
 
+    async def answered(self, resource: str, body: Any, *, silent: bool = False) -> Decision | None:
+        """A local transaction in a database that its own service answers for, as :meth:`transaction`. ``silent``: it
+        tells nobody how it has ended."""
+        if silent:
+            self._runtime.wire.tell = lambda *_, **__: None
+        self.run.involved.add(resource)
+        shop = Participant(resource, db=(home := Home(self, resource)))
+        await shop._home()  # It only looks.
+        home.writes = True
+        timeout = 1.5 * self.run.scale
+        try:
+            async with self.coordinator.local(shop.db, answered_by=shop, timeout=timeout) as tx:
+                self.run.last = Tx(tx.transaction.tx_id, "shop", tx.transaction.deadline_us)
+                sql = f"INSERT INTO work VALUES ('{self.run.gid}')"
+                if self._mariadb[resource]:
+                    async with tx.db.cursor() as cursor:
+                        await cursor.execute(sql)
+                else:
+                    await tx.db.execute(sql)
+                await body(self, tx)
+        except (Aborted, Business):
+            return Decision.ABORT
+        except OutcomeUnknown:
+            return None
+        return Decision.COMMIT
+
     async def settle(self, tx: Tx) -> Decision:
         """Ask what became of a transaction of an earlier life, until there is an answer."""
         unknown = OutcomeUnknown(
@@ -290,6 +321,48 @@ class Client:
             # What was cancelled may have left something behind.
             left = {*runtime.tasks._tasks, *runtime.tasks._keepers, *runtime.wire.tasks._tasks}
         await runtime.wire.close()
+
+
+class Home(Source):
+    """Where the local transactions come from that a service answers for; the COMMIT is a step."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self._client = client
+        self._name = name
+        self.writes = False
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[Any]:
+        """On a connection of the client's own."""
+        client, points = self._client, self._client.points
+        await points.alive(client)
+        async with client.pools[self._name].acquire() as connection:
+            client._connections.append(connection)
+            on_mariadb = client._mariadb[self._name]
+            own = None if on_mariadb else connection.transaction()
+            await (connection.begin() if own is None else own.start())
+            try:
+                await points.alive(client)
+                yield connection
+            except BaseException:
+                await (connection.rollback() if own is None else own.rollback())
+                raise
+
+            async def commit() -> None:
+                await (connection.commit() if own is None else own.commit())
+
+            def lost() -> Exception:
+                if on_mariadb:
+                    connection.close()
+                    error: Exception = asyncmy_errors.OperationalError(2013, _LOST)
+                    return error
+                connection.terminate()
+                return asyncpg.ConnectionDoesNotExistError(_LOST)
+
+            if self.writes:
+                await points.around("client.commit_local", client, commit, lost)
+            else:
+                await commit()
 
 
 class _Line(httpx.AsyncBaseTransport):

@@ -17,6 +17,7 @@ import asyncpg
 import grpc
 
 from tests.faults.points import AFTER, ENGINE, Points
+from tests.faults.services import Asker
 from txcoord.adapters.embedded import EmbeddedQueue, InProcessLeases, SystemClock, Tasks, end
 from txcoord.adapters.sql.log import SqlLog
 from txcoord.adapters.sql.store import ReplyLost
@@ -98,6 +99,7 @@ class Process:
             spawn=self._tasks.spawn,
             failpoints=failpoints,
             caller=caller,
+            answerer=Asker(caller) if caller is not None else None,
             queue=self.queue,
         )
         self._carrying = Carrying(self.coordinator, failpoints=failpoints)

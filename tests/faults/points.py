@@ -50,6 +50,10 @@ _STEPS = [
     Step("client.report"),
     Step("client.enlist"),
     Step("client.submit"),
+    Step("client.prepare_message"),
+    Step("client.submit_message"),
+    # The COMMIT of a local transaction that its service answers for.
+    Step("client.commit_local"),
     # What it does in its databases.
     Step("client.prepare"),
     Step("client.commit_one_phase"),
@@ -57,6 +61,8 @@ _STEPS = [
     Step("client.finish_rollback", only=MARIADB),
     # A call to another service, which takes part.
     Step("client.call"),
+    # A coordinator asks what became of a local transaction.
+    Step("coordinator.ask_back", modes=(BEFORE, LOST)),
     # The try of a participant, and what a participant makes durable.
     Step("client.try"),
     Step("participant.commit"),
@@ -113,10 +119,11 @@ OF_PARTICIPANTS = frozenset(
     for name, s in STEPS.items()
     if name.startswith("participant.")
     or name.partition(".")[2] in ("enlist", "submit", "try", "decide", "hand_off", "due")
-    or name == "coordinator.call"
+    or name in ("coordinator.call", "coordinator.ask_back")
+    or name in ("client.prepare_message", "client.submit_message", "client.commit_local")
     for p in s.points
 )
-"""Where only TCC and saga come to, or mostly."""
+"""Where only TCC, sagas and messages come to, or mostly."""
 Hit = tuple[str, int]
 """A point, and which time it is reached."""
 

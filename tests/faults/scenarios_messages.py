@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from tests.faults.client import Business, Client, ClientDied
@@ -30,8 +30,14 @@ def _send(client: Client, g: Any, *places: str) -> None:
 
 async def _sent(run: Run, expected: Decision, body: Body, **options: Any) -> Decision:
     client = await Client(run).start()
+    return await _ended(run, expected, client, client.transaction(body, timeout=1.5 * run.scale, **options))
+
+
+async def _ended(
+    run: Run, expected: Decision, client: Client, work: Coroutine[Any, Any, Decision | None]
+) -> Decision:
     try:
-        told = await client.live(client.transaction(body, timeout=1.5 * run.scale, **options))
+        told = await client.live(work)
     except ClientDied:
         told = None
     except TxcoordError as error:
@@ -113,3 +119,44 @@ async def message_beside_two_branches(run: Run) -> Decision:
         _send(client, g, "a", "b")
 
     return await _sent(run, Decision.COMMIT, body)
+
+
+@scenario()
+async def message_whose_service_is_asked(run: Run) -> Decision:
+    """In a database that the coordinator need not know."""
+
+    async def body(client: Client, tx: Any) -> None:
+        _send(client, tx, "a", "b")
+
+    client = await Client(run).start()
+    return await _ended(run, Decision.COMMIT, client, client.answered("a", body))
+
+
+@scenario()
+async def message_whose_service_on_the_other_is_asked(run: Run) -> Decision:
+    async def body(client: Client, tx: Any) -> None:
+        _send(client, tx, "a")
+
+    client = await Client(run).start()
+    return await _ended(run, Decision.COMMIT, client, client.answered("b", body))
+
+
+@scenario()
+async def message_whose_service_rolls_back(run: Run) -> Decision:
+    async def body(client: Client, tx: Any) -> None:
+        _send(client, tx, "b")
+        raise Business
+
+    client = await Client(run).start()
+    return await _ended(run, Decision.ABORT, client, client.answered("a", body))
+
+
+@scenario()
+async def message_whose_service_forgets_to_submit(run: Run) -> Decision:
+    """It lives, and is asked at the deadline."""
+
+    async def body(client: Client, tx: Any) -> None:
+        _send(client, tx, "b")
+
+    client = await Client(run).start()
+    return await _ended(run, Decision.COMMIT, client, client.answered("a", body, silent=True))

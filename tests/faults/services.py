@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from tests.faults.points import Mortal, Points
+from txcoord.adapters.calling import query_back
 from txcoord.adapters.calling.credentials import Credentials
 from txcoord.adapters.calling.dialling import Dialling
 from txcoord.adapters.calling.grpc_ import GrpcCaller
 from txcoord.adapters.embedded import end
+from txcoord.core.model import Tx
 from txcoord.core.targets import ANYBODY, Target
+from txcoord.ports import Probed
 from txcoord_client import Participant, Pending, Refused, saga
 from txcoord_client._db.sources import Source
 from txcoord_client._pb import participant_pb2 as pb
@@ -32,6 +35,7 @@ from txcoord_client.protocol.barrier import FIRST
 if TYPE_CHECKING:
     from tests.faults.place import Run
 
+T = TypeVar("T")
 _LOST = "the reply was lost"
 PLACES = ("a", "b")
 """A service for each database."""
@@ -88,7 +92,16 @@ class Service(Source):
 
     async def execute(self, data: bytes) -> list[bytes]:
         """A message, and the answers. Raises ServiceDied."""
-        task = asyncio.ensure_future(self._execute(data))
+        return await self._living(self._execute(data))
+
+    async def query_back(self, data: bytes) -> bytes:
+        """A question, and the answer. Raises ServiceDied."""
+        request = pb.QueryBackRequest.FromString(data)
+        response = await self._living(self.runner.query_back(request, ""))
+        return response.SerializeToString()
+
+    async def _living(self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.ensure_future(work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
         dead = asyncio.ensure_future(self.dead.wait())
@@ -219,8 +232,30 @@ class Channel:
 
         return execute
 
-    def unary_unary(self, method: str, **_: Any) -> None:
-        """Nothing of that kind is called."""
+    def unary_unary(self, method: str, **_: Any) -> Callable[..., Awaitable[pb.QueryBackResponse]]:
+        """Of ``QueryBack``: nothing else of that kind is called."""
+
+        async def query_back(
+            request: Any, timeout: float | None = None, metadata: Any = None
+        ) -> pb.QueryBackResponse:
+            question = request.SerializeToString()
+            run = self._run
+            await run.points.alive(self._caller)
+
+            async def do() -> bytes:
+                try:
+                    async with asyncio.timeout(timeout):
+                        return await run.service(self._name).query_back(question)
+                except ServiceDied as error:
+                    raise _unavailable("the service died") from error
+
+            out = await run.points.around(
+                "coordinator.ask_back", self._caller, do, lambda: _unavailable(_LOST)
+            )
+            await run.points.alive(self._caller)
+            return pb.QueryBackResponse.FromString(out)
+
+        return query_back
 
     async def close(self, grace: float | None = None) -> None:
         """Nothing is open."""
@@ -282,6 +317,21 @@ class Caller(GrpcCaller):
         return Channel(self._run, self.process, target.host)
 
 
+class Asker:
+    """``ports.Answerer`` on such channels."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    async def query_back(self, target: str, participant: str, tx: Tx, timeout_s: float) -> Probed:
+        """Ask the service that lives now."""
+        found = Target.parse(target)
+        assert found is not None
+        request = query_back.request_of(tx, participant, node="", log_id=self._caller.log_id, now_us=0)
+        response = await self._caller.query_back(found, request, timeout_s)
+        return query_back.answer_of(response, tx, target)
+
+
 # ---- what must be so in the end ----
 
 
@@ -331,4 +381,4 @@ def _in_order(done: list[tuple[str, str]], one: tuple[str, str], other: tuple[st
         assert done.index(one) < done.index(other), (one, other, done)
 
 
-__all__ = ["ADDRESSES", "DECLARED", "Caller", "Channel", "Service", "check", "flow"]
+__all__ = ["ADDRESSES", "DECLARED", "Asker", "Caller", "Channel", "Service", "check", "flow"]
