@@ -297,6 +297,13 @@ async def test_the_command_line_and_the_synchronous_sdk(
     ca = ("--ca-file", str(house.authority.ca))
     done = await asyncio.to_thread(desk.run, "tx", "list", *ca, "--token-file", str(house.folder / "word"))
     assert "no transaction" in done.stderr
+    (house.folder / "stranger").mkdir()
+    stranger = str(Authority(house.folder / "stranger").ca)
+    for command in ("health", "tx"):
+        more = ("list",) if command == "tx" else ()
+        done = await asyncio.to_thread(desk.run, command, *more, "--ca-file", stranger, code=4)
+        assert "certificate of the coordinator" in done.stderr
+        assert "is not accepted" in done.stderr
     done = await asyncio.to_thread(desk.run, "health", *ca)
     assert done.stdout == "SERVING\n"
     done = await asyncio.to_thread(lambda: desk.run("resource", "list", *ca, code=6))

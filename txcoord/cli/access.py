@@ -6,6 +6,8 @@ import contextvars
 import functools
 import inspect
 import os
+import socket
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from . import console
+
+_PROBE_S = 3.0
 
 CaFile = Annotated[
     Path | None,
@@ -85,6 +89,33 @@ def open_channel(address: str) -> Any:
     except OSError as error:
         console.fail(console.CONFIG, f"BAD_CREDENTIALS: {error}")
     return grpc.secure_channel(address, grpc.ssl_channel_credentials(*files))
+
+
+def tls_trouble(address: str) -> str:
+    """Why the coordinator there is not believed, or does not believe us; empty where TLS is not what is wrong.
+
+    gRPC tells of the last address that it has tried only, and of TLS in the words of its library."""
+    ca, cert = _given.get().ca_file, os.environ.get("TXCOORD_CERT_FILE")
+    if ca is None and not cert:
+        return ""
+    host, _, port = address.removeprefix("dns:///").rpartition(":")
+    host = host.strip("[]")
+    try:
+        context = ssl.create_default_context(cafile=ca)
+        if cert:
+            context.load_cert_chain(cert, os.environ.get("TXCOORD_KEY_FILE") or None)
+        context.set_alpn_protocols(["h2"])
+        with (
+            socket.create_connection((host, int(port)), timeout=_PROBE_S) as plain,
+            context.wrap_socket(plain, server_hostname=host),
+        ):
+            return ""
+    except ssl.SSLCertVerificationError as error:
+        return f"the certificate of the coordinator at {address} is not accepted: {error.verify_message}"
+    except ssl.SSLError as error:
+        return f"no TLS with {address}: {error.reason or error}"
+    except (OSError, ValueError):
+        return ""
 
 
 def metadata(address: str) -> Sequence[tuple[str, str]]:

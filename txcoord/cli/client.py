@@ -60,6 +60,8 @@ class Client:
             ended = console.UNAVAILABLE if code is grpc.StatusCode.UNAVAILABLE else console.REFUSED
             console.fail(ended, details if details.startswith(reason) else f"{reason}: {details}")
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            if trouble := access.tls_trouble(self.address):
+                console.fail(console.UNAVAILABLE, f"{trouble} (--ca-file, TXCOORD_CA_FILE)")
             console.fail(
                 console.UNAVAILABLE,
                 f"no coordinator answers at {self.address}. Is one running (`txcoord dev`, `txcoord serve`)? "

@@ -73,6 +73,11 @@ def _coordinator(loaded: Settings, address: str, namespace: str, log_id: str) ->
             )
         except grpc.RpcError as trouble:
             answer: Any = trouble
+            if told := access.tls_trouble(address):
+                means = "this command, and clients with the same authority, cannot use it"
+                remedy = "# give the authority that has signed it: --ca-file, TXCOORD_CA_FILE"
+                found.findings.append(error(reasons.BAD_CREDENTIALS, told, means, remedy))
+                return found
             found.findings.append(
                 error(
                     reasons.UNAVAILABLE,

@@ -24,7 +24,8 @@ def health(
         try:
             answer = stub.Check(pb.HealthCheckRequest(), timeout=timeout)
         except grpc.RpcError as error:
-            console.fail(console.UNAVAILABLE, f"no coordinator answers at {address}: {error.code().name}")
+            text = access.tls_trouble(address) or f"no coordinator answers at {address}: {error.code().name}"
+            console.fail(console.UNAVAILABLE, text)
     name = pb.HealthCheckResponse.ServingStatus.Name(answer.status)
     if answer.status != pb.HealthCheckResponse.SERVING:
         console.fail(console.UNAVAILABLE, f"{address}: {name}")

@@ -96,6 +96,11 @@ def error_of_stream(error: grpc.aio.AioRpcError) -> TxcoordError:
 def text_of(error: grpc.aio.AioRpcError) -> str:
     """What a failed call says, for Unavailable: whose reason says that code already."""
     details = error.details() or "the call failed"
+    if "handshake failed" in details.lower() and "certificate" in details.lower():
+        # It is there: waiting for it does not help.
+        details = (
+            f"the coordinator's certificate is not accepted (tls=TLS(ca_file), TXCOORD_CA_FILE): {details}"
+        )
     return details if error.code() is grpc.StatusCode.UNAVAILABLE else f"{error.code().name}: {details}"
 
 
