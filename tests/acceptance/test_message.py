@@ -461,6 +461,7 @@ async def test_by_the_wire_itself(mail: Mail, shared: Site, submitted: bool) -> 
         for check, code, reason in (
             (pb.MessageCheck(), "INVALID_ARGUMENT", "BAD_REQUEST"),
             (pb.MessageCheck(resource="accounts", target="nobody"), "INVALID_ARGUMENT", "BAD_REQUEST"),
+            (pb.MessageCheck(resource="accounts", identity="9d0f"), "INVALID_ARGUMENT", "BAD_REQUEST"),
             (pb.MessageCheck(target="nobody"), "INVALID_ARGUMENT", "UNKNOWN_PARTICIPANT"),
             (pb.MessageCheck(target="http://169.254.169.254"), "PERMISSION_DENIED", "TARGET_NOT_ALLOWED"),
             (pb.MessageCheck(target=mail.shop.address, participant="?"), "INVALID_ARGUMENT", "BAD_REQUEST"),

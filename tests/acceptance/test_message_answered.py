@@ -126,6 +126,27 @@ async def test_a_participant_that_is_away_is_asked_until_it_is_back(mail: Mail, 
     assert (mail.came(undone), mail.came(late)) == ((0, 0), (0, 0))
 
 
+@on_both
+async def test_who_has_another_database_says_nothing(mail: Mail, shared: Site, database: str) -> None:
+    """One of several instances, say, whose URL is another shard's: its tombstone would prove nothing."""
+    body, by, engine = new_gid(), answerer(mail, database), mail.engine(database)
+    other = "ledger" if database == "accounts" else "accounts"
+    await answerer(mail, other)._home()
+    async with mail.coord.local(engine, answered_by=by, timeout=1) as tx:
+        await tx.db.execute(text(INSERT), {"body": body})
+        tx.message(mail.told[0], {"body": body})
+        mute(mail.coord)
+        by.db = mail.engine(other)
+    tx_id = tx.transaction.tx_id
+    await eventually(lambda: asked_about(shared, tx_id))
+    assert "this is another database than the sender's" in shared.coordinator.tail(50_000)
+    assert await state_of(mail, tx_id) == "ACTIVE"
+    key = f"'{tx_id}'" if other == "accounts" else f"X'{tx_id}'"
+    assert mail.db(other).sql(f"SELECT count(*) FROM txcoord_marker WHERE tx_id = {key}") == "0"
+    by.db = engine
+    await eventually(lambda: mail.came(body) == (1, 0))
+
+
 async def test_only_its_own_database_is_answered_for(mail: Mail) -> None:
     by = answerer(mail, "accounts")
     with pytest.raises(Rejected):

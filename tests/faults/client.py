@@ -230,7 +230,7 @@ class Client:
             self._runtime.wire.tell = lambda *_, **__: None
         self.run.involved.add(resource)
         shop = Participant(resource, db=(home := Home(self, resource)))
-        await shop._home()  # It only looks.
+        await shop._home()  # Once: it looks, and gives the database its identity.
         home.writes = True
         timeout = 1.5 * self.run.scale
         try:

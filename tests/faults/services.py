@@ -323,11 +323,15 @@ class Asker:
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
-    async def query_back(self, target: str, participant: str, tx: Tx, timeout_s: float) -> Probed:
+    async def query_back(
+        self, target: str, participant: str, tx: Tx, timeout_s: float, identity: str = ""
+    ) -> Probed:
         """Ask the service that lives now."""
         found = Target.parse(target)
         assert found is not None
-        request = query_back.request_of(tx, participant, node="", log_id=self._caller.log_id, now_us=0)
+        request = query_back.request_of(
+            tx, participant, identity, node="", log_id=self._caller.log_id, now_us=0
+        )
         response = await self._caller.query_back(found, request, timeout_s)
         return query_back.answer_of(response, tx, target)
 

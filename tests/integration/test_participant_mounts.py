@@ -50,7 +50,7 @@ class Echo:
         self.running = 0
         self.most = 0
 
-    async def query_back(self, tx_id: str, branch: str) -> pb.QueryBackAnswer:
+    async def query_back(self, tx_id: str, branch: str, identity: str) -> pb.QueryBackAnswer:
         return _committed(tx_id, branch)
 
     def under_way(self, call: Call) -> Said | None:
@@ -71,7 +71,7 @@ class SyncEcho(Echo):
     def execute(self, call: Call) -> Said:  # type: ignore[override]
         return Said.done(call.payload)
 
-    def query_back(self, tx_id: str, branch: str) -> pb.QueryBackAnswer:  # type: ignore[override]
+    def query_back(self, tx_id: str, branch: str, identity: str) -> pb.QueryBackAnswer:  # type: ignore[override]
         return _committed(tx_id, branch)
 
 

@@ -156,7 +156,7 @@ def waits_for(tx: Any, now_us: int) -> list[str]:
         when = console.since(outcome.deadline_us, now_us)
         who = tx.spec.one_phase_resource
         if outcome.deadline_us <= now_us and who:
-            name = who.removeprefix("target:")
+            name = "#".join(who.removeprefix("target:").split("#")[:2])  # Without its database's identity.
             return [
                 f"{name}, which is asked since the deadline, {when}: has the local transaction there committed?"
             ]

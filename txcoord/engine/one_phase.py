@@ -69,7 +69,8 @@ class Prober:
         target = answering.target_of(name)
         if target and self._answerer is not None:
             participant = answering.participant_of(name)
-            return partial(self._answerer.query_back, target, participant, tx, self._answer_s)
+            identity = answering.identity_of(name)
+            return partial(self._answerer.query_back, target, participant, tx, self._answer_s, identity)
         finisher = self._finishers.get(name)
         if finisher is not None:
             return partial(finisher.probe_one_phase, tx.tx_id, not_after_us)

@@ -74,9 +74,12 @@ class NotAnswered(Exception):
 class Answerer(Protocol):
     """Asks participants what became of local transactions in databases of their own."""
 
-    async def query_back(self, target: str, participant: str, tx: Tx, timeout_s: float) -> Probed:
-        """Ask once; ``participant`` is the name under which the target is asked. NEVER says that a tombstone is there.
-        Raises NotAnswered for anything that is no answer."""
+    async def query_back(
+        self, target: str, participant: str, tx: Tx, timeout_s: float, identity: str = ""
+    ) -> Probed:
+        """Ask once; ``participant`` is the name under which the target is asked, ``identity`` that of the database that
+        is meant, empty: not known. NEVER says that a tombstone is there. Raises NotAnswered for anything that is no
+        answer."""
         ...
 
 

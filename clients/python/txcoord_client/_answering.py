@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 from ._db import kinds
@@ -19,24 +20,38 @@ _VERDICTS = {
 }
 
 
-async def mark(db: Any, tx_id: str, not_after_us: int, schema: str) -> None:
-    """Write the marker of a local transaction into it; ``schema`` is what :func:`schema_of` has found. Raises Rejected
-    for what cannot have one, and where it is too late."""
+async def mark(db: Any, tx_id: str, not_after_us: int, schema: str) -> str:
+    """Write the marker of a local transaction into it; ``schema`` is what :func:`home_of` has found. Gives the identity
+    of the database that it is in. Raises Rejected for what cannot have one, and where it is too late."""
     hand = _hand(db)
     statements = _statements(hand)
     await hand.refuse_autocommit()
-    for statement in statements.before:
-        await hand.run(statement)
+    identity = await _identity(hand, statements.identify(schema))
+    if not identity:
+        raise Rejected(
+            "this transaction does not see which database it is in: another one than the participant's, or its "
+            "snapshot is older than the identity that was written there just now; then begin it again",
+            reason=reasons.RESOURCE_MISMATCH,
+        )
     if await hand.run(statements.mark(tx_id, not_after_us, schema)) != 1:
         raise Rejected("the deadline has passed: its messages cannot be sent", reason=reasons.DEADLINE)
+    return identity
 
 
-async def asked(db: Any, tx_id: str, schema: str) -> pb.QueryBackVerdict:
-    """What became of a local transaction, in a transaction of its own that has to be committed before it is told."""
+async def asked(db: Any, tx_id: str, schema: str, identity: str = "") -> pb.QueryBackVerdict:
+    """What became of a local transaction, in a transaction of its own that has to be committed before it is told.
+    ``identity``: of the database that it was in; empty: not known. Raises Rejected in another one, of which nothing
+    follows."""
     hand = _hand(db)
     statements = _statements(hand)
     await hand.refuse_autocommit()
-    for statement in (*statements.before, *statements.impatient):
+    own = await _identity(hand, statements.identify(schema))
+    if identity and own != identity:
+        raise Rejected(
+            f"this is another database than the sender's: its identity is {own or 'none'}, not {identity}",
+            reason=reasons.RESOURCE_MISMATCH,
+        )
+    for statement in statements.impatient:
         await hand.run(statement)
     row = await hand.row(statements.look(tx_id, schema))
     if row is None:
@@ -52,15 +67,29 @@ def verdict_of(error: BaseException) -> pb.QueryBackVerdict:
     return pb.QUERY_BACK_VERDICT_OPEN if Reply.LOCK_TIMEOUT in meanings else _OPEN_ENDED
 
 
-async def schema_of(db: Any) -> str:
-    """The schema that the connections of a database begin in, where that matters."""
+async def home_of(db: Any) -> tuple[str, bool]:
+    """The schema that the connections of a database begin in, where that matters; and whether it has an identity."""
     hand = _hand(db)
-    ask = _statements(hand).schema
+    statements = _statements(hand)
+    ask = statements.schema
     await hand.refuse_autocommit()
     row = await hand.row(ask) if ask else None
     if ask and (row is None or not row[0]):
         raise Rejected("its connections have no database selected: name one in its URL")
-    return str(row[0]) if row is not None else ""
+    schema = str(row[0]) if row is not None else ""
+    return schema, bool(await _identity(hand, statements.identify(schema)))
+
+
+async def claim(db: Any, schema: str) -> None:
+    """Give the database an identity, unless it has one, in a transaction of its own."""
+    hand = _hand(db)
+    await hand.refuse_autocommit()
+    await hand.run(_statements(hand).claim(secrets.token_hex(16), schema))
+
+
+async def _identity(hand: Hand, ask: str) -> str:
+    row = await hand.row(ask)
+    return str(row[0] or "") if row is not None else ""
 
 
 _OPEN_ENDED = pb.QUERY_BACK_VERDICT_UNSPECIFIED

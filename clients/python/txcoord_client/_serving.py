@@ -36,7 +36,7 @@ class Participant(Protocol):
 
     async def execute(self, call: Call) -> Answer: ...
 
-    async def query_back(self, tx_id: str, branch: str) -> pb.QueryBackAnswer: ...
+    async def query_back(self, tx_id: str, branch: str, identity: str) -> pb.QueryBackAnswer: ...
 
 
 class Named(Protocol):
@@ -98,7 +98,7 @@ class Runner:
         for item in request.items:
             asked, why = answerer_of(self._participants, item.participant, authorization)
             if asked is not None:
-                response.answers.append(await asked.query_back(item.tx_id, item.branch))
+                response.answers.append(await asked.query_back(item.tx_id, item.branch, item.identity))
             else:
                 response.answers.add(tx_id=item.tx_id, branch=item.branch, message=why)
         return response

@@ -25,7 +25,7 @@ from . import _aio, _answering, _barrier, _values
 from ._answers import Answer, Call
 from ._barrier import Entry
 from ._db import kinds
-from ._db.redis_ import Repeated
+from ._db.redis_ import RedisWork, Repeated
 from ._db.sources import Source
 from ._pb import participant_pb2 as pb
 from .errors import Pending, Refused, Rejected
@@ -272,10 +272,12 @@ class Participant:
         await entry.finish()
 
     async def make_table(self) -> None:
-        """Make the marker table where there is none. It needs the right to create tables; the service itself needs
-        SELECT, INSERT, UPDATE and DELETE on it."""
+        """Make the marker table where there is none, and give its database an identity. It needs the right to create
+        tables; the service itself needs SELECT, INSERT, UPDATE and DELETE on it."""
         async with self._transaction() as db:
             await _barrier.make_table(db)
+        if not isinstance(db, RedisWork):
+            await self._home()
 
     def under_way(self, call: Call) -> Answer | None:
         """To be asked before a call waits for its turn: *later* where another call of its branch is running here.
@@ -304,16 +306,18 @@ class Participant:
         finally:
             self._count(call, -1)
 
-    async def query_back(self, tx_id: str, branch: str = marker.ONE_BRANCH) -> pb.QueryBackAnswer:
+    async def query_back(
+        self, tx_id: str, branch: str = marker.ONE_BRANCH, identity: str = ""
+    ) -> pb.QueryBackAnswer:
         """What became of a local transaction in this participant's database. What has not committed cannot commit any
-        more once it is told. Never raises."""
+        more once it is told. ``identity``: of the sender's database; of another one nothing is told. Never raises."""
         answer = pb.QueryBackAnswer(tx_id=tx_id, branch=branch)
         try:
             if branch != marker.ONE_BRANCH:
                 raise Rejected(f"branch {branch[:40]!r} has no such marker")
             schema = await self._home()
             async with self._transaction() as db:
-                verdict = await _answering.asked(db, tx_id, schema)
+                verdict = await _answering.asked(db, tx_id, schema, identity)
             answer.verdict = verdict  # Only now is it on disk.
         except Exception as error:
             answer.verdict = _answering.verdict_of(error)
@@ -322,10 +326,15 @@ class Participant:
         return answer
 
     async def _home(self) -> str:
-        """The schema of its marker table, asked for once: a connection may be led elsewhere later."""
+        """The schema of its marker table, asked for once: a connection may be led elsewhere later. Its database has an
+        identity from then on."""
         if self._schema is None:
             async with self._transaction() as db:
-                self._schema = await _answering.schema_of(db)
+                schema, claimed = await _answering.home_of(db)
+            if not claimed:
+                async with self._transaction() as db:
+                    await _answering.claim(db, schema)
+            self._schema = schema
         return self._schema
 
     def _count(self, call: Call, step: int) -> None:

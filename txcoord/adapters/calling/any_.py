@@ -170,7 +170,9 @@ class AnyCaller:
 
     # ---- asking back ----
 
-    async def query_back(self, target: str, participant: str, tx: Tx, timeout_s: float) -> Probed:
+    async def query_back(
+        self, target: str, participant: str, tx: Tx, timeout_s: float, identity: str = ""
+    ) -> Probed:
         """``ports.Answerer``: a name is asked at the first of its addresses that answers."""
         found = Target.parse(target)
         places: Sequence[Target] = [found] if found is not None else self._targets.named.get(target, ())
@@ -178,7 +180,12 @@ class AnyCaller:
             places = self.registry.places(tx.namespace, target)
         silent = NotAnswered(target, "UNAVAILABLE: no address is known")
         request = query_back.request_of(
-            tx, participant, node=self._node, log_id=self.grpc.log_id, now_us=time.time_ns() // 1000
+            tx,
+            participant,
+            identity,
+            node=self._node,
+            log_id=self.grpc.log_id,
+            now_us=time.time_ns() // 1000,
         )
         for place in self._in_order(places):
             try:

@@ -26,7 +26,9 @@ _VERDICTS: Mapping[int, Probed] = {
 }
 
 
-def request_of(tx: Tx, participant: str, *, node: str, log_id: str, now_us: int) -> pb.QueryBackRequest:
+def request_of(
+    tx: Tx, participant: str, identity: str, *, node: str, log_id: str, now_us: int
+) -> pb.QueryBackRequest:
     """The question about one transaction."""
     item = pb.QueryBackItem(
         tx_id=tx.tx_id,
@@ -35,6 +37,7 @@ def request_of(tx: Tx, participant: str, *, node: str, log_id: str, now_us: int)
         deadline_us=tx.deadline_us,
         headers=dict(tx.headers),
         participant=participant,
+        identity=identity,
     )
     return pb.QueryBackRequest(
         namespace=tx.namespace, items=[item], log_time_us=now_us, node=node, log_id=log_id

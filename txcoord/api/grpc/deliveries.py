@@ -251,12 +251,14 @@ def asked(check: pb.MessageCheck, resource: Callable[[str], str], targets: Targe
             reasons.NOT_SUPPORTED,
             "UNIMPLEMENTED",
         )
+    if check.identity and (check.resource or not identifiers.is_name(check.identity)):
+        raise wrong("an identity is of a target's database, 1 to 63 characters of [A-Za-z0-9_.-]")
     if check.resource:
         return resource(check.resource)
     check_target(wrong, check.target, targets)
     if check.participant and not identifiers.is_name(check.participant):
         raise wrong(f"participant {check.participant[:80]!r}: 1 to 63 characters of [A-Za-z0-9_.-]")
-    said = answering.by_target(check.target, check.participant)
+    said = answering.by_target(check.target, check.participant, check.identity)
     if len(said) > answering.MOST:
         raise wrong(f"target {check.target[:80]!r}: it is too long", reasons.TOO_LARGE)
     return said

@@ -301,7 +301,7 @@ class SubmitResponse(_message.Message):
     def __init__(self, outcome: _Optional[_Union[_common_pb2.Outcome, _Mapping]] = ..., log_time_us: _Optional[int] = ...) -> None: ...
 
 class MessageCheck(_message.Message):
-    __slots__ = ("resource", "target", "branch", "interval_us", "headers", "participant")
+    __slots__ = ("resource", "target", "branch", "interval_us", "headers", "participant", "identity")
     class HeadersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -315,13 +315,15 @@ class MessageCheck(_message.Message):
     INTERVAL_US_FIELD_NUMBER: _ClassVar[int]
     HEADERS_FIELD_NUMBER: _ClassVar[int]
     PARTICIPANT_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
     resource: str
     target: str
     branch: str
     interval_us: int
     headers: _containers.ScalarMap[str, str]
     participant: str
-    def __init__(self, resource: _Optional[str] = ..., target: _Optional[str] = ..., branch: _Optional[str] = ..., interval_us: _Optional[int] = ..., headers: _Optional[_Mapping[str, str]] = ..., participant: _Optional[str] = ...) -> None: ...
+    identity: str
+    def __init__(self, resource: _Optional[str] = ..., target: _Optional[str] = ..., branch: _Optional[str] = ..., interval_us: _Optional[int] = ..., headers: _Optional[_Mapping[str, str]] = ..., participant: _Optional[str] = ..., identity: _Optional[str] = ...) -> None: ...
 
 class PrepareMessageRequest(_message.Message):
     __slots__ = ("namespace", "tx_id", "deadline_us", "branches", "check", "gid", "spec")

@@ -138,7 +138,7 @@ class ExecuteResponse(_message.Message):
     def __init__(self, answers: _Optional[_Iterable[_Union[_common_pb2.BranchAnswer, _Mapping]]] = ...) -> None: ...
 
 class QueryBackItem(_message.Message):
-    __slots__ = ("tx_id", "gid", "branch", "deadline_us", "headers", "participant")
+    __slots__ = ("tx_id", "gid", "branch", "deadline_us", "headers", "participant", "identity")
     class HeadersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -152,13 +152,15 @@ class QueryBackItem(_message.Message):
     DEADLINE_US_FIELD_NUMBER: _ClassVar[int]
     HEADERS_FIELD_NUMBER: _ClassVar[int]
     PARTICIPANT_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
     tx_id: str
     gid: str
     branch: str
     deadline_us: int
     headers: _containers.ScalarMap[str, str]
     participant: str
-    def __init__(self, tx_id: _Optional[str] = ..., gid: _Optional[str] = ..., branch: _Optional[str] = ..., deadline_us: _Optional[int] = ..., headers: _Optional[_Mapping[str, str]] = ..., participant: _Optional[str] = ...) -> None: ...
+    identity: str
+    def __init__(self, tx_id: _Optional[str] = ..., gid: _Optional[str] = ..., branch: _Optional[str] = ..., deadline_us: _Optional[int] = ..., headers: _Optional[_Mapping[str, str]] = ..., participant: _Optional[str] = ..., identity: _Optional[str] = ...) -> None: ...
 
 class QueryBackRequest(_message.Message):
     __slots__ = ("namespace", "items", "log_time_us", "node", "log_id")

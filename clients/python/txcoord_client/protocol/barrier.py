@@ -167,7 +167,7 @@ def _my_prune(before_us: int, limit: int) -> str:
 # ---- SQLite ----
 
 # One writer at a time: who comes second waits for the first one's end, or fails with "database is locked".
-_LITE_NOW_US = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
+LITE_NOW_US = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
 _LITE_DDL = [
     f"CREATE TABLE IF NOT EXISTS {marker.TABLE} ("
     " tx_id text NOT NULL, branch text NOT NULL, op text NOT NULL,"
@@ -187,10 +187,10 @@ def _lite_enter(tx_id: str, branch: str, op: str, not_after_us: int) -> str:
 def lite_insert(tx_id: str, branch: str, states: Iterable[tuple[str, int]], not_after_us: int) -> str:
     """SQLite: insert rows of one branch, by op; no limit of time where that is 0."""
     rows = " UNION ALL ".join(f"SELECT '{name}' AS op, {state} AS state" for name, state in states)
-    limit = f"{_LITE_NOW_US} <= {int(not_after_us)}" if not_after_us else "true"
+    limit = f"{LITE_NOW_US} <= {int(not_after_us)}" if not_after_us else "true"
     return (
         f"INSERT INTO {marker.TABLE} (tx_id, branch, op, state, created_us)"
-        f" SELECT {_lite_key(tx_id)}, '{checked_branch(branch)}', v.op, v.state, {_LITE_NOW_US}"
+        f" SELECT {_lite_key(tx_id)}, '{checked_branch(branch)}', v.op, v.state, {LITE_NOW_US}"
         f" FROM ({rows}) AS v WHERE {limit} ON CONFLICT DO NOTHING"
     )
 
@@ -216,7 +216,7 @@ BY_FAMILY = {
     "mysql": _MY,
     "mariadb": _MY,
     "sqlite": Statements(
-        _lite_enter, _lite_read, _lite_keep, f"SELECT {_LITE_NOW_US}", _lite_prune, _LITE_DDL
+        _lite_enter, _lite_read, _lite_keep, f"SELECT {LITE_NOW_US}", _lite_prune, _LITE_DDL
     ),
 }
 """By what SQLAlchemy calls the dialect."""

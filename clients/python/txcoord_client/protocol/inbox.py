@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from . import mariadb, postgresql
 from .barrier import DAY_US as DAY_US
+from .barrier import LITE_NOW_US
 
 TABLE = "txcoord_inbox"
 DONE, REFUSED = 1, 2
 _SOURCE = re.compile(r"[A-Za-z0-9_.-]{1,63}", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9_.:/@+=-]{1,128}", re.ASCII)
 _REASON = re.compile(r"[A-Z][A-Z0-9_]{0,62}", re.ASCII)
-_LITE_NOW_US = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def _pg_prune(source: str, keep_us: int, limit: int) -> str:
 def _lite_prune(source: str, keep_us: int, limit: int) -> str:
     return (
         f"DELETE FROM {TABLE} WHERE rowid IN (SELECT rowid FROM {TABLE} WHERE source = '{checked_source(source)}'"
-        f" AND created_us < {_LITE_NOW_US} - {int(keep_us)} LIMIT {int(limit)})"
+        f" AND created_us < {LITE_NOW_US} - {int(keep_us)} LIMIT {int(limit)})"
     )
 
 
@@ -123,7 +123,7 @@ BY_FAMILY = {
     "mariadb": _MY,
     "sqlite": Statements(
         lambda s, k, state, reason: (
-            f"INSERT OR IGNORE INTO {TABLE} {_COLUMNS} VALUES ({_values(s, k, state, reason)}, {_LITE_NOW_US})"
+            f"INSERT OR IGNORE INTO {TABLE} {_COLUMNS} VALUES ({_values(s, k, state, reason)}, {LITE_NOW_US})"
         ),
         lambda s, k: f"SELECT state, reason FROM {TABLE} {_where(s, k)}",
         _lite_prune,

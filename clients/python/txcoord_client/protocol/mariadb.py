@@ -90,6 +90,11 @@ def ddl(schema: str = "") -> list[str]:
     ]
 
 
+def marker_table(schema: str = "") -> str:
+    """The marker table's name, as it is written into a statement."""
+    return _table(schema, marker.TABLE)
+
+
 def set_identity(identity: str, schema: str = "") -> str:
     """Give the database an identity, unless it has one."""
     if not is_tx_id(identity):

@@ -24,3 +24,7 @@ XA_OPS = (XA, ONE, SQL)
 """The ops of a coordinator's resources. Those of participants (``protocol.barrier``) may be another coordinator's in
 the same database, and have rules of their own for how long they are needed."""
 ONE_BRANCH = "0"
+IDENTITY = "identity"
+"""A row that is no transaction's, and stays: what tells a participant's database from another. It is beside the markers
+since whoever may write those may write it, and comes along wherever they are copied to."""
+IDENTITY_TX_ID = "0" * 32

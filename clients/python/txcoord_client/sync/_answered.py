@@ -124,13 +124,14 @@ class AnsweredLocal(Local):
 def announce(tx: Transaction, db: Any, answerer: Participant) -> None:
     """Write the marker in the local transaction, then make the messages durable. Once that was asked for a row may
     exist: its end must be told. Raises Rejected past the deadline, Unavailable, and the database's errors."""
-    _answering.mark(db, tx.tx_id, tx.deadline_us + tx._runtime.grace_us, answerer._home())
+    home = answerer._home()
+    tx._identity = _answering.mark(db, tx.tx_id, tx.deadline_us + tx._runtime.grace_us, home)
     target = tx._runtime.participants.target(answerer.name)
     request = pb.PrepareMessageRequest(
         tx_id=tx.tx_id,
         deadline_us=tx.deadline_us,
         branches=list(tx._deliveries.values()),
-        check=pb.MessageCheck(target=target, participant=answerer.name),
+        check=pb.MessageCheck(target=target, participant=answerer.name, identity=tx._identity),
         spec=tx._spec(),
     )
     until = min(tx._until, _aio.now() + tx._runtime.call_timeout)
@@ -141,7 +142,7 @@ def announce(tx: Transaction, db: Any, answerer: Participant) -> None:
 def settled(tx: Transaction, answerer: Participant, until: float) -> c.Outcome:
     """Ask this process's own database what became of the local transaction, and tell the coordinator. Raises
     Unavailable while nobody can tell, or it was not heard."""
-    answer = answerer.query_back(tx.tx_id)
+    answer = answerer.query_back(tx.tx_id, identity=tx._identity)
     if answer.verdict == participant_pb2.QUERY_BACK_VERDICT_COMMITTED:
         response = tx._runtime.wire.call("submit_message", _submit(tx), until, tx_id=tx.tx_id)
     elif answer.verdict == participant_pb2.QUERY_BACK_VERDICT_ABORTED:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 from .._pb import participant_pb2 as pb
@@ -20,24 +21,38 @@ _VERDICTS = {
 }
 
 
-def mark(db: Any, tx_id: str, not_after_us: int, schema: str) -> None:
-    """Write the marker of a local transaction into it; ``schema`` is what :func:`schema_of` has found. Raises Rejected
-    for what cannot have one, and where it is too late."""
+def mark(db: Any, tx_id: str, not_after_us: int, schema: str) -> str:
+    """Write the marker of a local transaction into it; ``schema`` is what :func:`home_of` has found. Gives the identity
+    of the database that it is in. Raises Rejected for what cannot have one, and where it is too late."""
     hand = _hand(db)
     statements = _statements(hand)
     hand.refuse_autocommit()
-    for statement in statements.before:
-        hand.run(statement)
+    identity = _identity(hand, statements.identify(schema))
+    if not identity:
+        raise Rejected(
+            "this transaction does not see which database it is in: another one than the participant's, or its "
+            "snapshot is older than the identity that was written there just now; then begin it again",
+            reason=reasons.RESOURCE_MISMATCH,
+        )
     if hand.run(statements.mark(tx_id, not_after_us, schema)) != 1:
         raise Rejected("the deadline has passed: its messages cannot be sent", reason=reasons.DEADLINE)
+    return identity
 
 
-def asked(db: Any, tx_id: str, schema: str) -> pb.QueryBackVerdict:
-    """What became of a local transaction, in a transaction of its own that has to be committed before it is told."""
+def asked(db: Any, tx_id: str, schema: str, identity: str = "") -> pb.QueryBackVerdict:
+    """What became of a local transaction, in a transaction of its own that has to be committed before it is told.
+    ``identity``: of the database that it was in; empty: not known. Raises Rejected in another one, of which nothing
+    follows."""
     hand = _hand(db)
     statements = _statements(hand)
     hand.refuse_autocommit()
-    for statement in (*statements.before, *statements.impatient):
+    own = _identity(hand, statements.identify(schema))
+    if identity and own != identity:
+        raise Rejected(
+            f"this is another database than the sender's: its identity is {own or 'none'}, not {identity}",
+            reason=reasons.RESOURCE_MISMATCH,
+        )
+    for statement in statements.impatient:
         hand.run(statement)
     row = hand.row(statements.look(tx_id, schema))
     if row is None:
@@ -53,15 +68,29 @@ def verdict_of(error: BaseException) -> pb.QueryBackVerdict:
     return pb.QUERY_BACK_VERDICT_OPEN if Reply.LOCK_TIMEOUT in meanings else _OPEN_ENDED
 
 
-def schema_of(db: Any) -> str:
-    """The schema that the connections of a database begin in, where that matters."""
+def home_of(db: Any) -> tuple[str, bool]:
+    """The schema that the connections of a database begin in, where that matters; and whether it has an identity."""
     hand = _hand(db)
-    ask = _statements(hand).schema
+    statements = _statements(hand)
+    ask = statements.schema
     hand.refuse_autocommit()
     row = hand.row(ask) if ask else None
     if ask and (row is None or not row[0]):
         raise Rejected("its connections have no database selected: name one in its URL")
-    return str(row[0]) if row is not None else ""
+    schema = str(row[0]) if row is not None else ""
+    return schema, bool(_identity(hand, statements.identify(schema)))
+
+
+def claim(db: Any, schema: str) -> None:
+    """Give the database an identity, unless it has one, in a transaction of its own."""
+    hand = _hand(db)
+    hand.refuse_autocommit()
+    hand.run(_statements(hand).claim(secrets.token_hex(16), schema))
+
+
+def _identity(hand: Hand, ask: str) -> str:
+    row = hand.row(ask)
+    return str(row[0] or "") if row is not None else ""
 
 
 _OPEN_ENDED = pb.QUERY_BACK_VERDICT_UNSPECIFIED

@@ -24,7 +24,7 @@ class Participant(Protocol):
 
     def execute(self, call: Call) -> Answer: ...
 
-    def query_back(self, tx_id: str, branch: str) -> pb.QueryBackAnswer: ...
+    def query_back(self, tx_id: str, branch: str, identity: str) -> pb.QueryBackAnswer: ...
 
 
 class Runner:
@@ -60,7 +60,7 @@ class Runner:
         for item in request.items:
             asked, why = answerer_of(self._participants, item.participant, authorization)
             if asked is not None:
-                response.answers.append(asked.query_back(item.tx_id, item.branch))
+                response.answers.append(asked.query_back(item.tx_id, item.branch, item.identity))
             else:
                 response.answers.add(tx_id=item.tx_id, branch=item.branch, message=why)
         return response

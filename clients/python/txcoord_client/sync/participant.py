@@ -30,7 +30,7 @@ from ..protocol import barrier, identifiers, marker, reasons
 from . import _aio, _answering, _barrier
 from ._barrier import Entry
 from ._db import kinds
-from ._db.redis_ import Repeated
+from ._db.redis_ import RedisWork, Repeated
 from ._db.sources import Source
 
 log = logging.getLogger("txcoord.client")
@@ -274,10 +274,12 @@ class Participant:
         entry.finish()
 
     def make_table(self) -> None:
-        """Make the marker table where there is none. It needs the right to create tables; the service itself needs
-        SELECT, INSERT, UPDATE and DELETE on it."""
+        """Make the marker table where there is none, and give its database an identity. It needs the right to create
+        tables; the service itself needs SELECT, INSERT, UPDATE and DELETE on it."""
         with self._transaction() as db:
             _barrier.make_table(db)
+        if not isinstance(db, RedisWork):
+            self._home()
 
     def under_way(self, call: Call) -> Answer | None:
         """To be asked before a call waits for its turn: *later* where another call of its branch is running here.
@@ -306,16 +308,18 @@ class Participant:
         finally:
             self._count(call, -1)
 
-    def query_back(self, tx_id: str, branch: str = marker.ONE_BRANCH) -> pb.QueryBackAnswer:
+    def query_back(
+        self, tx_id: str, branch: str = marker.ONE_BRANCH, identity: str = ""
+    ) -> pb.QueryBackAnswer:
         """What became of a local transaction in this participant's database. What has not committed cannot commit any
-        more once it is told. Never raises."""
+        more once it is told. ``identity``: of the sender's database; of another one nothing is told. Never raises."""
         answer = pb.QueryBackAnswer(tx_id=tx_id, branch=branch)
         try:
             if branch != marker.ONE_BRANCH:
                 raise Rejected(f"branch {branch[:40]!r} has no such marker")
             schema = self._home()
             with self._transaction() as db:
-                verdict = _answering.asked(db, tx_id, schema)
+                verdict = _answering.asked(db, tx_id, schema, identity)
             answer.verdict = verdict  # Only now is it on disk.
         except Exception as error:
             answer.verdict = _answering.verdict_of(error)
@@ -324,10 +328,15 @@ class Participant:
         return answer
 
     def _home(self) -> str:
-        """The schema of its marker table, asked for once: a connection may be led elsewhere later."""
+        """The schema of its marker table, asked for once: a connection may be led elsewhere later. Its database has an
+        identity from then on."""
         if self._schema is None:
             with self._transaction() as db:
-                self._schema = _answering.schema_of(db)
+                schema, claimed = _answering.home_of(db)
+            if not claimed:
+                with self._transaction() as db:
+                    _answering.claim(db, schema)
+            self._schema = schema
         return self._schema
 
     def _count(self, call: Call, step: int) -> None:

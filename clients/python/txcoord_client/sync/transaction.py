@@ -65,6 +65,8 @@ class Transaction:
         self._one_phase_resource = one_phase_resource
         self._begun = begun
         self._parent = parent
+        self._identity = ""
+        """Of the database that its local transaction was in, where a participant answers for that."""
         self._numbers = itertools.count(1)
         self._branches: dict[object, Branch] = {}
         self._remote: dict[str, c.Branch] = {}
