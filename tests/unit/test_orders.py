@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.virtual import eventually, run
+from txcoord.api import tokens
 from txcoord.api.grpc.admin import AdminServicer
 from txcoord.api.grpc.mapping import Limits
 from txcoord.api.grpc.operations import Operations
@@ -31,6 +34,7 @@ AUDIT = Audit("ann", "gone", "any", 0)
 PARTNER = 'parked AND kind = notify AND resource = "http://partner"'
 GONE = 'reason = "REFUSED_IN_PHASE_TWO"'
 LATER_US = 600_000_000
+NEW_SHA = "a253ff09"
 
 
 def desk(place: Place, node: Node) -> Any:
@@ -308,5 +312,31 @@ def test_a_job_ends_once_all_its_orders_have() -> None:
             halt.open.set()
             await asyncio.wait([running])  # type: ignore[list-item]
             assert len(place.storage.audit_rows) == 2
+
+    run(main())
+
+
+def test_who_only_looks_sees_no_payload(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            tx, admin = await three(place, node), desk(place, node)
+            request = pb.RetryRequest(
+                namespace="shop", payload=b"NEW", audit=pb.Audit(actor="ann", reason="x")
+            )
+            request.selector.MergeFrom(pb.Selector(tx_id=tx.tx_id, branches=["1"]))
+            await admin._operate("retry", request)
+            file = tmp_path / "tokens"
+            words = {role: f"{role}-secret-0123456789" for role in ("viewer", "client", "operator", "admin")}
+            file.write_text("".join(f"{role} {role} * {word}\n" for role, word in words.items()))
+            known = tokens.Tokens(file)
+            known.load()
+            asked = pb.ListAuditRequest(namespace="shop", filter=f'tx_id = "{tx.tx_id}"')
+            for role, word in words.items():
+                with tokens.calling(known.caller(f"Bearer {word}")):
+                    (entry,) = (await admin._audits(asked)).entries
+                detail = json.loads(entry.detail)
+                assert ("payload" in detail) is (role in ("operator", "admin"))
+                assert (detail["payload_bytes"], detail["payload_sha256"][:8]) == (3, NEW_SHA)
 
     run(main())

@@ -239,6 +239,15 @@ def demand(what: May) -> None:
         caller.check(what)
 
 
+def may(what: May) -> bool:
+    """May the current caller do that?"""
+    try:
+        demand(what)
+    except Refused:
+        return False
+    return True
+
+
 def may_everywhere() -> bool:
     """May the current caller see what concerns all namespaces?"""
     try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import re
 from collections.abc import Awaitable
 from dataclasses import replace
@@ -248,7 +250,7 @@ class ReplayCalls:
             found = await self._jobs.store.audits(query)
         last = found[size - 1] if len(found) > size else None
         return pb.ListAuditResponse(
-            entries=[_entry(row, namespace) for row in found[:size]],
+            entries=[_entry(row, namespace, tokens.may(tokens.May.OPERATE)) for row in found[:size]],
             next_page_token=f"{last.audit.at_us}:{last.ordinal}" if last is not None else "",
         )
 
@@ -362,7 +364,20 @@ def _effect(item: ReplayItem) -> pb.Effect:
     return effect
 
 
-def _entry(row: AuditRow, namespace: str) -> pb.AuditEntry:
+def _detail(detail: str, whole: bool) -> str:
+    """What was asked. A payload is its transaction's content: others see how long it is, and its hash."""
+    asked = json.loads(detail) if '"payload"' in detail else {}
+    payload = asked.get("payload")
+    if not isinstance(payload, str):
+        return detail
+    content = base64.b64decode(payload)
+    asked.update(payload_bytes=len(content), payload_sha256=hashlib.sha256(content).hexdigest())
+    if not whole:
+        del asked["payload"]
+    return json.dumps(asked)
+
+
+def _entry(row: AuditRow, namespace: str, whole: bool) -> pb.AuditEntry:
     a = row.audit
     return pb.AuditEntry(
         at_us=a.at_us,
@@ -371,7 +386,7 @@ def _entry(row: AuditRow, namespace: str) -> pb.AuditEntry:
         reason=a.reason,
         tx_id="" if row.tx_id == a.replay else row.tx_id,
         branch=a.branch,
-        detail=a.detail,
+        detail=_detail(a.detail, whole),
         replay_id=a.replay,
         namespace=namespace if row.tx_id else row.namespace,
         target=row.target or row.node,
