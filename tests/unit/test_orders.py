@@ -17,6 +17,7 @@ from txcoord.api.grpc.admin import AdminServicer
 from txcoord.api.grpc.mapping import Limits
 from txcoord.api.grpc.operations import Operations
 from txcoord.core.action import Answer, AnswerKind, Delivery, Op
+from txcoord.core.errors import Refused
 from txcoord.core.events import Operate
 from txcoord.core.model import Audit, Kind, Tx
 from txcoord.core.replaying import Order, Replay, ReplayItem
@@ -37,8 +38,8 @@ LATER_US = 600_000_000
 NEW_SHA = "a253ff09"
 
 
-def desk(place: Place, node: Node) -> Any:
-    operations = Operations(node.coordinator, Limits(), list)
+def desk(place: Place, node: Node, **limits: Any) -> Any:
+    operations = Operations(node.coordinator, Limits(**limits), list)
     return AdminServicer(  # type: ignore[abstract]  # No aliases of targets, as in the server.
         node.coordinator,
         operations,
@@ -338,5 +339,39 @@ def test_who_only_looks_sees_no_payload(tmp_path: Path) -> None:
                 detail = json.loads(entry.detail)
                 assert ("payload" in detail) is (role in ("operator", "admin"))
                 assert (detail["payload_bytes"], detail["payload_sha256"][:8]) == (3, NEW_SHA)
+
+    run(main())
+
+
+def test_other_statements_are_held_to_what_statements_are() -> None:
+    async def main() -> None:
+        async with a_place() as place:
+            node = await place.node()
+            admin = desk(place, node, executes={"ledger": frozenset({"shop"})})
+            place.participants.script["1", Op.NOTIFY] = [Answer(AnswerKind.REFUSED, reason="NO")] * 2
+
+            async def why(resource: str, payload: bytes) -> str:
+                tx = place.tx()
+                await committed(node, tx, message("1", f"sql:{resource}", Kind.NOTIFY))
+                await eventually(lambda: place.storage.row(tx.tx_id).parked == 1)
+                request = pb.RetryRequest(namespace="shop", payload=payload)
+                request.audit.MergeFrom(pb.Audit(actor="ann", reason="x", dry_run=True))
+                request.selector.MergeFrom(pb.Selector(tx_id=tx.tx_id, branches=["1"]))
+                try:
+                    (effect,) = (await admin._operate("retry", request))[0]
+                except Refused as refused:
+                    return refused.refusal.message
+                return str(effect.effect)
+
+            def unit(*texts: str) -> bytes:
+                return c.SqlUnit(statements=[c.SqlStatement(text=t) for t in texts]).SerializeToString()
+
+            assert await why("ledger", unit("UPDATE entry SET n = 2")) == "retried"
+            place.participants.script["1", Op.NOTIFY] = [Answer(AnswerKind.REFUSED, reason="NO")] * 5
+            assert "INSERT, UPDATE" in await why("ledger", unit("UPDATE entry SET n = 2", "COMMIT"))
+            assert "txcoord_" in await why("ledger", unit("DELETE FROM txcoord_marker"))
+            assert "is no txcoord.v1.SqlUnit" in await why("ledger", b"{}")
+            assert "between 1 and 100" in await why("ledger", b"")
+            assert "no statements are run on" in await why("other", unit("UPDATE entry SET n = 2"))
 
     run(main())

@@ -159,8 +159,8 @@ class AdminServicer(ReplayCalls, rpc.AdminServiceServicer):
             payload = request.payload if action == "retry" and request.HasField("payload") else None
             if payload is not None and (request.selector.filter or len(wanted) > 1):
                 raise bad(reasons.BAD_REQUEST, "another payload is for one branch: name it")
-            if payload is not None:
-                self._ops.sized(payload, "payload")
+            if payload is not None and wanted:
+                self._ops.edited(tx.branch(wanted[0]), payload, tx.namespace)
             how = {"reset": request.reset_attempts, "early": request.early} if action == "retry" else {}
             for branch_id in wanted:
                 branch = tx.branch(branch_id)

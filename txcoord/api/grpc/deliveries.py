@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
+from google.protobuf.message import DecodeError
+
 from txcoord_client._pb import common_pb2 as c
 from txcoord_client._pb import coordinator_pb2 as pb
 from txcoord_client.protocol import identifiers, marker, reasons
@@ -165,11 +167,8 @@ def _sql(item: c.Branch, kind: Kind, sized: Callable[[bytes, str], None]) -> Bra
     if item.vote or item.after:
         raise wrong("a delivery has no first phase to vote for, and comes after the end of the whole")
     _check_known(wrong, part, frozenset({"target", "sql", "deliver_at_us"}))
-    if not 1 <= len(part.sql.statements) <= _MOST_STATEMENTS:
-        raise wrong(f"between 1 and {_MOST_STATEMENTS} statements")
-    for statement in part.sql.statements:
-        if why := statements.why_not(statement.text, statement.parameters):
-            raise wrong(why)
+    if why := _why_not(part.sql):
+        raise wrong(why)
     payload = part.sql.SerializeToString(deterministic=True)
     sized(payload, f"statements of branch {item.id}")
     action = Action(
@@ -183,6 +182,33 @@ def _sql(item: c.Branch, kind: Kind, sized: Callable[[bytes, str], None]) -> Bra
 
 
 _MOST_STATEMENTS = 100
+
+
+def _why_not(unit: c.SqlUnit) -> str:
+    if not 1 <= len(unit.statements) <= _MOST_STATEMENTS:
+        return f"between 1 and {_MOST_STATEMENTS} statements"
+    return next((why for s in unit.statements if (why := statements.why_not(s.text, s.parameters))), "")
+
+
+def check_edited(
+    branch: Branch,
+    payload: bytes,
+    namespace: str,
+    executes: Mapping[str, frozenset[str]],
+    allowed: topics.Topics,
+) -> None:
+    """What an operator puts in the place of statements is held to the same as they were. Raises Refused."""
+    if not branch.resource.startswith(statements.PREFIX):
+        return
+    item = c.Branch(id=branch.id)
+    item.delivery.target = branch.resource
+    try:
+        item.delivery.sql.ParseFromString(payload)
+    except DecodeError as error:
+        raise bad(item, f"the payload is no txcoord.v1.SqlUnit: {error}") from error
+    if why := _why_not(item.delivery.sql):
+        raise bad(item, why)
+    may_be([item], namespace, executes, allowed)
 
 
 def _event(part: c.DeliveryPart, wrong: Wrong, kind: Kind) -> Event | None:

@@ -90,6 +90,12 @@ class Operations:
         """Refuse what is larger than a payload may be."""
         self._read.sized(data, what)
 
+    def edited(self, branch: Branch | None, payload: bytes, namespace: str) -> None:
+        """Refuse what an operator must not put in the place of a branch's payload."""
+        self.sized(payload, "payload")
+        if branch is not None:
+            deliveries.check_edited(branch, payload, namespace, self._limits.executes, self._limits.topics)
+
     def check_log(self, log_id: str) -> None:
         """The client has another log in mind: a restored or exchanged one."""
         identity = self._c.identity
