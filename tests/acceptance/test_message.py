@@ -166,7 +166,7 @@ async def test_each_receiver_has_an_end_of_its_own_and_an_operator_sees_to_it(ma
     assert (g.outcome.state, g.outcome.parked_deliveries, g.outcome.delivered) == ("COMMITTED", 1, False)
     assert mail.came(body) == (1, 0)
     shown = mail.shop.site.txcoord("tx", "show", body)
-    assert "COMMITTED (1 deliveries parked)" in shown
+    assert "COMMITTED (1 delivery parked)" in shown
     assert "NO_SUCH_ORDER" in shown
     mail.shop.site.txcoord("tx", "retry", body, "--reason", "it is there now", "--yes")
     await eventually(lambda: mail.came(body) == (1, 1))
