@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -410,3 +411,35 @@ async def test_the_clock_follows_every_reply(server: Server, wire: Wire) -> None
     server.log_time_us = 5_000_000_000
     await commit(wire)
     assert wire.clock.now_us() >= 5_000_000_000
+
+
+def _calls_that_are_kept() -> list[object]:
+    return [x for x in gc.get_objects() if type(x).__name__ == "UnaryUnaryCall"]
+
+
+async def test_closing_ends_all_that_connects(server: Server, wire: Wire) -> None:
+    await server.stop()
+    seen = 0
+
+    def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal seen
+        seen += 1
+        writer.close()
+
+    listener = await asyncio.start_server(hang_up, "127.0.0.1", server.port)
+    before = {id(x) for x in _calls_that_are_kept()}
+    gc.disable()  # Not by luck.
+    try:
+        asking = asyncio.ensure_future(wire.hello(time.monotonic() + 60))
+        while seen < 4:  # noqa: ASYNC110 - it is what is waited for
+            await asyncio.sleep(0.01)
+        await wire.close()
+        with pytest.raises(Rejected, match="closed"):
+            await asking
+        await asyncio.sleep(0)
+        # Whatever keeps a call keeps gRPC connecting, again and again.
+        assert not [x for x in _calls_that_are_kept() if id(x) not in before]
+    finally:
+        gc.enable()
+        listener.close()
+        await listener.wait_closed()

@@ -14,7 +14,7 @@ import os
 import random
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import grpc
@@ -23,14 +23,16 @@ from . import _refusals
 from ._aio import Task, Tasks
 from ._asking import ask
 from ._clock import LogClock
+from ._levels import wait_level
 from ._nodes import Node, Nodes
-from ._pb import common_pb2 as c
 from ._pb import coordinator_pb2 as pb
 from ._registering import Registrations
 from ._streams import Lost, Open, Stream
 from .access import Access
 from .errors import AlreadyAborted, AlreadyCommitted, Rejected, TxcoordError, Unavailable
 from .protocol import reasons
+
+__all__ = ["Wire", "wait_level"]
 
 log = logging.getLogger("txcoord.client")
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
@@ -92,6 +94,8 @@ class Wire:
         """Who is there; asked once for all callers. ``until`` is by the loop's clock."""
         if self._hello is not None and not fresh:
             return self._hello
+        if self._closed:
+            raise self._is_closed()
         loop = asyncio.get_running_loop()
         while True:
             task, own = self._saying_hello, False
@@ -102,12 +106,18 @@ class Wire:
             done, _ = await asyncio.wait({task}, timeout=max(until - loop.time(), 0.0))
             if not done:
                 raise Unavailable("the coordinator has not said hello in time", definite=True)
+            if task.cancelled():
+                raise self._is_closed()
             try:
                 return task.result()
             except Unavailable:
                 # Whoever asked may have had less time than we have.
                 if own or loop.time() >= until:
                     raise
+
+    @staticmethod
+    def _is_closed() -> Rejected:
+        return Rejected("this Coordinator is closed", reason="CLOSED")
 
     async def _say_hello(self, until: float) -> pb.HelloResponse:
         async def once(left: float) -> pb.HelloResponse:
@@ -126,7 +136,11 @@ class Wire:
             refusal.definite = True  # Hello does nothing.
             if isinstance(refusal, Unavailable):
                 self._nodes.leave(node)
-            raise refusal from error
+            try:
+                raise refusal from error
+            finally:
+                # Its frame and it would keep each other, the call, and so what connects, until all is collected.
+                del refusal
         known = self._hello if self._nodes.several else None
         if known is not None and known.log_id not in (answer.log_id, *answer.earlier_log_ids):
             # What was begun under one log would be unknown in the other. (One that was restored is the same log.)
@@ -226,7 +240,7 @@ class Wire:
 
     async def _send(self, name: str, request: Any, left: float) -> pb.OperationResult:
         if self._closed:
-            raise Rejected("this Coordinator is closed", reason="CLOSED")
+            raise self._is_closed()
         loop = asyncio.get_running_loop()
         number = next(self._numbers)
         operation = pb.Operation(op_id=number)
@@ -462,7 +476,9 @@ class Wire:
         if runner is not None:
             runner.cancel()
             await asyncio.gather(runner, return_exceptions=True)
-        ending = list(self._ending)
+        hello = self._saying_hello
+        # It would go on until the time of who has asked is over, and connect again and again.
+        ending = [*self._ending, *([hello] if hello is not None else [])]
         for task in ending:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
@@ -480,21 +496,3 @@ def _give_up(future: asyncio.Future[pb.OperationResult]) -> None:
 def _retrieve(task: asyncio.Task[Any]) -> None:
     if not task.cancelled():
         task.exception()
-
-
-def wait_level(name: str) -> c.WaitLevel:
-    """The wire's name of a wait level."""
-    try:
-        return _LEVELS[name]
-    except KeyError:
-        known = ", ".join(_LEVELS)
-        raise Rejected(f"wait={name!r}: one of {known}", reason=reasons.BAD_REQUEST) from None
-
-
-_LEVELS: dict[str, c.WaitLevel] = {
-    "accepted": c.WAIT_LEVEL_ACCEPTED,
-    "decided": c.WAIT_LEVEL_DECIDED,
-    "committed": c.WAIT_LEVEL_COMMITTED,
-    "delivered": c.WAIT_LEVEL_DELIVERED,
-}
-LEVELS: Sequence[str] = tuple(_LEVELS)
