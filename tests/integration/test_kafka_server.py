@@ -6,6 +6,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from tests.support.kafka_server import KafkaServer
+from txcoord.config import Settings
+from txcoord.wiring import services
 
 
 async def test_what_is_acknowledged_survives_a_kill(kafka: KafkaServer) -> None:
@@ -28,3 +30,11 @@ async def test_what_is_acknowledged_survives_a_kill(kafka: KafkaServer) -> None:
     consumer.assign([TopicPartition("survives", 0)])
     assert (await consumer.getone()).value == b"one"
     await consumer.stop()
+
+
+async def test_doctor_says_which_topics_are_not_there(kafka: KafkaServer) -> None:
+    said = {"bootstrap_servers": kafka.address, "prefix": "doctor"}
+    [found] = await services.look(Settings.model_validate({"kafka": said}))
+    [finding] = found.findings
+    assert (finding.reason, finding.severity) == ("KAFKA_UNAVAILABLE", "warning")
+    assert "topics are not there: doctor." in finding.fact

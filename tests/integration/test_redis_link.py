@@ -15,8 +15,10 @@ from tests.support.redis_server import RedisServer
 from txcoord.adapters.redis import link as module
 from txcoord.adapters.redis.gate import RedisGate
 from txcoord.adapters.redis.link import RedisLink
+from txcoord.config import Settings
 from txcoord.observe import logs
 from txcoord.ports import SharedLost
+from txcoord.wiring import services
 
 T = "grpc://stock:1"
 S = 1_000_000
@@ -102,3 +104,15 @@ async def test_a_wrong_password_is_an_outage(own_redis: RedisServer) -> None:
     with pytest.raises(SharedLost, match=r"(?i)auth"):
         await RedisGate(link).dead()
     await link.close()
+
+
+async def test_doctor_looks_at_redis_and_at_a_kafka_that_is_away(redis_server: RedisServer) -> None:
+    settings = Settings.model_validate(
+        {"redis": {"url": redis_server.url}, "kafka": {"bootstrap_servers": "127.0.0.1:1"}}
+    )
+    kafka, redis = await services.look(settings)
+    assert [f.severity for f in redis.findings] == ["ok"]
+    assert [(f.reason, f.severity) for f in kafka.findings] == [("KAFKA_UNAVAILABLE", "error")]
+    [away] = await services.look(Settings.model_validate({"redis": {"url": "redis://127.0.0.1:1"}}))
+    assert [(f.reason, f.severity) for f in away.findings] == [("REDIS_UNAVAILABLE", "error")]
+    assert await services.look(Settings()) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -16,6 +17,7 @@ from txcoord.observe import metrics
 from txcoord.observe.lately import Rates
 from txcoord.observe.metrics import MOST, OTHERS, Metrics
 from txcoord.ports import Figures
+from txcoord.wiring.metrics import Observed
 
 ROOT = Path(__file__).resolve().parents[2]
 _SUFFIXES = ("", "_bucket", "_count", "_sum")
@@ -129,3 +131,17 @@ def test_lately_is_what_was_counted_within_the_window() -> None:
     assert m.lately.of(65.0) == {"stock": Rates(2.0, 0.04, 250_000)}
     m.called("ship", "done", 99.0)
     assert m.lately.of(65.0)["ship"].p99_us == 30_000_000
+
+
+def test_whether_kafka_and_redis_are_there() -> None:
+    log: Any = SimpleNamespace(on_flush=None)
+    clock: Any = SimpleNamespace(now_us=int)
+    observed = Observed(log, clock, node="n1", role="coordinator")
+    redis: dict[tuple[str, ...], float] = {}
+    observed.watch_services(lambda: redis, lambda: {"send": True, "topics": False}, dict)
+    found = samples(observed.metrics)
+    assert found["txcoord_kafka_up", (("part", "send"),)] == 1
+    assert found["txcoord_kafka_up", (("part", "topics"),)] == 0
+    assert ("txcoord_redis_up", ()) not in found
+    redis[()] = 0
+    assert samples(observed.metrics)["txcoord_redis_up", ()] == 0

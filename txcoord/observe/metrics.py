@@ -40,6 +40,13 @@ INFO = Named(
     "txcoord_node_info", "gauge", ("node", "version", "log_id", "role"), "1, with what this node is."
 )
 UP = Named("txcoord_log_up", "gauge", (), "1 while this node's last question to the log was answered.")
+REDIS_UP = Named("txcoord_redis_up", "gauge", (), "1 while Redis answers this node; none without Redis.")
+KAFKA_UP = Named(
+    "txcoord_kafka_up",
+    "gauge",
+    ("part",),
+    "1 while Kafka does what this node asks of it: send, consume, topics, events; none without Kafka.",
+)
 TRANSACTIONS = Named(
     "txcoord_transactions_total",
     "counter",

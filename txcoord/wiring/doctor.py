@@ -10,6 +10,7 @@ from ..adapters.sql.log import SqlLog
 from ..adapters.xa.checks import ERROR, CannotConnect, Finding, error, ok, warning
 from ..config import Settings, is_loopback, microseconds, redacted, split_listen
 from ..ports import LogUnavailable
+from . import services
 from .diagnosis import Diagnosis, LogSeen, diagnose, look_at_log, twins
 from .errors import StartError
 from .examiners import log_examiner
@@ -26,7 +27,7 @@ async def examine(settings: Settings) -> list[Diagnosis]:
         if seen is not None:
             await log.close()
     twins(resources)
-    return [_settings(settings), of_log, *resources]
+    return [_settings(settings), of_log, *resources, *await services.look(settings)]
 
 
 def _settings(settings: Settings) -> Diagnosis:

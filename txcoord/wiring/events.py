@@ -21,6 +21,7 @@ from ..ports import Clock, LogUnavailable, Spawn, Task
 from .queue import kafka_connection, kafka_queue
 
 if TYPE_CHECKING:
+    from ..adapters.kafka.connection import Health
     from ..adapters.kafka.publishing import KafkaPublisher
 
 log = logs.get("txcoord.events")
@@ -38,6 +39,7 @@ class Events:
         self._relay: Relay | None = None
         self._publisher: KafkaPublisher | None = None
         self._tasks: list[Task] = []
+        self._health: Health | None = None
 
     def start(self, coordinator: Coordinator, log_: SqlLog, spawn: Spawn, *, shared: bool) -> None:
         """Publish, whenever it is this node's turn. Raises StartError where Kafka's settings cannot be used.
@@ -57,6 +59,7 @@ class Events:
         from ..adapters.kafka.queue import dead_letter_topic
         from ..adapters.kafka.topics import Topics, WantedTopic
 
+        self._health = Health("events", monotonic=time.monotonic)
         names = {
             Topic.EVENTS: f"{s.kafka.prefix}.events",
             Topic.DEAD_LETTERS: dead_letter_topic(s.kafka.prefix),
@@ -66,7 +69,7 @@ class Events:
             connection,
             [WantedTopic(name, kept) for name in names.values()],
             kafka_queue(s.kafka).topics,
-            Health("events", monotonic=time.monotonic),
+            self._health,
             every_s=_LOOK_S,
             made=_made_again,
         )
@@ -82,6 +85,10 @@ class Events:
             published=coordinator.metrics.published,
         )
         self._tasks += [spawn(topics.run(), "events:topics"), spawn(self._relay.run(), "events:relay")]
+
+    def up(self) -> dict[str, bool]:
+        """Are their topics there? Nothing where this node tells none."""
+        return {} if self._health is None else {"events": self._health.well}
 
     async def stop(self) -> None:
         """Publish no more; another node may go on at once. Never raises."""

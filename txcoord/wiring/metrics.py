@@ -51,6 +51,15 @@ class Observed:
             metrics.WAITING: lambda: {(what,): count for what, count in _waiting(coordinator).items()},
         }
 
+    def watch_services(
+        self, redis: Callable[[], Mapping[tuple[str, ...], float]], *kafka: Callable[[], Mapping[str, bool]]
+    ) -> None:
+        """Whether what this node uses beside its log is there."""
+        self.metrics.gauges[metrics.REDIS_UP] = redis
+        self.metrics.gauges[metrics.KAFKA_UP] = lambda: {
+            (part,): int(well) for look in kafka for part, well in look().items()
+        }
+
     def watch_deadlines(self, deadlines: Deadlines) -> None:
         """Who is asked what became of local transactions."""
         self.metrics.gauges[metrics.ASKED] = lambda: {

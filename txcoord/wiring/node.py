@@ -237,6 +237,7 @@ class Node:
         self.observed.watch(
             coordinator, self.queue.queue, identity.log_id, drained=lambda: self._fleet.draining
         )
+        self.observed.watch_services(shared.up, self.queue.up, self.events.up)
         self.caller.registry = shared.registry
         self.targets.is_registered = shared.registry.is_known
         shared.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ class Chosen:
     """And so much of the time that it was to wait: the queue may be that late."""
     overdue_most_us: int = 0
     """But no more than that for the time that it was to wait."""
+    up: Callable[[], Mapping[str, bool]] = dict
+    """By part, whether Kafka does what it is asked for; nothing without Kafka."""
 
 
 def choose(settings: Settings, clock: Clock, spawn: Spawn) -> Chosen:
@@ -38,7 +41,9 @@ def choose(settings: Settings, clock: Clock, spawn: Spawn) -> Chosen:
     queue = KafkaQueue(connection, tiers, clock, spawn)
     # A tier may be a quarter longer than the delay that was asked for, or than what is left of it after longer ones.
     longest_us = max(tiers.tiers_us)
-    return Chosen(queue, overdue_us=1_000_000, overdue_share=0.25, overdue_most_us=longest_us // 4)
+    return Chosen(
+        queue, overdue_us=1_000_000, overdue_share=0.25, overdue_most_us=longest_us // 4, up=queue.up
+    )
 
 
 def kafka_connection(settings: KafkaSettings, client_id: str) -> KafkaConnection:

@@ -31,7 +31,7 @@ class Shared:
         self.registry: Registry = InProcessRegistry(now_us)
         """The live instances of participants that have registered themselves."""
         if settings.redis.url.get_secret_value():
-            self._link = link = _link(settings, log_id)
+            self._link = link = link_of(settings, log_id)
             from ..adapters.redis.gate import RedisGate
             from ..adapters.redis.registry import RedisRegistry
             from ..adapters.redis.wakeups import RedisWakeups
@@ -54,6 +54,10 @@ class Shared:
         """What wakes up who waits on other nodes."""
         return self._wakeups
 
+    def up(self) -> dict[tuple[str, ...], float]:
+        """Did Redis answer what it was asked last? Empty where there is none."""
+        return {} if self._link is None else {(): int(not self._link.away)}
+
     def start(self) -> None:
         """Begin."""
         if self._wakeups is not None:
@@ -74,7 +78,8 @@ class Shared:
             await self._link.close()
 
 
-def _link(settings: Settings, log_id: str) -> RedisLink:
+def link_of(settings: Settings, log_id: str) -> RedisLink:
+    """The Redis that the settings name. Raises StartError."""
     try:
         from ..adapters.redis.link import RedisLink
     except ModuleNotFoundError as error:

@@ -55,6 +55,7 @@ class KafkaQueue:
         self._spawn = spawn
         self._tiers = Tiers(settings.prefix, settings.tiers_us)
         self._sending = Health("send", monotonic=time.monotonic)
+        self._consumes = Health("consume", monotonic=time.monotonic)
         topics = (*self._tiers.delay_us, poison_topic(settings.prefix))
         self._sender = Sender(
             connection, topics, self._sending, monotonic=time.monotonic, bound_s=settings.send_s
@@ -65,17 +66,18 @@ class KafkaQueue:
             self._tiers,
             self._sender,
             self._lanes,
-            Health("consume", monotonic=time.monotonic),
+            self._consumes,
             group=settings.group,
             poison=poison_topic(settings.prefix),
             session_s=settings.session_s,
             now_us=clock.now_us,
         )
+        self._looking = Health("topics", monotonic=time.monotonic)
         self._topics = Topics(
             connection,
             wanted_topics(settings.prefix, settings.tiers_us),
             settings.topics,
-            Health("topics", monotonic=time.monotonic),
+            self._looking,
             every_s=settings.look_s,
             made=self._made_again,
         )
@@ -114,6 +116,11 @@ class KafkaQueue:
         self._reader.hold(yes)
         if yes:
             self._send_what_waits_here()
+
+    def up(self) -> Mapping[str, bool]:
+        """What Kafka does of that which it is asked for."""
+        up = {"send": self._sending.well, "topics": self._looking.well}
+        return {**up, "consume": self._consumes.well} if self._consuming else up
 
     def depth(self) -> Mapping[str, int]:
         """By topic what waits for its delay, of what this node reads; ``here``: what waits in this process; ``due``:
