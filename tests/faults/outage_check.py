@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from tests.faults.outage_participant import NAMES
@@ -31,6 +34,7 @@ from txcoord_client.protocol.barrier import FIRST
 PATIENCE_S: Final = 120.0
 """So long after the last client was told, all must have ended."""
 _DONE: Final = 1
+_NEVER: Final = 1 << 62
 _CLOCKS_US: Final = 20_000
 """A node knows the log's clock this well."""
 _REPEATED: Final = ("confirm", "cancel", "action", "compensate", "message", "notify")
@@ -117,7 +121,9 @@ async def check(form: Form, asked: Sequence[Asked], answers: Mapping[str, str], 
     (place.folder / "rows.txt").write_text(rows.told(place.marks))
     outcomes(asked, answers, rows, found)
     effects(asked, rows, found)
-    times(tiers_us(place), place.marks, place.targets["stock"], rows, found)
+    gone = {**_opened(place.folder), place.targets["stock"]: place.marks[STOCK_KILLED]}
+    found.figures["targets whose breaker has opened"] = len(gone)
+    times(tiers_us(place), place.marks, gone, rows, found)
     await _events(place, rows, found)
     if form.storms:
         await _poison(place, found)
@@ -247,10 +253,26 @@ def effects(asked: Sequence[Asked], rows: Rows, found: Found) -> None:
 # ---- in time ----
 
 
-def times(tiers: Sequence[int], marks: Mapping[str, int], gone: str, rows: Rows, found: Found) -> None:
-    """No call before its time, as it was in the log when the call came; none long after it."""
-    down, back = marks[STOCK_KILLED], marks[STOCK_BACK]
-    all_back = max(back, marks[BROKER_BACK])
+def _opened(folder: Path) -> dict[str, int]:
+    """Targets that a node took for dead, on a busy machine also one that was not, and since when."""
+    opened: dict[str, int] = {}
+    for file in folder.glob("*.log"):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if '"breaker.open"' in line:
+                said = json.loads(line)
+                at_us = round(datetime.fromisoformat(said["timestamp"]).timestamp() * 1e6)
+                opened[said["target"]] = min(at_us, opened.get(said["target"], at_us))
+    return opened
+
+
+def times(
+    tiers: Sequence[int], marks: Mapping[str, int], gone: Mapping[str, int], rows: Rows, found: Found
+) -> None:
+    """No call before its time, as it was in the log when the call came; none long after it.
+
+    ``gone``: whose breaker was open, and since when.
+    """
+    all_back = max(marks[STOCK_BACK], marks[BROKER_BACK])
     late_all: list[int] = []
     late_after: list[int] = []
     beyond: list[int] = []
@@ -267,7 +289,11 @@ def times(tiers: Sequence[int], marks: Mapping[str, int], gone: str, rows: Rows,
             continue  # It waited for less than the log was told.
         waited += 1
         written_us, _, due_us, own = fits[-1]
-        if at < due_us and rows.targets.get((call["tx"], call["branch"])) == gone and at >= down and not own:
+        if (
+            at < due_us
+            and not own
+            and at >= gone.get(rows.targets.get((call["tx"], call["branch"]), ""), _NEVER)
+        ):
             pulled += 1  # It is back, or is asked whether it is: what waits for it goes on before its time.
             continue
         if at < due_us - _CLOCKS_US:
@@ -284,12 +310,12 @@ def times(tiers: Sequence[int], marks: Mapping[str, int], gone: str, rows: Rows,
                 found.wrong.append(
                     f"late: {_shown(call)}: {since_back / 1e6:.3f} s, and its tier is {tier / 1e6:g} s"
                 )
-    early += _attempted_early(rows, gone, down)
+    early += _attempted_early(rows, gone)
     found.wrong += early
     f = found.figures
     f["repeated calls whose due time was in the log"] = waited
     f["early"] = len(early)
-    f["pulled forward when the participant was back"] = pulled
+    f["pulled forward when a participant was back"] = pulled
     f["nearest to its time, s after it (min)"] = round(min(late_all, default=0) / 1e6, 6)
     f["late, all, s (p50 p99 max)"] = spread(late_all)
     f["late after all was back, s (p50 p99 max)"] = spread(late_after)
@@ -299,11 +325,11 @@ def times(tiers: Sequence[int], marks: Mapping[str, int], gone: str, rows: Rows,
     )
 
 
-def _attempted_early(rows: Rows, gone: str, since_us: int) -> Iterator[str]:
+def _attempted_early(rows: Rows, gone: Mapping[str, int]) -> Iterator[str]:
     """Also attempts that never came to the participant: the next one's outcome was in the log before that was due."""
     for (tx_id, branch), waits in rows.waits.items():
         for (_, attempts, due_us, own), (at_us, then, _, _) in pairwise(waits):
-            pulled = not own and rows.targets.get((tx_id, branch)) == gone and at_us >= since_us
+            pulled = not own and at_us >= gone.get(rows.targets.get((tx_id, branch), ""), _NEVER)
             if then == attempts + 1 and at_us < due_us - _CLOCKS_US and not pulled:
                 early_s = (due_us - at_us) / 1e6
                 yield f"{tx_id} {branch} attempt {then}: its outcome was known {early_s:.3f} s early"

@@ -67,7 +67,7 @@ def wrong(rows: Rows) -> list[str]:
     found = Found()
     outcomes([HELD, SHIPPED, UNTOLD], ANSWERS, rows, found)
     effects([HELD, SHIPPED, UNTOLD], rows, found)
-    times((S, 2 * S, 4 * S, 32 * S), MARKS, "grpc://stock", rows, found)
+    times((S, 2 * S, 4 * S, 32 * S), MARKS, {"grpc://stock": MARKS[STOCK_KILLED]}, rows, found)
     return found.wrong
 
 
