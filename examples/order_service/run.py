@@ -71,8 +71,11 @@ def run(postgres: PostgresServer, mariadb: MariaDBServer) -> bool:
                 "TXCOORD_WEBHOOK_SECRETS__partner__FILE": str(it.folder / "partner.secrets"),
             }
         )
-        run_txcoord("resource", "check", "--fix", env=it.coordinator.env, cwd=it.folder)
+        # The tables first: the role that runs the statements has rights on them.
+        without = {k: v for k, v in it.coordinator.env.items() if not k.endswith("EXECUTE_URL")}
+        run_txcoord("resource", "check", "--fix", env=without, cwd=it.folder)
         mariadb.sql(RIGHTS)
+        run_txcoord("resource", "check", env=it.coordinator.env, cwd=it.folder)
         return asyncio.run(trade(it, postgres, mariadb, secret))
 
 

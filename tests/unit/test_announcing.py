@@ -120,6 +120,7 @@ def test_a_delivery_that_is_parked_is_told_of_and_once_more_when_a_replay_fails(
             tx = await deliveries.committed(node, place.tx(), deliveries.message("1", kind=kind))
             parked = await deliveries.delivered(node, tx)
             audit = Audit("ann", "it is back", "retry", NOW, "1", replay="job")
+            place.storage.jobs["job"] = 0
             await node.coordinator.operate(tx.tx_id, Operate("retry", "1", audit))
             again = await deliveries.delivered(node, tx)
             assert [t.state for t in (parked, again)] == [TxState.COMMITTED] * 2

@@ -134,7 +134,7 @@ BAD: dict[str, tuple[str, dict[str, object], Iterable[c.Branch]]] = {
     "a message without an operation": (reasons.BAD_BRANCH, {}, [message(operation="")]),
     "a message to a topic": (reasons.NOT_SUPPORTED, {}, [message(target="topic:orders")]),
     "statements": (reasons.NOT_SUPPORTED, {}, [message(target="sql:reports", sql=c.SqlUnit())]),
-    "in order": (reasons.NOT_SUPPORTED, {}, [message(ordering_key="a")]),
+    "in an order that cannot be kept": (reasons.BAD_BRANCH, {}, [message(ordering_key="a" * 1000)]),
     "a message after others": (reasons.BAD_BRANCH, {}, [message(after=["2"])]),
     "a message that votes": (reasons.BAD_BRANCH, {}, [message(vote=c.VOTE_PREPARED)]),
     "a message in a year": (reasons.BAD_BRANCH, {}, [message(deliver_at_us=NOW + 366 * 86_400_000_000)]),

@@ -180,7 +180,8 @@ def _redis_url(value: SecretStr) -> SecretStr:
             f"{redacted(url)[:80]!r} is no URL like redis://user:password@host:6379/0 (rediss:// for TLS, or "
             "unix:///path/of/a.sock)"
         )
-    _readable(url)
+    if url:
+        _readable(url)
     return value
 
 
