@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from .. import __version__
@@ -36,11 +37,19 @@ class Fleet:
         self._clock_offset_us = clock_offset_us
         self._drain = drain
         self._turn = asyncio.Lock()
+        self._unsaid: NodeStatus | None = None
         self.draining = False
 
     async def join(self, address: str) -> None:
-        """Begin. Raises LogUnavailable."""
-        await self._nodes.join(NodeStatus(self._name, self._role, address, __version__))
+        """Begin. It serves already: where the log is away just now, it is said later."""
+        self._unsaid = NodeStatus(self._name, self._role, address, __version__)
+        with contextlib.suppress(LogUnavailable):
+            await self._say_unsaid()
+
+    async def _say_unsaid(self) -> None:
+        if self._unsaid is not None:
+            await self._nodes.join(self._unsaid)
+            self._unsaid = None
 
     async def keep(self) -> None:
         """Say for ever that it is there."""
@@ -54,6 +63,7 @@ class Fleet:
     async def look(self) -> None:
         """Say it once, and hear. Raises LogUnavailable."""
         async with self._turn:
+            await self._say_unsaid()
             wanted = await self._nodes.seen(self._name, self._live(), self._clock_offset_us())
             if wanted is not self.draining:
                 self.draining = wanted
