@@ -44,9 +44,10 @@ def _forge(requests: socket.socket) -> list[str]:
         if not data:
             os._exit(0)
         wanted = json.loads(data)
+        here = os.getpid()
         pid = os.fork()
         if not pid:
-            return _become(wanted, descriptors)
+            return _become(wanted, descriptors, here)
         tell = descriptors.pop()
         told[pid] = tell
         _tell(tell, pid)
@@ -69,8 +70,10 @@ def _tell(descriptor: int, number: int) -> None:
         os.write(descriptor, f"{number}\n".encode())
 
 
-def _become(wanted: dict[str, object], descriptors: list[int]) -> list[str]:
+def _become(wanted: dict[str, object], descriptors: list[int], parent: int) -> list[str]:
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it had died before that was said
+        os._exit(1)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
