@@ -134,9 +134,9 @@ async def test_a_parked_head_holds_its_key_only_until_it_is_skipped(
         await eventually(lambda: receiver.of("a") == ["a1", "a2"], what="the next ones go", within=60)
 
 
-async def operate(node: Node, tx_id: str, action: str) -> None:
+async def operate(node: Node, tx_id: str, action: str, **more: bool) -> None:
     audit = Audit("ann", "it is not needed", action, node.clock.now_us(), "1")
-    await node.coordinator.operate(tx_id, Operate(action, "1", audit))
+    await node.coordinator.operate(tx_id, Operate(action, "1", audit, **more))
 
 
 async def test_one_that_is_to_come_later_is_waited_for_only_then(node: Node, receiver: Receiver) -> None:
@@ -145,6 +145,25 @@ async def test_one_that_is_to_come_later_is_waited_for_only_then(node: Node, rec
         await send(coord, receiver, "a0", "a")
         await eventually(lambda: receiver.of("a") == ["a0"], what="the other one came", within=60)
         await eventually(lambda: receiver.of("a") == ["a0", "a1"], what="it came", within=60)
+
+
+async def test_an_operator_sends_one_before_its_time_and_it_takes_its_place(
+    node: Node, receiver: Receiver
+) -> None:
+    receiver.refuses.add("a0")
+    async with Coordinator(node.address) as coord:
+        head = await send(coord, receiver, "a0", "a")
+        early = await send(coord, receiver, "a1", "a", delay=3600)
+        await send(coord, receiver, "a2", "a")
+        await operate(node, early, "retry", early=True)
+
+        async def waits() -> bool:
+            return (await node.log.read([early]))[early].branches[0].reason.startswith("ORDER_WAITS")
+
+        await eventually(waits, what="its time is no more what it waits for", within=60)
+        assert not receiver.came
+        await operate(node, head, "skip")
+        await eventually(lambda: receiver.of("a") == ["a1", "a2"], what="each in its place", within=60)
 
 
 async def test_what_is_refused_before_anything_is_written(node: Node, receiver: Receiver) -> None:

@@ -141,6 +141,9 @@ class TestTurns(LogContract):
         assert await turn(log) == (tx.tx_id, "1")
         await becomes(log, tx, B.DONE)
         assert await turn(log) is None
+        await log.hasten([(later.tx_id, "1"), ("no id", "1")])
+        await put(log, committed(now))
+        assert await turn(log) == (later.tx_id, "1")
 
     async def test_many_nodes_find_the_same_turn(self, place: Place, log: SqlLog) -> None:
         now = await log.now_us()

@@ -51,6 +51,8 @@ class Job:
     """The payload; once the call is made, that of the call."""
     line: str = ""
     """Of a message that leaves only when those before it have ended."""
+    chosen_us: int = 0
+    """When its sender wants it to leave."""
 
 
 _AT_ONCE = 8
@@ -120,6 +122,7 @@ class Calls:
             own.call_timeout_us or self._defaults.call_timeout_us,
             call.branch.sent,
             line_of(tx.namespace, call.branch),
+            call.branch.action.delivery.deliver_at_us if call.branch.action is not None else 0,
         )
         under_way = self._under_way.get(job.key)
         if under_way is not None:
@@ -208,7 +211,8 @@ class Calls:
             self._later_told(job, NotSent(job.key[1], job.op, job.attempt, why))
             return
         if job.line:
-            waiting = Waiting(job.line, partial(self._line_up, job), partial(self._wait_for_turn, job))
+            early = job.chosen_us > self._clock.now_us()
+            waiting = Waiting(job.line, partial(self._line_up, job), partial(self._wait_for_turn, job), early)
             self._ordering.ask(job.key, waiting)
         else:
             self._line_up(job)

@@ -39,6 +39,8 @@ class Waiting:
     go: Callable[[], None]
     put_off: Callable[[int, str], None]
     """Until when, and why."""
+    early: bool = False
+    """By an operator's order: before the time that its sender has chosen."""
     waited: bool = False
     """Here, for as long as one does."""
 
@@ -120,7 +122,10 @@ class Ordering:
         lines = sorted({*ended, *(waiting.line for waiting in asking.values())})
         for line in ended:
             del self._ended[line]
+        early = [key for key, one in asking.items() if one.early]
         try:
+            if early:
+                await self._c.log.hasten(early)
             found = await self._c.log.turns(lines)
             await self._failpoints.reach("order.after_turn")
             others = [key for key, one in asking.items() if not _has(found.get(one.line), key)]

@@ -218,6 +218,10 @@ class Log(Protocol):
         line is not answered."""
         ...
 
+    async def hasten(self, keys: Collection[tuple[str, str]]) -> None:
+        """These messages go before the time that their senders have chosen: in their lines they count as due."""
+        ...
+
     async def backlog(self) -> Mapping[str, Backlog]:
         """What waits for its next attempt, by target: a participant, or the resource of an XA branch."""
         ...

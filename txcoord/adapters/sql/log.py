@@ -367,6 +367,10 @@ class SqlLog:
         """How many are before each of these."""
         return await self._reading(lambda c: turns.ahead(c, keys))
 
+    async def hasten(self, keys: Collection[tuple[str, str]]) -> None:
+        """These count as due in their lines."""
+        await self._changing(lambda c: turns.hasten(c, keys))
+
     async def backlog(self) -> Mapping[str, Backlog]:
         """How many branches wait for each target, and since when."""
         return await self._reading(waiting.backlog)

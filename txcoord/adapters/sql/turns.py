@@ -77,6 +77,15 @@ def ahead(conn: Connection, keys: Collection[tuple[str, str]]) -> dict[tuple[str
     return out
 
 
+def hasten(conn: Connection, keys: Collection[tuple[str, str]]) -> None:
+    """These are due now, whatever their senders have chosen."""
+    for tx_id, branch_id in sorted(keys):
+        if not is_tx_id(tx_id):
+            continue
+        own = and_(ordering.c.tx_id == tx_id, ordering.c.branch == branch_id)
+        conn.execute(update(ordering).where(own).values(due_us=0))
+
+
 def _next(conn: Connection, now_us: int, line: str) -> Any:
     """Give the turn to the first that is due and has not ended; None: there is none."""
     found = (
