@@ -11,6 +11,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from sqlalchemy import Connection, text
 from structlog.testing import capture_logs
 
 from tests.support.databases import PG17, PG18, Databases
@@ -221,6 +222,38 @@ class TestBrokenConnections:
         await lock.rollback()
         done, _ = await writing
         assert {task.result().written for task in done} == {OK}
+
+    async def test_changes_beside_the_flush_in_a_deadlock_are_tried_again(
+        self, pg_place: Place, blocker: asyncpg.Connection
+    ) -> None:
+        log = await pg_place.open()
+        await blocker.execute("SET deadlock_timeout = '1h'")  # the log's session is the one to be ended
+        lock = blocker.transaction()
+        await lock.start()
+        take, waiting = (
+            "SELECT pg_advisory_xact_lock({})",
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted",
+        )
+        await blocker.execute(take.format(2))
+        tries: list[asyncio.Task[str]] = []
+        begun = asyncio.Event()
+
+        def work(conn: Connection, _: int) -> None:
+            conn.execute(text("SET LOCAL deadlock_timeout = '10ms'"))
+            conn.execute(text(take.format(1)))
+            tries.append(asyncio.create_task(blocker.execute(take.format(1))))
+            begun.set()
+            while len(tries) == 1 and not conn.execute(text(waiting)).scalar_one():
+                pass
+            conn.execute(text(take.format(2)))  # closes the circle
+
+        changing = asyncio.create_task(log.upkeep(work))
+        await begun.wait()
+        await tries[0]
+        await lock.rollback()
+        await changing
+        assert len(tries) == 2
+        await tries[1]
 
     async def test_a_statement_that_takes_too_long(
         self, pg_place: Place, blocker: asyncpg.Connection

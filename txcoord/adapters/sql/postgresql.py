@@ -34,6 +34,7 @@ _NOW_STATEMENT = text(f"SELECT {_NOW}")
 _CLIENT = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 _TROUBLE = (*_CLIENT, asyncpg.PostgresError, SQLAlchemyError)
 _AGAIN = frozenset({"40001", "40P01", "55P03"})  # serialization, deadlock, lock not available
+_TRIES = 4
 # The content of a change is at fault: data, constraint, cardinality, limit of the program.
 _CONTENT = ("21", "22", "23", "54")
 # Fatal, or not sure to be before the commit: the reply proves nothing.
@@ -158,7 +159,8 @@ class PostgresStore:
         return await self._run(work, _OFF if relaxed else _ON_IF_OFF.format(local="true"))
 
     async def _run(self, work: Work[T], first: str | None) -> T:
-        for again in (True, False):
+        stale_before = False
+        for attempt in range(_TRIES):
             begun = False
             if self._engine is None:
                 raise LogUnavailable("the log is not open")
@@ -173,9 +175,11 @@ class PostgresStore:
                     await conn.commit()
                     return out
             except _TROUBLE as error:
-                # A pooled connection may be stale since the database was restarted: then all are made anew.
                 stale = isinstance(error, DBAPIError) and error.connection_invalidated
-                if not (stale and again and not begun):
+                if stale and not begun and not stale_before:
+                    # Pooled connections may be stale since the database was restarted: all are made anew.
+                    stale_before = True
+                elif _code(error) not in _AGAIN or attempt == _TRIES - 1:
                     raise self._unavailable(error) from error
         raise AssertionError("unreachable")
 
@@ -191,7 +195,7 @@ class PostgresStore:
             conn = await self._hot()
         except _TROUBLE as error:
             raise self._unavailable(error) from error  # nothing has been sent
-        for attempt in range(4):
+        for attempt in range(_TRIES):
             try:
                 if self._planned_pages < _GROWN:
                     await self._replan(conn, sum(len(r.items) for r in rounds))
@@ -201,7 +205,7 @@ class PostgresStore:
                 if conn.is_closed() or code.startswith(_NO_PROOF):
                     self._drop(conn)
                     raise ReplyLost(str(error)) from error
-                if code in _AGAIN and attempt < 3:
+                if code in _AGAIN and attempt < _TRIES - 1:
                     continue
                 if code.startswith(_CONTENT):
                     raise FlushRefused(f"{code}: {error}") from error
@@ -359,6 +363,11 @@ def _statement_of(round_: Round, relaxed: bool) -> tuple[str, list[Any]]:
     ]
     sql = _statement(tuple(bool(part) for part in rows), relaxed)
     return sql, [column for part in rows if part for column in zip(*part, strict=True)]
+
+
+def _code(error: BaseException) -> str:
+    """The SQLSTATE of what was refused; empty: it is no answer of the server's."""
+    return str(getattr(getattr(error, "orig", error), "sqlstate", None) or "")
 
 
 def _tx_id(item: Item) -> str:

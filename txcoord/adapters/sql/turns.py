@@ -47,13 +47,18 @@ _SEEN = (
 def turns(conn: Connection, now_us: int, lines: Collection[str]) -> dict[str, Turn]:
     """Whose turn it is in each of these, by the line; none: nobody's that is due."""
     out: dict[str, Turn] = {}
-    for some in reading.chunks(lines):
-        held = conn.execute(_SEEN.where(ordering.c.line.in_(some), ordering.c.turn == 1)).all()
-        over = [row.id for row in held if _over(row)]
-        _forget(conn, over)
-        out.update((row.line, _turn(row)) for row in held if row.id not in over)
+    # One line after the other, in the same order on each node: who waits for a row here has none of a later line.
+    for some in reading.chunks(sorted(set(lines))):
+        found = conn.execute(_SEEN.where(ordering.c.line.in_(some), ordering.c.turn == 1)).all()
+        held = {row.line: row for row in found}
         for line in some:
-            if line not in out and (row := _next(conn, now_us, line)) is not None:
+            row = held.get(line)
+            if row is not None and _over(row):
+                _forget(conn, [row.id])
+                row = None
+            if row is None:
+                row = _next(conn, now_us, line)
+            if row is not None:
                 out[line] = _turn(row)
     return out
 
