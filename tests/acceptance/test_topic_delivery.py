@@ -35,17 +35,28 @@ OFTEN = Retry(first=0.1, factor=1, cap=0.1)
 
 async def make(kafka: KafkaServer, topic: str, **configs: str) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka.address)
-    await admin.start()
-    made = await admin.create_topics([NewTopic(topic, 2, 1, topic_configs=configs)])
-    assert [code for _, code, *_ in made.topic_errors] == [0]
-    await admin.close()
+    try:
+        await admin.start()
+        made = await admin.create_topics([NewTopic(topic, 2, 1, topic_configs=configs)])
+        assert [code for _, code, *_ in made.topic_errors] == [0]
+    finally:
+        await admin.close()
+
+
+@contextlib.asynccontextmanager
+async def consuming(kafka: KafkaServer, *topics: str, **more: Any) -> AsyncIterator[AIOKafkaConsumer]:
+    """Not to be cancelled while it starts: the library would leave connections open."""
+    consumer = AIOKafkaConsumer(*topics, bootstrap_servers=kafka.address, enable_auto_commit=False, **more)
+    try:
+        await consumer.start()
+        yield consumer
+    finally:
+        await consumer.stop()
 
 
 async def records(kafka: KafkaServer, topic: str) -> list[Any]:
     """All that is on it."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=kafka.address, enable_auto_commit=False)
-    await consumer.start()
-    try:
+    async with consuming(kafka) as consumer:
         parts = [TopicPartition(topic, n) for n in range(2)]
         consumer.assign(parts)
         await consumer.seek_to_beginning(*parts)
@@ -54,8 +65,6 @@ async def records(kafka: KafkaServer, topic: str) -> list[Any]:
             while await consumer.position(part) < ends[part]:
                 found += [r for some in (await consumer.getmany(part, timeout_ms=500)).values() for r in some]
         return found
-    finally:
-        await consumer.stop()
 
 
 @dataclass
@@ -235,32 +244,29 @@ async def test_consumers_with_an_inbox_act_once_whatever_comes_again(place: Plac
             fails[name] -= 1
             raise ZeroDivisionError
 
-    async def consume() -> None:
-        consumer = AIOKafkaConsumer(
+    def joins() -> contextlib.AbstractAsyncContextManager[AIOKafkaConsumer]:
+        return consuming(
+            place.kafka,
             topic,
-            bootstrap_servers=place.kafka.address,
             group_id=place.prefix,
-            enable_auto_commit=False,
             auto_offset_reset="earliest",
             heartbeat_interval_ms=500,
         )
-        await consumer.start()
-        try:
-            async for record in consumer:
-                name = json.loads(record.value)["name"]
-                try:
-                    took = await note(id_of(record), name)
-                except ZeroDivisionError:
-                    consumer.seek(TopicPartition(record.topic, record.partition), record.offset)
-                    continue
-                if took.refused:
-                    refused.append(name)
-                elif took.first:
-                    first.append(name)
-                with contextlib.suppress(CommitFailedError, IllegalStateError):
-                    await consumer.commit()
-        finally:
-            await consumer.stop()
+
+    async def consume(consumer: AIOKafkaConsumer) -> None:
+        async for record in consumer:
+            name = json.loads(record.value)["name"]
+            try:
+                took = await note(id_of(record), name)
+            except ZeroDivisionError:
+                consumer.seek(TopicPartition(record.topic, record.partition), record.offset)
+                continue
+            if took.refused:
+                refused.append(name)
+            elif took.first:
+                first.append(name)
+            with contextlib.suppress(CommitFailedError, IllegalStateError):
+                await consumer.commit()
 
     async def all_there() -> bool:
         async with engine.connect() as conn:
@@ -268,15 +274,17 @@ async def test_consumers_with_an_inbox_act_once_whatever_comes_again(place: Plac
         return bool(found == count)
 
     assert await asyncio.to_thread(dies.wait, 90) == -9
-    tasks = [asyncio.create_task(consume())]
-    try:
-        await eventually(lambda: first, what="the first one works", within=90)
-        tasks.append(asyncio.create_task(consume()))
-        await eventually(all_there, what="all were taken", within=90)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    tasks = []
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            tasks.append(asyncio.create_task(consume(await stack.enter_async_context(joins()))))
+            await eventually(lambda: first, what="the first one works", within=90)
+            tasks.append(asyncio.create_task(consume(await stack.enter_async_context(joins()))))
+            await eventually(all_there, what="all were taken", within=90)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
     async with engine.connect() as conn:
         notes = list((await conn.execute(text("SELECT name FROM note"))).scalars())
     await engine.dispose()
