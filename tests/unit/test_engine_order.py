@@ -151,6 +151,32 @@ def test_if_nobody_gives_the_turn_on_each_asks_again_by_itself(monkeypatch: pyte
     assert not run(explore(1))
 
 
+def test_a_turn_that_a_node_died_with_is_not_waited_for() -> None:
+    """It was put off for long, then pulled, and the node that pulled it died: the next node sends it at once."""
+
+    async def main() -> None:
+        async with a_place() as place:
+            receiver = Receiver(random.Random(1))
+            receiver.calm = True
+            place.participants = receiver
+            node = await place.node("n1", lease_us=LEASE_US)
+            txs = [place.tx() for _ in range(60)]
+            for tx in txs:
+                await node.commit(tx, message(1, "a"))
+            while len(receiver.came.get("a", [])) < 45:
+                await asyncio.sleep(0.05)
+            await place.kill(node)
+            begun = place.clock.monotonic()
+            await place.node("n2", lease_us=LEASE_US)
+            while len(receiver.came["a"]) < 60:
+                await asyncio.sleep(0.05)
+            # Its lease, a look or two, and 15 that take 0.4 s at most.
+            assert place.clock.monotonic() - begun < 15
+            assert receiver.came["a"] == [f"{tx.tx_id}.1" for tx in txs]
+
+    run(main())
+
+
 def _goes_at_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ordering, "ask", lambda _self, _key, waiting: waiting.go())
 

@@ -2,8 +2,8 @@
 
 A message that is due asks for its turn before each attempt. If another one has it, it waits here for a moment, when
 that one is carried out here too; else it is put off, and handed off like anything that waits. Whoever writes that a
-message has ended asks for the next one, and sends it at once. Should nobody do so (a node died), it asks again by
-itself: sooner, the fewer are before it.
+message has ended asks for the next one, and sends it at once; so does whoever takes over messages that wait from a node
+that died. Should nobody do so, it asks again by itself: sooner, the fewer are before it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..core.evolve import replace
-from ..core.model import Tx
-from ..core.ordering import WAITS
+from ..core.model import SETTLED_BRANCH, Tx
+from ..core.ordering import WAITS, lines_of
 from ..observe import logs
 from ..ports import Clock, Failpoints, Log, LogUnavailable, Spawn, Turn
 from .handing import Writes
@@ -92,6 +92,13 @@ class Ordering:
         """It is in the log that one of these has ended."""
         self._ended[line] = None
         self._run_soon()
+
+    def taken_over(self, tx: Tx) -> None:
+        """It was another node's. What waits in it may have been pulled there, and its turn be lost with that node."""
+        for branch, line in lines_of(tx):
+            if branch.reason.startswith(WAITS) and branch.state not in SETTLED_BRANCH:
+                self._ended[line] = None
+                self._run_soon()
 
     def stop(self) -> None:
         """Nobody waits any more."""

@@ -250,6 +250,7 @@ class Recovery:
             fresh += c.live.get(tx.tx_id) is None
             try:
                 c.adopt(tx)
+                c.ordering.taken_over(tx)
             except Exception:
                 log.exception("takeover.failed", tx_id=tx.tx_id)
         if fresh:
