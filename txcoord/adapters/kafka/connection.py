@@ -20,6 +20,7 @@ log = logs.get("txcoord.kafka")
 REQUEST_S: Final = 15.0
 """Of one request. Longer than a group's session, since joining one waits for its other members."""
 _CLOSE_S = 1.5
+_START_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,21 @@ def quiet() -> None:
     of_library = logging.getLogger("aiokafka")
     if of_library.level == logging.NOTSET and not logging.getLogger().isEnabledFor(logging.DEBUG):
         of_library.setLevel(logging.CRITICAL)
+
+
+async def start(client: Any) -> None:
+    """Start a consumer, producer or admin client. If this is cancelled, it goes on for a moment: cancelled while it
+    asks its first broker, the library would leave that connection open."""
+    starting = asyncio.ensure_future(client.start())
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.wait([starting], timeout=_START_S)
+        starting.cancel()
+        await asyncio.wait([starting], timeout=_START_S)
+        if starting.done() and not starting.cancelled():
+            starting.exception()
+        raise
 
 
 async def close(client: Any) -> None:

@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from ...observe import logs
 from ...outgoing import Publishing, TopicRecord
-from .connection import KafkaConnection, close
+from .connection import KafkaConnection, close, start
 
 log = logs.get("txcoord.kafka")
 
@@ -45,7 +45,7 @@ class _Shared:
     async def start(self) -> None:
         """Wait until it has started; whoever waits for that no longer lets others wait on."""
         if self.started is None:
-            self.started = asyncio.ensure_future(self.producer.start())
+            self.started = asyncio.ensure_future(start(self.producer))
         await asyncio.shield(self.started)
 
     async def close(self) -> None:

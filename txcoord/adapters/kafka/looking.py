@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from aiokafka import errors
 from aiokafka.structs import TopicPartition
 
-from .connection import KafkaConnection, close
+from .connection import KafkaConnection, close, start
 from .queue import KafkaQueueSettings, dead_letter_topic, poison_topic, wanted_topics
 from .tiers import Tiers
 from .topics import describe
@@ -72,7 +72,7 @@ class Poisoned:
 @asynccontextmanager
 async def _open(client: Any) -> AsyncIterator[Any]:
     try:
-        await client.start()
+        await start(client)
         yield client
     finally:
         await close(client)

@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError
 from ...core.model import Topic
 from ...observe import logs
 from ...outgoing import Publishing, Record
-from .connection import KafkaConnection, close
+from .connection import KafkaConnection, close, start
 
 log = logs.get("txcoord.events")
 
@@ -79,7 +79,7 @@ class KafkaPublisher:
     async def _started(self) -> Any:
         if self._producer is None:
             self._producer = self._connection.producer(max_batch_size=_BATCH)
-            await self._producer.start()
+            await start(self._producer)
         return self._producer
 
     async def _send(self, producer: Any, record: Record) -> asyncio.Future[Any] | Told:

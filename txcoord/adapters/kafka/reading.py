@@ -18,7 +18,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from ...observe import logs
 from ...ports import Due
-from .connection import Health, KafkaConnection, close
+from .connection import Health, KafkaConnection, close, start
 from .lanes import Lanes
 from .partitions import Partition
 from .records import Poison, decode, encode
@@ -155,7 +155,7 @@ class Reader:
         self._consumer = consumer
         try:
             async with asyncio.timeout(_JOIN_S):
-                await consumer.start()
+                await start(consumer)
             committing = asyncio.ensure_future(self._keep_committing())
             self._health.fine()
             while True:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 
 from ...observe import logs
-from .connection import Health, KafkaConnection, close
+from .connection import Health, KafkaConnection, close, start
 
 log = logs.get("txcoord.kafka")
 
@@ -109,7 +109,7 @@ class Sender:
             )
             try:
                 async with asyncio.timeout(self._bound_s):
-                    await producer.start()
+                    await start(producer)
                     await producer.client.set_topics(self._topics)
                 await self._send_all(producer)
             except (KafkaError, OSError, TimeoutError) as error:

@@ -12,7 +12,7 @@ from aiokafka.admin import NewTopic
 from aiokafka.errors import KafkaError
 
 from ...observe import logs
-from .connection import Health, KafkaConnection, close
+from .connection import Health, KafkaConnection, close, start
 
 log = logs.get("txcoord.kafka")
 
@@ -76,7 +76,7 @@ class Topics:
                     async with asyncio.timeout(_LOOK_S):
                         if admin is None:
                             admin = self._connection.admin()
-                            await admin.start()
+                            await start(admin)
                         await self._look(admin)
                 except (KafkaError, OSError, TimeoutError) as error:
                     self._health.trouble(error)
