@@ -45,27 +45,27 @@ def databases(pg18: Postgres, mariadb: MariaDB, *, mixed: bool) -> Iterator[Plac
         "b": mariadb() if mixed else pg18(),
     }
     names = {name: f"crash_{'m' if mixed else 'p'}_{name}" for name in NAMES}
-    for number, name in enumerate(NAMES):
-        server, database = servers[name], names[name]
-        server.create_database(database)
-        look_alike = f"txc1.{_FOREIGN_LOG}.0.{number + 2 * mixed:012}70008{0:015}"
-        places.identities[name] = identity = name * 32
-        if isinstance(server, MariaDBServer):
-            foreign = [f"foreign-{database}", look_alike]
-            server.sql(";".join([*my.ddl(), my.set_identity(identity), *_WORK]), database)
-            for gtrid in foreign:
-                _prepare_foreign(server, database, gtrid)
-        else:
-            foreign = [f"foreign-{database}", f"{look_alike}.1"]
-            server.sql(";".join([*pg.ddl(), pg.set_identity(identity), *_WORK, *_CHECKED_LATE]), database)
-            for gid in foreign:
-                server.sql(
-                    f"BEGIN; INSERT INTO work VALUES ('foreign'); PREPARE TRANSACTION '{gid}'", database
-                )
-        places.databases[name], places.foreign[name] = server.url(database), foreign
-    yield places
-    for name in NAMES:
-        servers[name].drop_database(names[name])
+    with contextlib.ExitStack() as stack:
+        for number, name in enumerate(NAMES):
+            server, database = servers[name], names[name]
+            server.create_database(database)
+            stack.callback(server.drop_database, database)
+            look_alike = f"txc1.{_FOREIGN_LOG}.0.{number + 2 * mixed:012}70008{0:015}"
+            places.identities[name] = identity = name * 32
+            if isinstance(server, MariaDBServer):
+                foreign = [f"foreign-{database}", look_alike]
+                server.sql(";".join([*my.ddl(), my.set_identity(identity), *_WORK]), database)
+                for gtrid in foreign:
+                    _prepare_foreign(server, database, gtrid)
+            else:
+                foreign = [f"foreign-{database}", f"{look_alike}.1"]
+                server.sql(";".join([*pg.ddl(), pg.set_identity(identity), *_WORK, *_CHECKED_LATE]), database)
+                for gid in foreign:
+                    server.sql(
+                        f"BEGIN; INSERT INTO work VALUES ('foreign'); PREPARE TRANSACTION '{gid}'", database
+                    )
+            places.databases[name], places.foreign[name] = server.url(database), foreign
+        yield places
 
 
 def _prepare_foreign(server: MariaDBServer, database: str, gtrid: str) -> None:
@@ -81,15 +81,15 @@ async def with_logs(places: Places, log: str, pg18: Postgres, mariadb: MariaDB) 
     out = Places(places.databases, places.identities, places.foreign, log=log)
     names = [f"crash_log_{number}" for number in range(AT_ONCE)]
     server = {"sqlite": lambda: None, "postgresql": pg18, "mariadb": mariadb}[log]()
-    with tempfile.TemporaryDirectory() as folder:
+    # Also after a failure: whoever comes next makes them anew.
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         for name in names:
             if server is None:
                 out.logs.append(f"sqlite+aiosqlite:///{Path(folder)}/{name}.db")
             else:
                 server.create_database(name)
+                stack.callback(server.drop_database, name)
                 out.logs.append(server.url(name))
             await migrate(out.logs[-1])
         yield out
-        for name in names:
-            if server is not None:
-                server.drop_database(name)
