@@ -118,7 +118,7 @@ OF_PARTICIPANTS = frozenset(
     p
     for name, s in STEPS.items()
     if name.startswith("participant.")
-    or name.partition(".")[2] in ("enlist", "submit", "try", "decide", "hand_off", "due")
+    or name.partition(".")[2] in ("enlist", "submit", "try", "decide", "hand_off", "due", "order")
     or name in ("coordinator.call", "coordinator.ask_back")
     or name in ("client.prepare_message", "client.submit_message", "client.commit_local")
     for p in s.points

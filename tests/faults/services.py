@@ -373,7 +373,8 @@ async def check(run: Run, committed: bool) -> None:
             assert did in (set(), {"try", "cancel"}, {"action", "compensate"}), (step, did)
     assert set(run.done) == set(found), (run.done, found)
     for earlier, later in run.order:
-        _in_order(run.done, (earlier, "action"), (later, "action"))
+        for op in ("action", "message"):
+            _in_order(run.done, (earlier, op), (later, op))
         _in_order(run.done, (later, "compensate"), (earlier, "compensate"))
     for step, op in run.done:
         if op in FIRST:

@@ -78,7 +78,13 @@ async def test_each_point_of_participants_once(
     mixed: Places, pg18: PostgresServer, mariadb: MariaDBServer
 ) -> None:
     async with with_logs(mixed, "sqlite", lambda: pg18, lambda: mariadb) as places:
-        names = ("mixed_commit", "saga_compensated", "tcc_confirm_later")
+        names = (
+            "mixed_commit",
+            "saga_compensated",
+            "tcc_confirm_later",
+            "messages_of_one_key",
+            "message_whose_service_forgets_to_submit",
+        )
         campaign = Campaign(places, [SCENARIOS[name] for name in names], each=1)
         jobs = [job for job in await campaign.singles() if job[1][0][0] in points.OF_PARTICIPANTS]
         await campaign.run(jobs)
