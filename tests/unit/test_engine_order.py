@@ -163,12 +163,12 @@ def test_a_turn_that_a_node_died_with_is_not_waited_for() -> None:
             txs = [place.tx() for _ in range(60)]
             for tx in txs:
                 await node.commit(tx, message(1, "a"))
-            while len(receiver.came.get("a", [])) < 45:
+            while len(receiver.came.get("a", [])) < 45:  # noqa: ASYNC110 - virtual time
                 await asyncio.sleep(0.05)
             await place.kill(node)
             begun = place.clock.monotonic()
             await place.node("n2", lease_us=LEASE_US)
-            while len(receiver.came["a"]) < 60:
+            while len(receiver.came["a"]) < 60:  # noqa: ASYNC110 - virtual time
                 await asyncio.sleep(0.05)
             # Its lease, a look or two, and 15 that take 0.4 s at most.
             assert place.clock.monotonic() - begun < 15
