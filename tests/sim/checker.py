@@ -248,6 +248,7 @@ class Checker:
         """Why it has not come to rest yet."""
         world = self._world
         out = []
+        held = {tx_id for tx_id, _ in self.effects.held()}
         if world.net.late:
             out.append(f"{world.net.late} messages are still on their way")
         if self.running:
@@ -257,6 +258,8 @@ class Checker:
         ):
             if row[3] and row[0] in self.by_hand:
                 continue  # Parked: an operator has to see to what a person has done.
+            if row[1] == "committed" and row[0] in held:
+                continue  # Its message comes after one of those.
             out.append(f"{self._name(row[0])} is {row[1]} in the log (owner {row[2] or 'nobody'})")
         for database in world.databases.values():
             out += [

@@ -145,8 +145,19 @@ class Effects:
                 if self._stands(story, branch):
                     self._wrong(f"{who} was told ABORTED, and {self._name(tx_id, branch)} is not compensated")
 
+    def held(self) -> set[tuple[str, str]]:
+        """Messages, with their transactions, that wait for one before them which waits for a person."""
+        return set(
+            self._world.log.select(
+                "SELECT o.tx_id, o.branch FROM txcoord_ordering o"
+                " JOIN txcoord_ordering h ON h.line = o.line AND h.turn = 1 JOIN txcoord_tx t ON t.tx_id = h.tx_id"
+                " WHERE t.parked > 0 AND o.tx_id <> h.tx_id"
+            )
+        )
+
     def final(self, log: dict[str, str]) -> None:
         """Nothing happens any more."""
+        held = self.held()
         for tx_id, story in self._by_tx.items():
             decision = self._world.checker.decisions.get(tx_id) or log.get(tx_id, "")
             states = {state for _, state in self._world.checker.told_of(tx_id)}
@@ -156,6 +167,8 @@ class Effects:
                 wanted, undone = _WANTED[asked.kind], (_UNDONE[asked.kind], set())
                 if asked.kind == "message" and decision == "commit" and not ops and self._is_parked(tx_id):
                     continue  # A person has finished a branch otherwise: that holds deliveries back.
+                if decision == "commit" and not ops and (tx_id, branch) in held:
+                    continue  # And those that come after them in order.
                 if decision == "commit" and ops != wanted:
                     self._wrong(f"{name} was to be committed, and {_list(ops)} was done")
                 elif decision != "commit" and ops not in undone:
