@@ -26,7 +26,7 @@ class TargetSettings(BaseModel):
         "beside authorization, cookie, forwarded, x-forwarded-* and their like.",
     )
     drain_rate: int = Field(
-        200,
+        100,
         ge=1,
         le=100_000,
         description="How many branches a second are called again when their participant is back, or is resumed, before "
