@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,15 @@ class Event:
 
 async def replay(kafka: KafkaServer, topic: str) -> list[Event]:
     """All that is on a topic, from its start to its present end, partition by partition."""
+    for _ in range(20):
+        if found := await _replay(kafka, topic):
+            return found
+        # A broker that others keep busy may not know of a topic's partitions, or of their ends, at the first question.
+        await asyncio.sleep(0.2)
+    return []
+
+
+async def _replay(kafka: KafkaServer, topic: str) -> list[Event]:
     consumer = AIOKafkaConsumer(bootstrap_servers=kafka.address, enable_auto_commit=False)
     await consumer.start()
     try:
